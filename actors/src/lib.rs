@@ -1,0 +1,2 @@
+//! The glue of processes: supervision, circuit breakers, admission credits, transports.
+pub mod transport;

@@ -1,0 +1,147 @@
+//! The one seam between algorithms and compute: forward to log-probs, backward from their gradients.
+//!
+//! Invariants of every native path (see DESIGN "batch-invariant numerics"):
+//! - **B1** `extend` and `forward` give one token's log-prob the same bits whatever else is in the batch, however the
+//!   tokens were cut into calls, and for any number of threads.
+//! - **B2** `backward` and `update` are deterministic for equal inputs in equal order, for any number of threads.
+//! - **B3** a failed call leaves weights, moments and KV as they were before it.
+use cohort_model::{DecoderSpec, WeightSet};
+use thiserror::Error;
+
+/// A sequence's key/value memory.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub struct KvId(pub u32);
+
+/// Tokens to append to one sequence.
+#[derive(Debug, Clone, Copy)]
+pub struct Extend<'a> {
+    /// Whose memory.
+    pub kv: KvId,
+    /// Tokens to append, at least one; logits are wanted for the last of them.
+    pub tokens: &'a [u32],
+}
+
+/// One sequence of a training batch.
+#[derive(Debug, Clone, PartialEq)]
+pub struct PackedSequence {
+    /// All tokens of the context. `[T]`
+    pub tokens: Vec<u32>,
+    /// Positions `t >= 1` whose token's log-prob is wanted (given tokens `..t`), ascending.
+    pub targets: Vec<u32>,
+    /// Logits are divided by this before the log-softmax.
+    pub temperature: f32,
+}
+
+/// Sequences computed together, without padding; they never see each other.
+#[derive(Debug, Clone, PartialEq, Default)]
+pub struct PackedBatch {
+    /// The sequences.
+    pub sequences: Vec<PackedSequence>,
+}
+
+impl PackedBatch {
+    /// Tokens of all sequences.
+    #[must_use]
+    pub fn tokens(&self) -> usize {
+        self.sequences.iter().map(|s| s.tokens.len()).sum()
+    }
+
+    /// Targets of all sequences: the length of [`Forward::logp`].
+    #[must_use]
+    pub fn targets(&self) -> usize {
+        self.sequences.iter().map(|s| s.targets.len()).sum()
+    }
+}
+
+/// Values per target, sequences one after the other. `[N]`
+#[derive(Debug, Clone, PartialEq, Default)]
+pub struct Forward {
+    /// log-softmax(logits / temperature) of the target token, natural log.
+    pub logp: Vec<f32>,
+    /// Entropy of the same distribution, nats.
+    pub entropy: Vec<f32>,
+}
+
+/// Gradients of a scalar loss with respect to [`Forward`]'s values. `[N]`
+#[derive(Debug, Clone, Copy)]
+pub struct Upstream<'a> {
+    /// dL/dlogp.
+    pub d_logp: &'a [f32],
+    /// dL/dentropy, where the loss has an entropy term.
+    pub d_entropy: Option<&'a [f32]>,
+}
+
+/// AdamW with decoupled weight decay (1711.05101), bias-corrected; decay applies to matrices only.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub struct AdamW {
+    /// Decay of the first moment.
+    pub beta1: f64,
+    /// Decay of the second moment.
+    pub beta2: f64,
+    /// Added to the root of the second moment.
+    pub eps: f64,
+    /// Weight decay, times the learning rate.
+    pub weight_decay: f64,
+}
+
+/// Why an engine call failed.
+#[derive(Debug, Error, Clone, PartialEq)]
+pub enum EngineError {
+    /// The input is wrong; the same call will fail again.
+    #[error("{0}")]
+    Input(String),
+    /// No memory for another sequence or batch now; drop or wait.
+    #[error("{0}")]
+    Capacity(String),
+    /// A value is not finite; the step must not be taken.
+    #[error("{0}")]
+    NonFinite(String),
+    /// The device or its library failed.
+    #[error("{0}")]
+    Device(String),
+    /// The engine's thread is gone.
+    #[error("the engine has stopped: {0}")]
+    Stopped(String),
+}
+
+/// A model on a device. Calls block; the engine's thread owns it.
+pub trait Backend: Send {
+    /// The architecture.
+    fn spec(&self) -> &DecoderSpec;
+    /// Kernel path, dtype and whatever else decides bits, one line.
+    fn numerics(&self) -> String;
+
+    /// Replaces all weights (canonical layout, checked). KV memories keep their old keys and values: close them first.
+    fn import(&mut self, weights: &WeightSet) -> Result<(), EngineError>;
+    /// All weights in the canonical layout, f32.
+    fn export(&self) -> Result<WeightSet, EngineError>;
+
+    /// A fresh, empty KV memory.
+    fn kv_open(&mut self) -> Result<KvId, EngineError>;
+    /// Tokens it holds.
+    fn kv_len(&self, kv: KvId) -> usize;
+    /// Forgets everything past the first `len` tokens.
+    fn kv_truncate(&mut self, kv: KvId, len: usize);
+    /// Frees it.
+    fn kv_close(&mut self, kv: KvId);
+    /// Appends tokens to each sequence and writes the logits after its last token: `logits[i * vocab..][..vocab]` for
+    /// `work[i]`. A `KvId` may occur once. Errors: [`EngineError::Capacity`] past `max_context` or out of memory.
+    fn extend(&mut self, work: &[Extend<'_>], logits: &mut [f32]) -> Result<(), EngineError>;
+
+    /// Log-probs and entropies of all targets. With `train`, keeps what one following [`Backend::backward`] needs.
+    fn forward(&mut self, batch: &PackedBatch, train: bool) -> Result<Forward, EngineError>;
+    /// Adds the gradients of the last `forward(.., true)` to the accumulated ones.
+    fn backward(&mut self, upstream: Upstream<'_>) -> Result<(), EngineError>;
+    /// Sets accumulated gradients to zero.
+    fn zero_grad(&mut self);
+    /// Global L2 norm of the accumulated gradients (sum in f64 in a fixed order).
+    fn grad_norm(&mut self) -> Result<f64, EngineError>;
+    /// One optimizer step on gradients times `grad_scale`, then zeroes them. Refuses non-finite gradients untouched.
+    fn update(&mut self, optimizer: &AdamW, lr: f64, grad_scale: f64) -> Result<(), EngineError>;
+    /// Accumulated gradients in the canonical layout (tests, inspection).
+    fn gradients(&self) -> Result<WeightSet, EngineError>;
+    /// First and second moments in the canonical layout and the number of updates done.
+    fn optimizer_export(&self) -> Result<(WeightSet, WeightSet, u64), EngineError>;
+    /// Takes moments and update count back.
+    fn optimizer_import(&mut self, first: &WeightSet, second: &WeightSet, updates: u64) -> Result<(), EngineError>;
+}

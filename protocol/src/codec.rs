@@ -1,0 +1,189 @@
+//! The only file that knows bincode (pinned to 2.0.1, see `deny.toml`). Bulk arrays are byte columns, so that
+//! replacing the codec is this file's work alone.
+use bincode::{
+    BorrowDecode, Decode, Encode,
+    config::{Configuration, Fixint, LittleEndian, Limit},
+    de::{BorrowDecoder, Decoder},
+    enc::Encoder,
+    error::{DecodeError, EncodeError},
+};
+use thiserror::Error;
+
+/// Why bytes were refused. All are the peer's or the disk's fault: drop the connection or the record, never retry.
+#[derive(Debug, Error, Clone, PartialEq, Eq)]
+pub enum CodecError {
+    /// The body claims more than the limit of its kind.
+    #[error("frame of {len} bytes is over the limit of {limit}")]
+    TooLong {
+        /// Claimed length.
+        len: u64,
+        /// Allowed length.
+        limit: u64,
+    },
+    /// Bytes were left over after the last field.
+    #[error("{left} trailing bytes after a {what}")]
+    Trailing {
+        /// The type read.
+        what: &'static str,
+        /// Bytes not read.
+        left: usize,
+    },
+    /// The body ended early or a field was not of its type.
+    #[error("malformed {what}: {why}")]
+    Malformed {
+        /// The type read.
+        what: &'static str,
+        /// The decoder's reason.
+        why: String,
+    },
+    /// A tag nobody of this version knows.
+    #[error("unknown {direction} tag {tag}")]
+    UnknownTag {
+        /// The direction's name.
+        direction: &'static str,
+        /// The tag found.
+        tag: u8,
+    },
+    /// The frame belongs to another direction than the one expected.
+    #[error("frame of direction {got} where {want} was expected")]
+    WrongDirection {
+        /// Direction byte found.
+        got: u8,
+        /// Direction byte expected.
+        want: u8,
+    },
+}
+
+/// Bytes a single message may make the decoder allocate.
+const ALLOC_LIMIT: usize = crate::limits::MAX_BULK_BODY;
+type Cfg = Configuration<LittleEndian, Fixint, Limit<ALLOC_LIMIT>>;
+
+fn config() -> Cfg {
+    bincode::config::standard().with_little_endian().with_fixed_int_encoding().with_limit::<ALLOC_LIMIT>()
+}
+
+/// A message's body.
+///
+/// Errors: [`CodecError::Malformed`] when it would be over the allocation limit.
+pub fn encode<T: Encode>(value: &T) -> Result<Vec<u8>, CodecError> {
+    bincode::encode_to_vec(value, config())
+        .map_err(|e| CodecError::Malformed { what: std::any::type_name::<T>(), why: e.to_string() })
+}
+
+/// Reads one value that fills `body` exactly.
+///
+/// Errors: [`CodecError::Malformed`] for short or wrong bytes, [`CodecError::Trailing`] for left-over ones.
+pub fn decode<T: Decode<()>>(body: &[u8]) -> Result<T, CodecError> {
+    let what = std::any::type_name::<T>();
+    let (value, read) = bincode::decode_from_slice(body, config())
+        .map_err(|e: DecodeError| CodecError::Malformed { what, why: e.to_string() })?;
+    if read != body.len() {
+        return Err(CodecError::Trailing { what, left: body.len() - read });
+    }
+    Ok(value)
+}
+
+/// A bulk array of 4-byte numbers that travels as its little-endian bytes.
+#[derive(Debug, Clone, PartialEq, Default)]
+pub struct Column<T>(pub Vec<T>);
+
+/// A 4-byte number with one byte image.
+pub trait Word: Copy {
+    /// Little-endian image.
+    fn to_le(self) -> [u8; 4];
+    /// From its little-endian image.
+    fn from_le(bytes: [u8; 4]) -> Self;
+}
+
+impl Word for u32 {
+    fn to_le(self) -> [u8; 4] {
+        self.to_le_bytes()
+    }
+    fn from_le(bytes: [u8; 4]) -> Self {
+        Self::from_le_bytes(bytes)
+    }
+}
+
+impl Word for f32 {
+    fn to_le(self) -> [u8; 4] {
+        self.to_le_bytes()
+    }
+    fn from_le(bytes: [u8; 4]) -> Self {
+        Self::from_le_bytes(bytes)
+    }
+}
+
+impl<T> From<Vec<T>> for Column<T> {
+    fn from(values: Vec<T>) -> Self {
+        Self(values)
+    }
+}
+
+impl<T> std::ops::Deref for Column<T> {
+    type Target = [T];
+    fn deref(&self) -> &[T] {
+        &self.0
+    }
+}
+
+impl<T: Word> Encode for Column<T> {
+    fn encode<E: Encoder>(&self, encoder: &mut E) -> Result<(), EncodeError> {
+        let mut bytes = Vec::with_capacity(self.0.len() * 4);
+        for &word in &self.0 {
+            bytes.extend_from_slice(&word.to_le());
+        }
+        bytes.encode(encoder)
+    }
+}
+
+impl<C, T: Word> Decode<C> for Column<T> {
+    fn decode<D: Decoder<Context = C>>(decoder: &mut D) -> Result<Self, DecodeError> {
+        let bytes: Vec<u8> = Decode::decode(decoder)?;
+        let (words, rest) = bytes.as_chunks::<4>();
+        if !rest.is_empty() {
+            return Err(DecodeError::OtherString(format!("a column of {} bytes is not whole 4-byte words", bytes.len())));
+        }
+        Ok(Self(words.iter().map(|&w| T::from_le(w)).collect()))
+    }
+}
+
+impl<'de, C, T: Word> BorrowDecode<'de, C> for Column<T> {
+    fn borrow_decode<D: BorrowDecoder<'de, Context = C>>(decoder: &mut D) -> Result<Self, DecodeError> {
+        Self::decode(decoder)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+
+    proptest! {
+        #[test]
+        fn columns_keep_every_bit(bits in proptest::collection::vec(any::<u32>(), 0..300)) {
+            let column = Column(bits.iter().map(|&b| f32::from_bits(b)).collect::<Vec<_>>());
+            let back: Column<f32> = decode(&encode(&column).unwrap()).unwrap();
+            prop_assert_eq!(back.0.iter().map(|x| x.to_bits()).collect::<Vec<_>>(), bits);
+        }
+
+        #[test]
+        fn garbage_never_panics(bytes in proptest::collection::vec(any::<u8>(), 0..200)) {
+            let _ = decode::<crate::TrajectoryBatch>(&bytes);
+            let _ = decode::<crate::GroupLease>(&bytes);
+        }
+    }
+
+    #[test]
+    fn refuses_trailing_bytes() {
+        let mut body = encode(&7u32).unwrap();
+        body.push(0);
+        assert!(matches!(decode::<u32>(&body), Err(CodecError::Trailing { left: 1, .. })));
+    }
+
+    #[test]
+    fn a_claimed_length_allocates_nothing() {
+        let mut body = u64::MAX.to_le_bytes().to_vec();
+        body.extend_from_slice(&[0; 16]);
+        assert!(matches!(decode::<Vec<u8>>(&body), Err(CodecError::Malformed { .. })));
+    }
+}

@@ -1,0 +1,89 @@
+//! Between coordinator and rollout workers. Trajectory batches travel as bulk.
+use super::wire_messages;
+use crate::{AttemptId, Epoch, GroupId, GroupLease, LeasePurpose, PolicyVersion, TrajectoryBatch};
+use bincode::{Decode, Encode};
+
+/// The worker has these weights in its engine and wants leases for them.
+#[derive(Debug, Clone, PartialEq, Encode, Decode)]
+pub struct Ready {
+    /// Loaded policy; `None` until the first swap.
+    pub version: Option<PolicyVersion>,
+    /// Groups it takes at once.
+    pub capacity: u16,
+}
+
+/// Proof of life with progress.
+#[derive(Debug, Clone, PartialEq, Encode, Decode)]
+pub struct RolloutBeat {
+    /// Tokens sampled since the process started; a worker that holds leases and does not advance is hung.
+    pub tokens: u64,
+    /// Groups in work.
+    pub running: u16,
+}
+
+/// A lease that the worker cannot fill (a prompt longer than the context, an environment that failed).
+#[derive(Debug, Clone, PartialEq, Encode, Decode)]
+pub struct LeaseFailed {
+    /// Epoch of the lease.
+    pub epoch: Epoch,
+    /// Purpose of the lease.
+    pub purpose: LeasePurpose,
+    /// Group.
+    pub group: GroupId,
+    /// Attempt.
+    pub attempt: AttemptId,
+    /// Place, value and remedy.
+    pub error: String,
+    /// Whether another worker or a later try could do it.
+    pub retryable: bool,
+}
+
+wire_messages! {
+    /// From a rollout worker.
+    RolloutToCoordinator {
+        /// After connecting and after each swap.
+        1 => Ready(Ready),
+        /// Bulk, acknowledged once journalled.
+        2 => Trajectories(TrajectoryBatch),
+        /// Instead of trajectories.
+        3 => LeaseFailed(LeaseFailed),
+        /// Each second.
+        4 => Beat(RolloutBeat),
+    } removed []
+}
+
+/// New weights to swap to.
+#[derive(Debug, Clone, PartialEq, Encode, Decode)]
+pub struct WeightsReady {
+    /// The policy.
+    pub version: PolicyVersion,
+    /// Slot of the host's weight ring that holds it.
+    pub slot: u32,
+    /// Digest that the loaded weights must have (as [`crate::StepCommit::weights_digest`]).
+    pub digest: u64,
+}
+
+/// Which lease to stop.
+#[derive(Debug, Clone, PartialEq, Encode, Decode)]
+pub struct CancelLease {
+    /// Purpose.
+    pub purpose: LeasePurpose,
+    /// Group.
+    pub group: GroupId,
+    /// Attempt.
+    pub attempt: AttemptId,
+}
+
+wire_messages! {
+    /// To a rollout worker.
+    CoordinatorToRollout {
+        /// Swap, then say `Ready`.
+        1 => Weights(WeightsReady),
+        /// Generate this.
+        2 => Lease(GroupLease),
+        /// No longer wanted.
+        3 => Cancel(CancelLease),
+        /// Finish nothing more and leave; the reason is for the log.
+        4 => Drain(String),
+    } removed []
+}

@@ -1,0 +1,26 @@
+//! Protocol versions and their negotiation.
+
+/// The newest version this build speaks.
+pub const PROTOCOL: u16 = 1;
+/// The oldest version this build still understands.
+pub const PROTOCOL_MIN: u16 = 1;
+
+/// The version two builds share: the newest both know, or `None`.
+#[must_use]
+pub fn negotiate(peer_min: u16, peer_max: u16) -> Option<u16> {
+    let newest = peer_max.min(PROTOCOL);
+    (newest >= peer_min.max(PROTOCOL_MIN) && peer_min <= peer_max).then_some(newest)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn shares_the_newest_or_nothing() {
+        assert_eq!(negotiate(PROTOCOL_MIN, PROTOCOL), Some(PROTOCOL));
+        assert_eq!(negotiate(PROTOCOL, PROTOCOL + 5), Some(PROTOCOL));
+        assert_eq!(negotiate(PROTOCOL + 1, PROTOCOL + 5), None);
+        assert_eq!(negotiate(PROTOCOL + 1, PROTOCOL), None);
+    }
+}
