@@ -1,1 +1,15 @@
-//! Under construction.
+//! The program: from a configuration to a trained policy. Decides (`controller`), accounts (`ledger`), supervises
+//! (`agent`), talks to people (`cli`, `progress`).
+//!
+//! Files: `config/` files, flags and profiles to typed sections; `cli/` one file a subcommand; `preflight` what a run will
+//! need; `progress` what it tells; `controller/` what happens next, pure; `ledger/` what has happened, durable.
+
+pub mod agent;
+pub mod cli;
+pub mod config;
+pub mod controller;
+pub mod coordinator;
+pub mod ledger;
+pub mod preflight;
+pub mod progress;
+pub mod run;

@@ -1,9 +1,25 @@
 //! The compute of the policy: parameters, KV blocks, forward, backward, sampling, owned once per process and device.
-//! Roles hold an [`EngineHandle`](handle::EngineHandle) over a bounded queue, never a weight tensor.
+//! Roles hold an [`EngineHandle`] over a bounded queue, never a weight tensor.
 //!
 //! Two engines stand behind the [`Backend`] seam: `native` (CPU, explicit backward, batch-invariant) and `candle`
-//! (parity reference on the CPU, CUDA in the feature build).
+//! (parity reference on the CPU, CUDA in the feature build); `stub` stands in for a model in plumbing tests.
+//!
+//! Files: `backend` the seam; `handle` the roles' side; `driver` the engine's thread; `scheduler` who is in the next step;
+//! `sampler` one token from logits; `ring` weights by version, in memory or shared by a host; `stub` canned text.
 
 pub mod backend;
+pub mod candle;
+mod driver;
+pub mod handle;
+pub mod native;
+pub mod ring;
+pub mod sampler;
+pub mod scheduler;
+pub mod stub;
+mod watched;
 
 pub use backend::{AdamW, Backend, EngineError, Extend, Forward, KvId, PackedBatch, PackedSequence, Upstream};
+pub use handle::{Completion, EngineHandle, EngineOptions, Label, Session};
+pub use ring::{LocalRing, RingError, SharedRing, WeightRing};
+pub use sampler::{Decoding, DrawKey, StopWatch};
+pub use scheduler::Finish;

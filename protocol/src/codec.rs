@@ -2,7 +2,7 @@
 //! replacing the codec is this file's work alone.
 use bincode::{
     BorrowDecode, Decode, Encode,
-    config::{Configuration, Fixint, LittleEndian, Limit},
+    config::{Configuration, Fixint, Limit, LittleEndian},
     de::{BorrowDecoder, Decoder},
     enc::Encoder,
     error::{DecodeError, EncodeError},
@@ -54,28 +54,38 @@ pub enum CodecError {
     },
 }
 
-/// Bytes a single message may make the decoder allocate.
-const ALLOC_LIMIT: usize = crate::limits::MAX_BULK_BODY;
-type Cfg = Configuration<LittleEndian, Fixint, Limit<ALLOC_LIMIT>>;
+/// Bytes that any message may take; a body of the largest size and the containers around its columns.
+const LARGEST: usize = 2 * crate::limits::MAX_BULK_BODY;
+type Cfg<const LIMIT: usize> = Configuration<LittleEndian, Fixint, Limit<LIMIT>>;
 
-fn config() -> Cfg {
-    bincode::config::standard().with_little_endian().with_fixed_int_encoding().with_limit::<ALLOC_LIMIT>()
+fn config<const LIMIT: usize>() -> Cfg<LIMIT> {
+    bincode::config::standard().with_little_endian().with_fixed_int_encoding().with_limit::<LIMIT>()
 }
 
 /// A message's body.
 ///
 /// Errors: [`CodecError::Malformed`] when it would be over the allocation limit.
 pub fn encode<T: Encode>(value: &T) -> Result<Vec<u8>, CodecError> {
-    bincode::encode_to_vec(value, config())
+    bincode::encode_to_vec(value, config::<LARGEST>())
         .map_err(|e| CodecError::Malformed { what: std::any::type_name::<T>(), why: e.to_string() })
 }
 
-/// Reads one value that fills `body` exactly.
+/// Reads one value that fills `body` exactly. What the decoder may allocate is bounded by the length of the body: at most
+/// 16 to 256 times as much (a value in memory takes up to 6 times its bytes), so that a few bytes cannot claim megabytes.
 ///
 /// Errors: [`CodecError::Malformed`] for short or wrong bytes, [`CodecError::Trailing`] for left-over ones.
 pub fn decode<T: Decode<()>>(body: &[u8]) -> Result<T, CodecError> {
+    match body.len() {
+        0x0000..=0x0fff => decode_within::<T, 0x1_0000>(body),
+        0x1000..=0xffff => decode_within::<T, 0x10_0000>(body),
+        0x1_0000..=0xf_ffff => decode_within::<T, 0x100_0000>(body),
+        _ => decode_within::<T, LARGEST>(body),
+    }
+}
+
+fn decode_within<T: Decode<()>, const LIMIT: usize>(body: &[u8]) -> Result<T, CodecError> {
     let what = std::any::type_name::<T>();
-    let (value, read) = bincode::decode_from_slice(body, config())
+    let (value, read) = bincode::decode_from_slice(body, config::<LIMIT>())
         .map_err(|e: DecodeError| CodecError::Malformed { what, why: e.to_string() })?;
     if read != body.len() {
         return Err(CodecError::Trailing { what, left: body.len() - read });

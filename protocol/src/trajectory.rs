@@ -115,10 +115,10 @@ impl Trajectory {
             }
             covered[start..end].fill(true);
         }
-        for i in 0..t {
+        for (i, covered) in covered.into_iter().enumerate() {
             match self.mask[i] {
                 0 => {}
-                1 if !covered[i] => return fail(format!("sampled token {i} has no policy version")),
+                1 if !covered => return fail(format!("sampled token {i} has no policy version")),
                 1 => {
                     for (name, value) in [("logp", self.logp[i]), ("logp_sampled", self.logp_sampled[i])] {
                         if !value.is_finite() || value > 0.0 {

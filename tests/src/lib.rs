@@ -1,1 +1,3 @@
-//! Under construction.
+//! What the workspace's own tests share: golden numbers and how to find the real model.
+
+pub mod golden;

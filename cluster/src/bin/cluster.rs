@@ -1,1 +1,4 @@
-fn main() {}
+//! The one program of Cohort: see [`cohort_cluster::cli`].
+fn main() -> std::process::ExitCode {
+    cohort_cluster::cli::main()
+}

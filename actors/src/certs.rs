@@ -1,0 +1,336 @@
+//! The run's own certificate authority. The node agent makes it once per run and issues one certificate to each process
+//! it starts; nothing outside the run is trusted and nothing inside it works elsewhere.
+//!
+//! Invariants
+//! - **C1** a certificate names one place of one run ([`name_of`]); the peer's claim is checked against it, in both
+//!   directions.
+//! - **C2** keys are files of mode 0600 in a directory of mode 0700 and are written whole or not at all.
+//!
+//! Files in the directory: `ca.pem`, `ca.key`, and `PLACE.pem`, `PLACE.key` for each place (`rollout-0`). Only the agent
+//! needs `ca.key`. Certificates are valid for a year from their issue. A restarted process should find the files it had:
+//! [`RunAuthority::issue_files`] is called once per place and run, not per start.
+use cohort_protocol::{RunId, WorkerId};
+use rcgen::{
+    BasicConstraints, CertificateParams, DistinguishedName, DnType, ExtendedKeyUsagePurpose, IsCa, Issuer, KeyPair,
+    KeyUsagePurpose,
+};
+use ring::hmac;
+use rustls::client::verify_server_name;
+use rustls::pki_types::pem::PemObject;
+use rustls::pki_types::{CertificateDer, PrivateKeyDer, PrivatePkcs8KeyDer, ServerName};
+use rustls::server::ParsedCertificate;
+use std::fmt;
+use std::fs::{self, DirBuilder, OpenOptions, Permissions};
+use std::io::{self, Write};
+use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt, PermissionsExt};
+use std::path::{Path, PathBuf};
+use std::time::{Duration, SystemTime};
+use thiserror::Error;
+
+/// How long a certificate is valid.
+const LIFETIME: Duration = Duration::from_secs(365 * 24 * 3600);
+/// Clocks of a cluster's nodes may differ by this much.
+const CLOCK_SKEW: Duration = Duration::from_secs(3600);
+
+/// Certificates could not be made, read or used.
+#[derive(Debug, Error)]
+pub enum CertError {
+    /// A file or directory.
+    #[error("{path}: {source}", path = path.display())]
+    Io {
+        /// Which.
+        path: PathBuf,
+        /// Why.
+        source: io::Error,
+    },
+    /// A file that is not what its name says; issue the certificates anew.
+    #[error("{path}: not a usable PEM file: {why}; delete the directory to have the certificates issued anew", path = path.display())]
+    Pem {
+        /// Which.
+        path: PathBuf,
+        /// Why.
+        why: String,
+    },
+    /// The generator refused.
+    #[error("cannot issue a certificate for {name}: {source}")]
+    Issue {
+        /// For whom.
+        name: String,
+        /// Why.
+        source: rcgen::Error,
+    },
+}
+
+/// The name in the certificate of `who` in `run`.
+#[must_use]
+pub fn name_of(run: RunId, who: WorkerId) -> String {
+    format!("{who}.run-{:016x}.cohort.internal", run.0)
+}
+
+/// Makes certificates for the processes of one run.
+pub struct RunAuthority {
+    run: RunId,
+    dir: PathBuf,
+    certificate: CertificateDer<'static>,
+    issuer: Issuer<'static, KeyPair>,
+}
+
+/// What a process needs to prove who it is and to check its peers.
+pub struct Identity {
+    run: RunId,
+    who: WorkerId,
+    authority: CertificateDer<'static>,
+    certificate: CertificateDer<'static>,
+    key: PrivatePkcs8KeyDer<'static>,
+}
+
+impl RunAuthority {
+    /// The authority of `run` in `dir`: the one that is there, or a new one.
+    pub fn open_or_create(dir: &Path, run: RunId) -> Result<Self, CertError> {
+        if dir.join("ca.key").exists() { Self::open(dir, run) } else { Self::create(dir, run) }
+    }
+
+    fn create(dir: &Path, run: RunId) -> Result<Self, CertError> {
+        DirBuilder::new().recursive(true).mode(0o700).create(dir).map_err(|source| io_error(dir, source))?;
+        fs::set_permissions(dir, Permissions::from_mode(0o700)).map_err(|source| io_error(dir, source))?;
+        let issue = |source| CertError::Issue { name: authority_name(run), source };
+        let key = KeyPair::generate().map_err(issue)?;
+        let params = authority_params(run);
+        let certificate = params.self_signed(&key).map_err(issue)?;
+        write_private(&dir.join("ca.pem"), &certificate.pem())?;
+        // The key last: a directory with a key is complete.
+        write_private(&dir.join("ca.key"), &key.serialize_pem())?;
+        let certificate = certificate.der().clone();
+        Ok(Self { run, dir: dir.to_owned(), certificate, issuer: Issuer::new(params, key) })
+    }
+
+    fn open(dir: &Path, run: RunId) -> Result<Self, CertError> {
+        let certificate = read_certificate(&dir.join("ca.pem"))?;
+        let path = dir.join("ca.key");
+        let pem = fs::read_to_string(&path).map_err(|source| io_error(&path, source))?;
+        let key = KeyPair::from_pem(&pem).map_err(|e| CertError::Pem { path, why: e.to_string() })?;
+        Ok(Self { run, dir: dir.to_owned(), certificate, issuer: Issuer::new(authority_params(run), key) })
+    }
+
+    /// A certificate for one process, in memory.
+    pub fn issue(&self, who: WorkerId) -> Result<Identity, CertError> {
+        let now = SystemTime::now();
+        self.issue_for(&name_of(self.run, who), who, now - CLOCK_SKEW, now + LIFETIME)
+    }
+
+    /// Issues a certificate for a process and leaves it in the directory for [`Identity::load`].
+    pub fn issue_files(&self, who: WorkerId) -> Result<(), CertError> {
+        let identity = self.issue(who)?;
+        write_private(&self.dir.join(format!("{who}.pem")), &pem_block("CERTIFICATE", &identity.certificate))?;
+        write_private(&self.dir.join(format!("{who}.key")), &pem_block("PRIVATE KEY", identity.key.secret_pkcs8_der()))
+    }
+
+    pub(crate) fn issue_for(
+        &self,
+        name: &str,
+        who: WorkerId,
+        not_before: SystemTime,
+        not_after: SystemTime,
+    ) -> Result<Identity, CertError> {
+        let issue = |source| CertError::Issue { name: name.to_owned(), source };
+        let mut params = CertificateParams::new(vec![name.to_owned()]).map_err(issue)?;
+        params.distinguished_name = distinguished_name(name);
+        params.not_before = not_before.into();
+        params.not_after = not_after.into();
+        params.key_usages = vec![KeyUsagePurpose::DigitalSignature];
+        params.extended_key_usages = vec![ExtendedKeyUsagePurpose::ServerAuth, ExtendedKeyUsagePurpose::ClientAuth];
+        params.use_authority_key_identifier_extension = true;
+        let key = KeyPair::generate().map_err(issue)?;
+        let certificate = params.signed_by(&key, &self.issuer).map_err(issue)?.der().clone();
+        let key = PrivatePkcs8KeyDer::from(key.serialize_der());
+        Ok(Identity { run: self.run, who, authority: self.certificate.clone(), certificate, key })
+    }
+}
+
+impl fmt::Debug for RunAuthority {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("RunAuthority").field("run", &self.run).field("dir", &self.dir).finish_non_exhaustive()
+    }
+}
+
+impl Identity {
+    /// Reads what [`RunAuthority::issue_files`] left for `who`.
+    pub fn load(dir: &Path, run: RunId, who: WorkerId) -> Result<Self, CertError> {
+        let authority = read_certificate(&dir.join("ca.pem"))?;
+        let certificate = read_certificate(&dir.join(format!("{who}.pem")))?;
+        let path = dir.join(format!("{who}.key"));
+        let pem = fs::read(&path).map_err(|source| io_error(&path, source))?;
+        let key = PrivatePkcs8KeyDer::from_pem_slice(&pem).map_err(|e| CertError::Pem { path, why: e.to_string() })?;
+        Ok(Self { run, who, authority, certificate, key })
+    }
+
+    /// Whose it is.
+    #[must_use]
+    pub fn who(&self) -> WorkerId {
+        self.who
+    }
+
+    /// The run it is good for.
+    #[must_use]
+    pub fn run(&self) -> RunId {
+        self.run
+    }
+
+    pub(crate) fn authority(&self) -> CertificateDer<'static> {
+        self.authority.clone()
+    }
+
+    /// Trusts another authority than its own issuer.
+    #[cfg(test)]
+    pub(crate) fn trust(&mut self, authority: CertificateDer<'static>) {
+        self.authority = authority;
+    }
+
+    pub(crate) fn chain(&self) -> Vec<CertificateDer<'static>> {
+        vec![self.certificate.clone()]
+    }
+
+    /// A secret of 32 bytes that a restart of the same place with the same files finds again.
+    pub(crate) fn derive_secret(&self, purpose: &str) -> [u8; 32] {
+        let key = hmac::Key::new(hmac::HMAC_SHA256, self.key.secret_pkcs8_der());
+        let mut secret = [0; 32];
+        secret.copy_from_slice(hmac::sign(&key, purpose.as_bytes()).as_ref());
+        secret
+    }
+
+    pub(crate) fn key(&self) -> PrivateKeyDer<'static> {
+        PrivateKeyDer::Pkcs8(self.key.clone_key())
+    }
+}
+
+impl fmt::Debug for Identity {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Identity").field("run", &self.run).field("who", &self.who).finish_non_exhaustive()
+    }
+}
+
+/// Checks that a certificate (already verified against the authority) is that of `who` in `run`.
+pub(crate) fn proves(certificate: &CertificateDer<'_>, run: RunId, who: WorkerId) -> Result<(), String> {
+    let name = ServerName::try_from(name_of(run, who)).map_err(|e| e.to_string())?;
+    let parsed = ParsedCertificate::try_from(certificate).map_err(|e| e.to_string())?;
+    verify_server_name(&parsed, &name).map_err(|e| e.to_string())
+}
+
+fn authority_name(run: RunId) -> String {
+    format!("authority of run {:016x}", run.0)
+}
+
+/// Always the same for a run, so that certificates issued after a restart chain to the authority on the disk.
+fn authority_params(run: RunId) -> CertificateParams {
+    let mut params = CertificateParams::default();
+    params.distinguished_name = distinguished_name(&authority_name(run));
+    params.is_ca = IsCa::Ca(BasicConstraints::Constrained(0));
+    params.key_usages = vec![KeyUsagePurpose::KeyCertSign, KeyUsagePurpose::CrlSign];
+    params
+}
+
+fn distinguished_name(common_name: &str) -> DistinguishedName {
+    let mut name = DistinguishedName::new();
+    name.push(DnType::CommonName, common_name);
+    name
+}
+
+fn read_certificate(path: &Path) -> Result<CertificateDer<'static>, CertError> {
+    let pem = fs::read(path).map_err(|source| io_error(path, source))?;
+    CertificateDer::from_pem_slice(&pem).map_err(|e| CertError::Pem { path: path.to_owned(), why: e.to_string() })
+}
+
+/// Whole or not at all, readable by the owner only.
+fn write_private(path: &Path, text: &str) -> Result<(), CertError> {
+    let temporary = path.with_extension(format!("tmp-{}", std::process::id()));
+    let write = || {
+        // A left-over of a killed process with our id may have other permissions.
+        match fs::remove_file(&temporary) {
+            Err(e) if e.kind() != io::ErrorKind::NotFound => return Err(e),
+            _ => {}
+        }
+        let mut file = OpenOptions::new().write(true).create_new(true).mode(0o600).open(&temporary)?;
+        file.write_all(text.as_bytes())?;
+        file.sync_all()?;
+        fs::rename(&temporary, path)
+    };
+    write().map_err(|source| io_error(path, source))
+}
+
+fn pem_block(label: &str, der: &[u8]) -> String {
+    const ALPHABET: &[u8; 64] = b"ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789+/";
+    let mut text = format!("-----BEGIN {label}-----\n");
+    for line in der.chunks(48) {
+        for triple in line.chunks(3) {
+            let word = triple.iter().fold(0u32, |w, &b| w << 8 | u32::from(b)) << (8 * (3 - triple.len()));
+            for i in 0..4 {
+                let six = (word >> (18 - 6 * i)) as usize & 63;
+                text.push(if i <= triple.len() { char::from(ALPHABET[six]) } else { '=' });
+            }
+        }
+        text.push('\n');
+    }
+    text.push_str(&format!("-----END {label}-----\n"));
+    text
+}
+
+fn io_error(path: &Path, source: io::Error) -> CertError {
+    CertError::Io { path: path.to_owned(), source }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use cohort_protocol::Role;
+
+    const RUN: RunId = RunId(0xfeed);
+    const WORKER: WorkerId = WorkerId { role: Role::Rollout, index: 3 };
+
+    #[test]
+    fn a_certificate_proves_one_place_of_one_run() {
+        let dir = tempfile::tempdir().unwrap();
+        let identity = RunAuthority::open_or_create(dir.path(), RUN).unwrap().issue(WORKER).unwrap();
+        assert_eq!(name_of(RUN, WORKER), "rollout-3.run-000000000000feed.cohort.internal");
+        assert_eq!(proves(&identity.certificate, RUN, WORKER), Ok(()));
+        proves(&identity.certificate, RunId(1), WORKER).unwrap_err();
+        proves(&identity.certificate, RUN, WorkerId { index: 4, ..WORKER }).unwrap_err();
+        proves(&identity.certificate, RUN, WorkerId { role: Role::Learner, index: 3 }).unwrap_err();
+    }
+
+    #[test]
+    fn files_are_private_and_read_back() {
+        let dir = tempfile::tempdir().unwrap();
+        let dir = dir.path().join("tls");
+        let authority = RunAuthority::open_or_create(&dir, RUN).unwrap();
+        authority.issue_files(WORKER).unwrap();
+        authority.issue_files(WORKER).unwrap();
+        for entry in fs::read_dir(&dir).unwrap() {
+            let entry = entry.unwrap();
+            assert_eq!(entry.metadata().unwrap().permissions().mode() & 0o777, 0o600, "{:?}", entry.path());
+        }
+        assert_eq!(fs::metadata(&dir).unwrap().permissions().mode() & 0o777, 0o700);
+        let mut names: Vec<_> = fs::read_dir(&dir).unwrap().map(|e| e.unwrap().file_name()).collect();
+        names.sort();
+        assert_eq!(names, ["ca.key", "ca.pem", "rollout-3.key", "rollout-3.pem"]);
+        let loaded = Identity::load(&dir, RUN, WORKER).unwrap();
+        assert_eq!(proves(&loaded.certificate, RUN, WORKER), Ok(()));
+        assert_eq!(loaded.authority, authority.certificate);
+    }
+
+    #[test]
+    fn errors_name_the_file() {
+        let dir = tempfile::tempdir().unwrap();
+        let missing = Identity::load(dir.path(), RUN, WORKER).unwrap_err();
+        assert!(missing.to_string().contains("ca.pem"), "{missing}");
+        fs::write(dir.path().join("ca.pem"), "nonsense").unwrap();
+        let broken = Identity::load(dir.path(), RUN, WORKER).unwrap_err();
+        assert!(matches!(broken, CertError::Pem { .. }), "{broken}");
+    }
+
+    #[test]
+    fn pem_matches_the_generator() {
+        let key = KeyPair::generate().unwrap();
+        let squash = |s: &str| s.replace(['\r', '\n'], "");
+        assert_eq!(squash(&pem_block("PRIVATE KEY", &key.serialize_der())), squash(&key.serialize_pem()));
+    }
+}

@@ -1,0 +1,166 @@
+//! The node agent: the launching process of a `--processes` run, parent of every process of its host.
+//!
+//! | child | failure | action | lost |
+//! |---|---|---|---|
+//! | coordinator | any | restarted; recovers from the ledger in a new epoch, workers reconnect | nothing committed or accepted |
+//! | rollout worker | any | restarted; its groups are leased again and come out with the same bits | the groups in its hands |
+//! | reward worker | any | restarted; its groups are sent to be graded again | the scores in its hands |
+//! | learner | any | restarted; loads the last checkpoint, replays the committed intents | the step in work |
+//! | any | more than 20 failures in 60 s, or an exit that says "not again" | the run ends, naming the first cause | nothing committed |
+//! | the agent | any | every child leaves within 5 s; `launch --resume` goes on | nothing committed |
+//!
+//! Invariants
+//! - **N1** the agent decides nothing about training: it starts, watches, restarts and hands over descriptors.
+//! - **N2** what must outlive a child (port, weights, progress pipe) is held here ([`handover`]).
+//! - **N3** when the coordinator has ended well, every other child is told to leave, and none survives the agent.
+mod children;
+mod handover;
+mod worker;
+
+pub use worker::{WorkerOptions, run as run_worker};
+
+use crate::config::Config;
+use crate::ledger::RunPaths;
+use crate::progress::{LaunchReport, Progress, ProgressSink};
+use children::Children;
+use cohort_actors::certs::{CertError, RunAuthority};
+use cohort_actors::supervision::process::ProcessSupervisor;
+use cohort_actors::{Escalation, Shutdown, SupervisionPolicy};
+use cohort_engine::{RingError, SharedRing};
+use cohort_protocol::RunId;
+use std::collections::BTreeMap;
+use std::fs::OpenOptions;
+use std::io::{BufRead, BufReader, PipeReader};
+use std::net::{Ipv4Addr, UdpSocket};
+use std::os::fd::OwnedFd;
+use std::path::PathBuf;
+use std::sync::Arc;
+use thiserror::Error;
+
+/// Why a run of processes ended early.
+#[derive(Debug, Error)]
+pub enum AgentError {
+    /// A child failed too often, or said that it cannot run. Stop.
+    #[error("the run was given up: {0}")]
+    GaveUp(#[from] Escalation),
+    /// The certificates of the run cannot be made. Stop.
+    #[error(transparent)]
+    Certificates(#[from] CertError),
+    /// The weight ring cannot be made. Stop.
+    #[error(transparent)]
+    Ring(#[from] RingError),
+    /// The system refused something. Stop.
+    #[error("cannot {what}: {source}")]
+    System {
+        /// What was tried.
+        what: &'static str,
+        /// Why not.
+        source: std::io::Error,
+    },
+    /// The coordinator ended well and left no report.
+    #[error("the coordinator left no readable report in {}: {why}", path.display())]
+    NoReport {
+        /// Where it should be.
+        path: PathBuf,
+        /// What is wrong with it.
+        why: String,
+    },
+}
+
+/// What the agent runs.
+#[derive(Debug, Clone)]
+pub struct AgentOptions {
+    /// The resolved configuration, already written to the run directory.
+    pub config: Arc<Config>,
+    /// The run.
+    pub run: RunId,
+    /// Its directory, locked by the caller.
+    pub paths: RunPaths,
+    /// Slots of the weight ring.
+    pub slots: u32,
+}
+
+/// Runs a whole training run as processes. Ends with the coordinator's report, or when a child cannot be kept alive.
+///
+/// `shutdown` drains: the coordinator finishes what it must, saves a checkpoint and leaves.
+pub async fn run(options: AgentOptions, progress: Arc<dyn ProgressSink>, shutdown: Shutdown) -> Result<LaunchReport, AgentError> {
+    let system = |what| move |source| AgentError::System { what, source };
+    let authority = RunAuthority::open_or_create(&children::certificates(&options.paths), options.run)?;
+    // Loopback only: nothing outside this host can reach the run.
+    let socket = UdpSocket::bind((Ipv4Addr::LOCALHOST, 0)).map_err(system("bind the coordinator's port"))?;
+    let address = socket.local_addr().map_err(system("read the coordinator's port"))?;
+    let ring = SharedRing::create(options.slots)?;
+    let (news, teller) = std::io::pipe().map_err(system("open the progress pipe"))?;
+    let name = format!("cohort-{:016x}-{}", options.run.0, std::process::id());
+    let ring_memory = OpenOptions::new().read(true).write(true).open(format!("/proc/self/fd/{}", ring.fd()));
+    let ring_memory = OwnedFd::from(ring_memory.map_err(system("keep the weight ring"))?);
+    let items = BTreeMap::from([
+        (handover::Item::Socket as u8, OwnedFd::from(socket)),
+        (handover::Item::Ring as u8, ring_memory),
+        (handover::Item::Progress as u8, OwnedFd::from(teller)),
+    ]);
+    handover::serve(&name, items).map_err(system("open the hand-over socket"))?;
+    relay(news, progress).map_err(system("start the progress reader"))?;
+
+    let stop = Shutdown::new();
+    let (supervisor, mut ended) = ProcessSupervisor::start(SupervisionPolicy::default(), options.run.0, stop.clone());
+    let program = std::env::current_exe().map_err(system("find this program"))?;
+    let children = Children { program, options: &options, authority: &authority, handover: name, coordinator: address };
+    for spec in children.specs()? {
+        supervisor.add(spec).await;
+    }
+    let mut status = supervisor.watch();
+    let mut draining = false;
+    let outcome = loop {
+        tokio::select! {
+            escalated = &mut ended => break flatten(escalated),
+            changed = status.changed() => {
+                let now = status.borrow_and_update().clone();
+                children::write_status(&options.paths, &now).map_err(system("write agent.json"))?;
+                if changed.is_err() || children::coordinator_has_left(&now, draining) {
+                    stop.trigger("the coordinator has left");
+                    break flatten(ended.await);
+                }
+            }
+            _ = shutdown.wait(), if !draining => {
+                // SIGTERM to the coordinator alone: it drains, saves and ends; its end stops the others.
+                draining = true;
+                supervisor.remove(children::coordinator_id()).await;
+            }
+        }
+    };
+    let last = supervisor.status();
+    // The last picture is a report; the run's result does not hang on it.
+    let _ = children::write_status(&options.paths, &last);
+    outcome?;
+    report(&options.paths, children::restarts(&last))
+}
+
+fn flatten(joined: Result<Result<(), Escalation>, tokio::task::JoinError>) -> Result<(), AgentError> {
+    match joined {
+        Ok(outcome) => Ok(outcome?),
+        Err(error) => Err(AgentError::System { what: "supervise the children", source: std::io::Error::other(error) }),
+    }
+}
+
+/// Passes the coordinator's news on, from whichever incarnation they come.
+fn relay(news: PipeReader, progress: Arc<dyn ProgressSink>) -> std::io::Result<()> {
+    std::thread::Builder::new().name("progress".into()).spawn(move || {
+        for line in BufReader::new(news).lines().map_while(Result::ok) {
+            // A coordinator killed in the middle of a line leaves half of one; the next line is whole again.
+            if let Ok(piece) = serde_json::from_str::<Progress>(&line) {
+                progress.emit(piece);
+            }
+        }
+    })?;
+    Ok(())
+}
+
+fn report(paths: &RunPaths, restarts: u64) -> Result<LaunchReport, AgentError> {
+    let path = paths.summary();
+    let missing = |why: String| AgentError::NoReport { path: path.clone(), why };
+    let text = std::fs::read_to_string(&path).map_err(|e| missing(e.to_string()))?;
+    let mut report: LaunchReport = serde_json::from_str(&text).map_err(|e| missing(e.to_string()))?;
+    report.restarts = restarts;
+    Ok(report)
+}

@@ -1,0 +1,173 @@
+//! How the program ends: exit codes and the errors that lead to them (documented in `docs/cli.md`).
+use crate::config::ConfigError;
+use crate::coordinator::CoordinatorError;
+use crate::ledger::LedgerError;
+use crate::run::RunError;
+use crate::run::wiring::WiringError;
+use cohort_engine::EngineError;
+use cohort_model::ModelError;
+use cohort_reward_workers::RewardError;
+use cohort_rollout::RolloutError;
+use std::fmt::Display;
+use std::io;
+use std::path::Path;
+
+/// How the program ends. Codes stay within 1 to 99; 128 and above would read as death by signal.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[repr(u8)]
+pub enum Exit {
+    /// Done.
+    Success = 0,
+    /// The report is complete and its answer is no: accounts that do not balance, a check that failed.
+    Negative = 1,
+    /// Bad command line or configuration.
+    Usage = 2,
+    /// The model is missing, damaged or of an unknown kind.
+    Model = 3,
+    /// A data set, a prompt or an input file is bad.
+    Data = 4,
+    /// The run directory is missing, in use, damaged or on a file system that cannot hold a ledger.
+    RunDirectory = 5,
+    /// A resume or a worker would compute with other numerics than the run's.
+    Numerics = 6,
+    /// A worker or grader failed more often than it may be restarted.
+    WorkerGaveUp = 7,
+    /// The operating system refused: no space, no permission, a port in use.
+    Io = 8,
+    /// The engine failed: a value that is not finite, no memory, a device.
+    Compute = 9,
+    /// SIGINT or SIGTERM: drained, checkpointed, ready to be resumed.
+    Drained = 20,
+    /// A mistake in the program itself.
+    Internal = 70,
+}
+
+/// An error with the code it ends in.
+#[derive(Debug, thiserror::Error)]
+#[error("{message}")]
+pub struct CliError {
+    /// How the program ends.
+    pub exit: Exit,
+    /// Place, value and remedy.
+    pub message: String,
+}
+
+impl CliError {
+    /// From a message.
+    pub fn new(exit: Exit, message: impl Display) -> Self {
+        Self { exit, message: message.to_string() }
+    }
+
+    /// The operating system refused to `action` a file.
+    pub fn io(action: &str, path: &Path, error: &io::Error) -> Self {
+        Self::new(Exit::Io, format!("cannot {action} {}: {error}", path.display()))
+    }
+}
+
+impl From<ConfigError> for CliError {
+    fn from(error: ConfigError) -> Self {
+        Self::new(Exit::Usage, error)
+    }
+}
+
+impl From<ModelError> for CliError {
+    fn from(error: ModelError) -> Self {
+        Self::new(Exit::Model, error)
+    }
+}
+
+impl From<RewardError> for CliError {
+    fn from(error: RewardError) -> Self {
+        let exit = match &error {
+            RewardError::Config { .. } => Exit::Usage,
+            RewardError::Request { .. } => Exit::Data,
+            RewardError::File { .. } => Exit::Io,
+            _ => Exit::WorkerGaveUp,
+        };
+        Self::new(exit, error)
+    }
+}
+
+impl From<EngineError> for CliError {
+    fn from(error: EngineError) -> Self {
+        let exit = match &error {
+            EngineError::Input(_) => Exit::Data,
+            _ => Exit::Compute,
+        };
+        Self::new(exit, error)
+    }
+}
+
+impl From<LedgerError> for CliError {
+    fn from(error: LedgerError) -> Self {
+        let exit = match &error {
+            LedgerError::NoSpace { .. } | LedgerError::Io { .. } => Exit::Io,
+            LedgerError::Doubled { .. } => Exit::Internal,
+            _ => Exit::RunDirectory,
+        };
+        Self::new(exit, error)
+    }
+}
+
+/// What is written to stdout. A reader that went away (`| head`) ends the program quietly.
+impl From<io::Error> for CliError {
+    fn from(error: io::Error) -> Self {
+        match error.kind() {
+            io::ErrorKind::BrokenPipe => Self::new(Exit::Success, ""),
+            _ => Self::new(Exit::Io, format!("cannot write the output: {error}")),
+        }
+    }
+}
+
+impl From<serde_json::Error> for CliError {
+    fn from(error: serde_json::Error) -> Self {
+        match error.io_error_kind() {
+            Some(kind) => io::Error::from(kind).into(),
+            None => Self::new(Exit::Internal, format!("a report cannot be written as JSON: {error}")),
+        }
+    }
+}
+
+impl From<RolloutError> for CliError {
+    fn from(error: RolloutError) -> Self {
+        let exit = match &error {
+            RolloutError::Config { .. } => Exit::Usage,
+            RolloutError::Data { .. } | RolloutError::Item { .. } => Exit::Data,
+            RolloutError::Model(_) => Exit::Model,
+            RolloutError::Engine(EngineError::Input(_)) => Exit::Data,
+            RolloutError::Engine(_) => Exit::Compute,
+            _ => Exit::WorkerGaveUp,
+        };
+        Self::new(exit, error)
+    }
+}
+
+impl From<WiringError> for CliError {
+    fn from(error: WiringError) -> Self {
+        match error {
+            WiringError::Model(error) => error.into(),
+            WiringError::Engine(error) => error.into(),
+            WiringError::Rollout(error) => error.into(),
+            WiringError::Reward(error) => error.into(),
+            WiringError::Training(error) => Self::new(Exit::Usage, error),
+            WiringError::Parent(error) => Self::new(Exit::Internal, error),
+        }
+    }
+}
+
+impl From<RunError> for CliError {
+    fn from(error: RunError) -> Self {
+        let exit = match error {
+            RunError::Wiring(error) => return error.into(),
+            RunError::Config(error) => return error.into(),
+            RunError::Ledger(error) | RunError::Coordinator(CoordinatorError::Ledger(error)) => return error.into(),
+            RunError::Exists { .. } => Exit::RunDirectory,
+            RunError::Numerics { .. } | RunError::Coordinator(CoordinatorError::Numerics { .. }) => Exit::Numerics,
+            RunError::Coordinator(CoordinatorError::RunFailed(_)) => Exit::WorkerGaveUp,
+            RunError::Coordinator(CoordinatorError::Internal(_)) => Exit::Internal,
+            RunError::Agent(_) | RunError::GaveUp(_) => Exit::WorkerGaveUp,
+            RunError::System { .. } => Exit::Io,
+        };
+        Self::new(exit, error)
+    }
+}

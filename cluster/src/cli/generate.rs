@@ -1,0 +1,183 @@
+//! `cluster generate`: completions of the prompts of a file, in input order, through the continuous batching that
+//! training uses. A row's tokens depend on model, seed and row number alone, never on the batch.
+use super::jsonl::{self, Place};
+use super::open::{ModelArgs, Opened, runtime};
+use super::{CliError, Exit, json_line};
+use cohort_engine::{Completion, Decoding, DrawKey, EngineError, EngineHandle, EngineOptions, Finish};
+use cohort_model::{ChatMessage, ModelFiles};
+use serde::{Deserialize, Serialize};
+use sha2::{Digest, Sha256};
+use std::collections::BTreeMap;
+use std::io::Write;
+use std::path::PathBuf;
+use tokio::task::JoinSet;
+
+/// Keeps the draws of this command apart from those of training and evaluation ("gene").
+const PURPOSE: u64 = 0x6765_6e65;
+
+#[derive(Debug, clap::Args)]
+pub(super) struct Args {
+    #[command(flatten)]
+    model: ModelArgs,
+    /// Rows {"id","prompt"}, {"id","messages"} or {"id","prompt_ids"}, one JSON object a line; - is stdin
+    #[arg(long)]
+    input: PathBuf,
+    /// Always take the most likely token
+    #[arg(long)]
+    greedy: bool,
+    /// Tokens of one completion, at most
+    #[arg(long, value_name = "N", default_value_t = 128, value_parser = clap::value_parser!(u32).range(1..))]
+    max_new_tokens: u32,
+    /// Logits are divided by this
+    #[arg(long, value_name = "T", default_value_t = 1.0, value_parser = temperature)]
+    temperature: f32,
+    /// Key of the draws
+    #[arg(long, default_value_t = 42)]
+    seed: u64,
+    /// Sequences decoded together, at most
+    #[arg(long, value_name = "N", default_value_t = 16, value_parser = clap::value_parser!(u16).range(1..))]
+    batch: u16,
+}
+
+/// A temperature as the engine takes it.
+pub(super) fn temperature(text: &str) -> Result<f32, String> {
+    match text.parse::<f32>() {
+        Ok(t) if t > 0.0 && t.is_finite() => Ok(t),
+        _ => Err("a temperature is a number above 0; for the most likely tokens use --greedy".to_owned()),
+    }
+}
+
+/// A row in; further keys are ignored.
+#[derive(Debug, Deserialize)]
+struct Row {
+    id: serde_json::Value,
+    prompt: Option<String>,
+    messages: Option<Vec<ChatMessage>>,
+    prompt_ids: Option<Vec<u32>>,
+}
+
+/// A row out.
+#[derive(Debug, Serialize)]
+struct Generated<'a> {
+    id: &'a serde_json::Value,
+    text: String,
+    token_ids: &'a [u32],
+    logprobs: &'a [f32],
+    finish_reason: &'static str,
+    token_sha256: String,
+}
+
+/// SHA-256, hex, over the little-endian 32-bit token ids of one completion.
+#[must_use]
+pub fn token_sha256(tokens: &[u32]) -> String {
+    let mut hash = Sha256::new();
+    tokens.iter().for_each(|t| hash.update(t.to_le_bytes()));
+    hash.finalize().iter().map(|b| format!("{b:02x}")).collect()
+}
+
+pub(super) fn run(args: &Args, out: &mut dyn Write) -> Result<Exit, CliError> {
+    let rows: Vec<(Place, Row)> = jsonl::read(&args.input)?;
+    let files = args.model.files()?;
+    let prompts = rows.iter().map(|(place, row)| prompt(&files, place, row)).collect::<Result<Vec<_>, _>>()?;
+    let options = EngineOptions { max_running: args.batch.into(), ..EngineOptions::default() };
+    let Opened { files, engine } = args.model.open(files, options)?;
+    let mut job = Job { args, rows: &rows, files: &files, out, waiting: BTreeMap::new(), next: 0 };
+    runtime()?.block_on(job.run(&engine, prompts))?;
+    Ok(Exit::Success)
+}
+
+/// The tokens of a row's prompt.
+fn prompt(files: &ModelFiles, place: &Place, row: &Row) -> Result<Vec<u32>, CliError> {
+    let encode = |text: &str, special| files.tokenizer.encode(text, special).map_err(|e| place.error(e));
+    let tokens = match (&row.prompt, &row.messages, &row.prompt_ids) {
+        (Some(text), None, None) => encode(text, true)?,
+        (None, Some(messages), None) => {
+            let chat = files.chat.as_ref().ok_or_else(|| {
+                place.error(format!("{} has no chat template, so \"messages\" mean nothing to it; give \"prompt\"", files.source))
+            })?;
+            encode(&chat.render(messages, true).map_err(|e| place.error(e))?, false)?
+        }
+        (None, None, Some(ids)) => ids.clone(),
+        _ => return Err(place.error("a row has one of \"prompt\", \"messages\" and \"prompt_ids\"")),
+    };
+    check_ids(files, place, &tokens)?;
+    Ok(tokens)
+}
+
+/// Refuses a context that the model cannot take.
+pub(super) fn check_ids(files: &ModelFiles, place: &Place, tokens: &[u32]) -> Result<(), CliError> {
+    let (vocab, context) = (files.spec.vocab, files.spec.max_context);
+    if tokens.is_empty() {
+        return Err(place.error("the prompt has no tokens"));
+    }
+    if tokens.len() > context {
+        return Err(place.error(format!("{} tokens do not fit the model's context of {context}; shorten the prompt", tokens.len())));
+    }
+    match tokens.iter().position(|&t| t as usize >= vocab) {
+        Some(i) => Err(place.error(format!("token id {} at {i} is past the vocabulary of {vocab}", tokens[i]))),
+        None => Ok(()),
+    }
+}
+
+struct Job<'a> {
+    args: &'a Args,
+    rows: &'a [(Place, Row)],
+    files: &'a ModelFiles,
+    out: &'a mut dyn Write,
+    waiting: BTreeMap<usize, Completion>,
+    next: usize,
+}
+
+impl Job<'_> {
+    /// Keeps twice the batch in the engine, so that a finished sequence is replaced at once.
+    async fn run(&mut self, engine: &EngineHandle, prompts: Vec<Vec<u32>>) -> Result<(), CliError> {
+        let window = 2 * usize::from(self.args.batch);
+        let mut running: JoinSet<(usize, Result<Completion, EngineError>)> = JoinSet::new();
+        let mut prompts = prompts.into_iter().enumerate();
+        loop {
+            // A finished row far ahead of the next one to print holds memory: bound those as well.
+            while running.len() + self.waiting.len() < window.max(64) && running.len() < window {
+                let Some((i, prompt)) = prompts.next() else { break };
+                let (mut session, decoding) = (engine.session(), self.decoding(i));
+                running.spawn(async move { (i, session.generate(&prompt, decoding).await) });
+            }
+            let Some(done) = running.join_next().await else { return Ok(()) };
+            let (i, completion) = done.map_err(|e| CliError::new(Exit::Internal, e))?;
+            let completion = completion.map_err(|e| CliError { message: self.rows[i].0.error(&e).message, ..e.into() })?;
+            self.waiting.insert(i, completion);
+            self.print_ready()?;
+        }
+    }
+
+    fn decoding(&self, row: usize) -> Decoding {
+        Decoding {
+            temperature: self.args.temperature,
+            greedy: self.args.greedy,
+            max_new_tokens: self.args.max_new_tokens,
+            stop_ids: self.files.eos.clone(),
+            watch: None,
+            key: DrawKey { seed: cohort_rollout::draw::hash(&[self.args.seed, PURPOSE]), group: row as u64, sample: 0 },
+        }
+    }
+
+    fn print_ready(&mut self) -> Result<(), CliError> {
+        while let Some(done) = self.waiting.remove(&self.next) {
+            let (place, row) = &self.rows[self.next];
+            let generated = Generated {
+                id: &row.id,
+                text: self.files.tokenizer.decode(&done.tokens, true).map_err(|e| place.error(e))?,
+                token_ids: &done.tokens,
+                logprobs: &done.logp,
+                finish_reason: match done.finish {
+                    Finish::Stop => "stop",
+                    Finish::Length => "length",
+                    Finish::Context => "context",
+                },
+                token_sha256: token_sha256(&done.tokens),
+            };
+            json_line(self.out, &generated)?;
+            self.next += 1;
+        }
+        Ok(())
+    }
+}

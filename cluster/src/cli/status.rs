@@ -1,0 +1,60 @@
+//! `cluster status RUN`: what a run and each of its actors is doing.
+use super::{CliError, Exit, json_line};
+use crate::ledger::{LedgerError, RunPaths};
+use crate::progress::RunStatus;
+use std::io::Write;
+use std::path::PathBuf;
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
+
+#[derive(Debug, clap::Args)]
+pub(super) struct Args {
+    /// Run directory
+    run: PathBuf,
+    /// Print the status as one line of JSON
+    #[arg(long)]
+    json: bool,
+}
+
+pub(super) fn run(args: &Args, out: &mut dyn Write) -> Result<Exit, CliError> {
+    let path = RunPaths::new(&args.run).status();
+    let text = match std::fs::read(&path) {
+        Ok(text) => text,
+        Err(error) if error.kind() == std::io::ErrorKind::NotFound => {
+            return Err(LedgerError::Missing { path: args.run.clone() }.into());
+        }
+        Err(error) => return Err(CliError::io("read", &path, &error)),
+    };
+    let status: RunStatus = serde_json::from_slice(&text)
+        .map_err(|error| CliError::new(Exit::RunDirectory, format!("{} is damaged: {error}", path.display())))?;
+    if args.json {
+        json_line(out, &status)?;
+        return Ok(Exit::Success);
+    }
+    writeln!(out, "step {} of {}  {}  (epoch {}, {} ago)", status.step, status.steps, word(&status.phase)?, status.epoch, age(&status))?;
+    writeln!(out, "{:<12} {:<9} {:>8} {:>9} {:>8}  holds", "actor", "state", "pid", "restarts", "version")?;
+    for actor in &status.actors {
+        let number = |n: Option<u64>| n.map_or("-".to_owned(), |n| n.to_string());
+        writeln!(
+            out,
+            "{:<12} {:<9} {:>8} {:>9} {:>8}  {}",
+            actor.name,
+            word(&actor.state)?,
+            number(actor.pid.map(u64::from)),
+            actor.restarts,
+            number(actor.version),
+            actor.lease.as_deref().unwrap_or("-")
+        )?;
+    }
+    Ok(Exit::Success)
+}
+
+/// A state's name as it stands in JSON.
+fn word<T: serde::Serialize>(state: &T) -> Result<String, CliError> {
+    Ok(serde_json::to_value(state)?.as_str().unwrap_or_default().to_owned())
+}
+
+fn age(status: &RunStatus) -> String {
+    let updated = UNIX_EPOCH + Duration::from_millis(status.updated_ms);
+    let seconds = SystemTime::now().duration_since(updated).unwrap_or_default().as_secs();
+    format!("{seconds} s")
+}

@@ -1,0 +1,67 @@
+//! The whole configuration: one section a concern, each defined by the crate that uses it.
+use super::profile::Profile;
+use super::sections::{ClusterConfig, LoggingConfig};
+use super::tree::Node;
+use cohort_learner::config::TrainingConfig;
+use cohort_learner::training::Training;
+use cohort_model::config::ModelConfig;
+use cohort_reward_workers::{Registry, RewardError, RewardsConfig};
+use cohort_rollout::{AgentConfig, EnvironmentConfig, RolloutError, registry};
+use schemars::JsonSchema;
+use serde::{Deserialize, Serialize};
+use std::path::Path;
+
+/// The configuration of a run.
+#[derive(Debug, Clone, PartialEq, Default, Serialize, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields, default)]
+pub struct Config {
+    /// Defaults under all other values.
+    pub profile: Profile,
+    /// Which model is trained, and what computes it.
+    pub model: ModelConfig,
+    /// What turns a dialogue into prompts and completions.
+    pub agent: AgentConfig,
+    /// Where prompts come from and what answers the agent.
+    pub environment: EnvironmentConfig,
+    /// How the policy is trained.
+    pub training: TrainingConfig,
+    /// How a completion is graded.
+    pub rewards: RewardsConfig,
+    /// What is written about a run besides its metrics.
+    pub logging: LoggingConfig,
+    /// How many workers run where, and what they may use.
+    pub cluster: ClusterConfig,
+}
+
+impl Config {
+    /// Makes what a part reads relative to its configuration file absolute.
+    pub(super) fn finish(&mut self, tree: &Node) {
+        let origin = tree.get(&["rewards".to_owned(), "parts".to_owned()]).map(|node| node.origin.folder().cloned());
+        let here = || std::path::absolute(".").unwrap_or_else(|_| Path::new(".").to_owned());
+        self.rewards.resolve_paths(&origin.flatten().unwrap_or_else(here));
+    }
+
+    /// What the sections say about themselves: the path of the first bad value, and why it is bad.
+    pub(super) fn check(&self) -> Result<(), (String, String)> {
+        self.model.check().map_err(|error| ("model".to_owned(), error.to_string()))?;
+        Training::try_from(&self.training).map_err(|error| (error.path.clone(), format!("{} {}", error.value, error.rule)))?;
+        if !registry::AGENTS.contains(&self.agent.r#type.as_str()) {
+            let why = format!("no agent {:?}; there are {}", self.agent.r#type, registry::AGENTS.join(", "));
+            return Err(("agent.type".to_owned(), why));
+        }
+        match registry::environment(&self.environment) {
+            Err(RolloutError::Config { place, problem }) => return Err((place.to_owned(), problem)),
+            Err(other) => return Err(("environment".to_owned(), other.to_string())),
+            Ok(_) => {}
+        }
+        match Registry::builtin().build(&self.rewards) {
+            Ok(_) => Ok(()),
+            Err(RewardError::Config { place, why }) => {
+                // `rewards.parts[1] (type = "length", name = "short")`: the path ends at the blank.
+                let (path, which) = place.split_once(' ').unwrap_or((&place, ""));
+                Err((path.to_owned(), format!("{which} {why}").trim_start().to_owned()))
+            }
+            Err(other) => Err(("rewards".to_owned(), other.to_string())),
+        }
+    }
+}

@@ -1,0 +1,232 @@
+//! Who generates which group.
+//!
+//! Invariants
+//! - **G1** a training lease goes out only after the ledger knows of it; a higher attempt fences every lower one.
+//! - **G2** a result counts if it is of this epoch, of the current attempt and from the worker that holds the lease;
+//!   everything else is acknowledged, counted and forgotten.
+//! - **G3** leases are given only for the published version to workers that have it, and only while the wave lasts.
+use super::event::{Command, ConnId, DeliveryId, Event, Fact, TrajectoriesSummary, Work};
+use super::staleness::admissible;
+use super::state::{ControllerState, Then};
+use super::wave::{Generation, Group};
+use cohort_protocol::{AttemptId, Epoch, Role};
+use std::time::Instant;
+
+/// Workers that may be lost over one group before the run stops: a group that kills whoever takes it must not do so for
+/// ever, and thirty in a row are no accident.
+const MAX_LOSSES: u32 = 30;
+
+impl ControllerState {
+    /// Gives waiting groups to workers that have room.
+    pub(super) fn assign_leases(&mut self, now: Instant, out: &mut Vec<Command>) {
+        let Some(version) = self.published.map(|p| p.version).filter(|v| *v == self.version() && !self.is_draining()) else {
+            return;
+        };
+        let Some(wave) = &mut self.wave else { return };
+        let share = wave.groups.len().div_ceil(usize::from(self.plan.rollout_workers.max(1)));
+        let (mut facts, mut leases) = (Vec::new(), Vec::new());
+        for (work, group) in &mut wave.groups {
+            match group.generation {
+                Generation::Waiting { not_before } if not_before.is_none_or(|at| at <= now) => {}
+                _ => continue,
+            }
+            let Some(conn) = self.members.choose(Role::Rollout, share, |m| m.version == Some(version)) else { break };
+            let Some(member) = self.members.get_mut(conn) else { break };
+            leases.push((*work, conn));
+            member.load.insert(*work);
+            group.lease_attempt = AttemptId(group.lease_attempt.0 + 1);
+            group.generation = Generation::Recording { conn };
+            if work.is_training() {
+                if !group.opened {
+                    facts.push(Fact::Opened { group: work.group, cursor: group.cursor });
+                    group.opened = true;
+                }
+                facts.push(Fact::Leased { group: work.group, attempt: group.lease_attempt, worker: member.worker });
+            }
+        }
+        let (recorded, at_once) = leases.into_iter().partition::<Vec<_>, _>(|(work, _)| work.is_training());
+        for (work, conn) in at_once {
+            self.send_lease(now, work, conn, out);
+        }
+        if !facts.is_empty() {
+            self.record(facts, Then::Lease(recorded), out);
+        }
+    }
+
+    /// The lease is on the disk: send it, if its worker is still there.
+    pub(super) fn send_lease(&mut self, now: Instant, work: Work, conn: ConnId, out: &mut Vec<Command>) {
+        let version = self.version();
+        let Some(group) = self.wave.as_mut().and_then(|w| w.groups.get_mut(&work)) else { return };
+        if group.generation != (Generation::Recording { conn }) {
+            return;
+        }
+        let ready = self.members.get(conn).is_some_and(|m| m.version == Some(version) && m.load.contains(&work));
+        if !ready {
+            group.generation = Generation::Waiting { not_before: None };
+            return;
+        }
+        group.generation = Generation::Leased { conn, deadline: now + self.plan.deadlines.lease };
+        let (attempt, cursor, samples) = (group.lease_attempt, group.cursor, group.samples);
+        self.members.moved(now, conn);
+        out.push(Command::Lease { conn, work, attempt, version, cursor, samples });
+    }
+
+    /// Trajectories came.
+    pub(super) fn on_trajectories(&mut self, now: Instant, event: Event, out: &mut Vec<Command>) {
+        let Event::Trajectories { conn, delivery, epoch, work, attempt, result } = event else { return };
+        if let Err(why) = self.lease_holds(conn, epoch, work, attempt) {
+            self.counters.fenced += 1;
+            out.push(Command::Discard { delivery, why });
+            return;
+        }
+        self.release_rollout(now, conn, work);
+        match result.and_then(|summary| self.check_batch(work, summary)) {
+            Ok(summary) => self.accept_trajectories(conn, delivery, work, summary, out),
+            Err(why) => {
+                out.push(Command::Discard { delivery, why: why.clone() });
+                self.generation_failed(now, work, &why, true, out);
+            }
+        }
+    }
+
+    /// A worker gave a lease back.
+    pub(super) fn on_lease_failed(&mut self, now: Instant, event: Event, out: &mut Vec<Command>) {
+        let Event::LeaseFailed { conn, epoch, work, attempt, error, retryable } = event else { return };
+        if self.lease_holds(conn, epoch, work, attempt).is_ok() {
+            self.release_rollout(now, conn, work);
+            self.generation_failed(now, work, &error, retryable, out);
+        }
+    }
+
+    /// Accepted trajectories are on the disk.
+    pub(super) fn trajectories_recorded(
+        &mut self,
+        work: Work,
+        delivery: DeliveryId,
+        summary: TrajectoriesSummary,
+        out: &mut Vec<Command>,
+    ) {
+        out.push(Command::Keep { delivery, work });
+        if let Some(group) = self.wave.as_mut().and_then(|w| w.groups.get_mut(&work)) {
+            group.generation = Generation::Done(summary);
+        }
+    }
+
+    /// A rollout worker is gone: what it had is leased again at once.
+    pub(super) fn rollout_lost(&mut self, conn: ConnId, why: &str, out: &mut Vec<Command>) {
+        let Some(wave) = &mut self.wave else { return };
+        let mut hopeless = None;
+        for (work, group) in &mut wave.groups {
+            if matches!(group.generation, Generation::Leased { conn: c, .. } if c == conn) {
+                group.generation = Generation::Waiting { not_before: None };
+                group.losses += 1;
+                self.counters.released += 1;
+                if group.losses >= MAX_LOSSES {
+                    hopeless = Some((*work, group.cursor));
+                }
+            }
+        }
+        if let Some((work, cursor)) = hopeless {
+            let error = format!("{work} (row {cursor}) was lost with {MAX_LOSSES} rollout workers in a row, the last: {why}");
+            self.fail(error, out);
+        }
+    }
+
+    /// Leases whose deadline has passed are given to someone else.
+    pub(super) fn expire_leases(&mut self, now: Instant, out: &mut Vec<Command>) {
+        let Some(wave) = &mut self.wave else { return };
+        for (work, group) in &mut wave.groups {
+            let Generation::Leased { conn, deadline } = group.generation else { continue };
+            if deadline > now {
+                continue;
+            }
+            group.generation = Generation::Waiting { not_before: None };
+            self.counters.released += 1;
+            out.push(Command::CancelLease { conn, work: *work, attempt: group.lease_attempt });
+            if let Some(member) = self.members.get_mut(conn) {
+                member.load.remove(work);
+                let limit = self.plan.deadlines.lease.as_secs();
+                out.push(Command::Notice(format!("{} did not deliver {work} within {limit} s: leased again", member.worker)));
+            }
+        }
+    }
+
+    /// Takes all leases back (the run drains, or the engine they share is loading other weights).
+    pub(super) fn withdraw_leases(&mut self, out: &mut Vec<Command>) {
+        let Some(wave) = &mut self.wave else { return };
+        for (work, group) in &mut wave.groups {
+            if let Generation::Leased { conn, .. } = group.generation {
+                group.generation = Generation::Waiting { not_before: None };
+                out.push(Command::CancelLease { conn, work: *work, attempt: group.lease_attempt });
+                if let Some(member) = self.members.get_mut(conn) {
+                    member.load.remove(work);
+                }
+            }
+        }
+    }
+
+    fn lease_holds(&self, conn: ConnId, epoch: Epoch, work: Work, attempt: AttemptId) -> Result<(), String> {
+        if epoch != self.epoch {
+            return Err(format!("{work}: leased in epoch {epoch}, this is epoch {}", self.epoch));
+        }
+        let Some(group) = self.wave.as_ref().and_then(|w| w.groups.get(&work)) else {
+            return Err(format!("{work} is not wanted now"));
+        };
+        match group.generation {
+            _ if attempt != group.lease_attempt => {
+                Err(format!("{work}: attempt {attempt} is fenced by attempt {}", group.lease_attempt))
+            }
+            Generation::Leased { conn: holder, .. } if holder == conn => Ok(()),
+            _ => Err(format!("{work}: attempt {attempt} is not leased to this connection")),
+        }
+    }
+
+    fn check_batch(&self, work: Work, summary: TrajectoriesSummary) -> Result<TrajectoriesSummary, String> {
+        let wanted = self.wave.as_ref().and_then(|w| w.groups.get(&work)).map_or(0, |g: &Group| g.samples);
+        if summary.samples != wanted {
+            return Err(format!("{work} was delivered with {} samples of {wanted}", summary.samples));
+        }
+        let floor = if work.is_training() { self.plan.max_staleness } else { 0 };
+        if !admissible(self.version(), summary.versions, floor) {
+            let (oldest, newest) = summary.versions.unwrap_or_default();
+            return Err(format!("{work} was sampled under versions {oldest} to {newest}, the policy is at {}", self.version()));
+        }
+        Ok(summary)
+    }
+
+    fn accept_trajectories(
+        &mut self,
+        conn: ConnId,
+        delivery: DeliveryId,
+        work: Work,
+        summary: TrajectoriesSummary,
+        out: &mut Vec<Command>,
+    ) {
+        if let Some(member) = self.members.get_mut(conn) {
+            member.delivered += 1;
+        }
+        if !work.is_training() {
+            return self.trajectories_recorded(work, delivery, summary, out);
+        }
+        if let Some(group) = self.wave.as_mut().and_then(|w| w.groups.get_mut(&work)) {
+            group.generation = Generation::Storing;
+        }
+        let fact = Fact::Trajectories { group: work.group, delivery };
+        self.record(vec![fact], Then::Trajectories { work, delivery, summary }, out);
+    }
+
+    fn release_rollout(&mut self, now: Instant, conn: ConnId, work: Work) {
+        if let Some(member) = self.members.get_mut(conn) {
+            member.load.remove(&work);
+        }
+        self.members.moved(now, conn);
+    }
+
+    fn generation_failed(&mut self, now: Instant, work: Work, error: &str, retryable: bool, out: &mut Vec<Command>) {
+        let wait = self.group_failed(work, "generation_failed", error, retryable, out);
+        let group = self.wave.as_mut().and_then(|w| w.groups.get_mut(&work));
+        if let (Some(group), Some(wait)) = (group, wait) {
+            group.generation = Generation::Waiting { not_before: Some(now + wait) };
+        }
+    }
+}

@@ -1,0 +1,25 @@
+//! What the run does next. Pure: `state` takes events and gives commands, so that the whole of it runs in a simulation
+//! with seeds; the coordinator moves messages and bytes around it.
+//!
+//! Files, one idea each: `plan` what is wanted; `event` vocabulary; `state` the loop; `wave` groups under way;
+//! `membership` who is there; `leases` who generates; `scoring` who scores; `steps` what the learner does;
+//! `evaluation` held-out rounds; `ring` weight slots; `staleness` how old data may be.
+
+pub mod evaluation;
+pub mod event;
+pub mod leases;
+pub mod membership;
+pub mod plan;
+pub mod ring;
+pub mod scoring;
+pub mod staleness;
+pub mod state;
+pub mod steps;
+pub mod wave;
+
+pub use event::{Command, ConnId, DeliveryId, Event, Fact, Outcome, RecordId, ScoresSummary, TrajectoriesSummary, Work};
+pub use plan::{Deadlines, EvaluationPlan, OnFailure, Plan};
+pub use state::ControllerState;
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,175 @@
+//! Who scores which group, and what a failure to score means.
+//!
+//! Invariants
+//! - **C1** a group is scored from accepted trajectories only, whole, by one worker; attempts fence as for leases.
+//! - **C2** a score is accepted only if every sample has one; a grader that failed is asked again, then the run stops
+//!   ([`OnFailure::Stop`]) or the group is dropped with its reason. It never reads as reward 0.
+use super::event::{Command, ConnId, DeliveryId, Event, Fact, ScoresSummary, Work};
+use super::plan::OnFailure;
+use super::state::{ControllerState, Then};
+use super::wave::{Generation, Scoring};
+use cohort_protocol::{AttemptId, Epoch, Role};
+use std::time::{Duration, Instant};
+
+impl ControllerState {
+    /// Gives generated groups to reward workers that have room.
+    pub(super) fn assign_scores(&mut self, now: Instant, out: &mut Vec<Command>) {
+        if self.is_draining() {
+            return;
+        }
+        let Some(wave) = &mut self.wave else { return };
+        for (work, group) in &mut wave.groups {
+            match (&group.generation, &group.scoring) {
+                (Generation::Done(_), Scoring::Waiting { not_before }) if not_before.is_none_or(|at| at <= now) => {}
+                _ => continue,
+            }
+            let Some(conn) = self.members.choose(Role::Reward, usize::MAX, |_| true) else { break };
+            if let Some(member) = self.members.get_mut(conn) {
+                member.load.insert(*work);
+            }
+            self.members.moved(now, conn);
+            group.score_attempt = AttemptId(group.score_attempt.0 + 1);
+            group.scoring = Scoring::Asked { conn, deadline: now + self.plan.deadlines.score };
+            out.push(Command::Score { conn, work: *work, attempt: group.score_attempt, cursor: group.cursor });
+        }
+    }
+
+    /// Scores came.
+    pub(super) fn on_scores(&mut self, now: Instant, event: Event, out: &mut Vec<Command>) {
+        let Event::Scores { conn, delivery, epoch, work, attempt, summary } = event else { return };
+        if let Err(why) = self.request_holds(conn, epoch, work, attempt) {
+            self.counters.fenced += 1;
+            out.push(Command::Discard { delivery, why });
+            return;
+        }
+        if let Some(member) = self.members.get_mut(conn) {
+            member.load.remove(&work);
+            member.delivered += 1;
+        }
+        self.members.moved(now, conn);
+        if let Some((error, retryable)) = &summary.failure {
+            out.push(Command::Discard { delivery, why: error.clone() });
+            return self.scoring_failed(now, work, error, *retryable, out);
+        }
+        let Some(group) = self.wave.as_mut().and_then(|w| w.groups.get_mut(&work)) else { return };
+        if summary.scores.len() != usize::from(group.samples) {
+            let error = format!("{} scores for {} samples", summary.scores.len(), group.samples);
+            out.push(Command::Discard { delivery, why: error.clone() });
+            return self.scoring_failed(now, work, &error, false, out);
+        }
+        if !work.is_training() {
+            return self.scores_recorded(work, delivery, summary, out);
+        }
+        group.scoring = Scoring::Storing;
+        self.record(vec![Fact::Scores { group: work.group, delivery }], Then::Scores { work, delivery, summary }, out);
+    }
+
+    /// Accepted scores are on the disk.
+    pub(super) fn scores_recorded(&mut self, work: Work, delivery: DeliveryId, summary: ScoresSummary, out: &mut Vec<Command>) {
+        out.push(Command::Keep { delivery, work });
+        if let Some(group) = self.wave.as_mut().and_then(|w| w.groups.get_mut(&work)) {
+            group.scoring = Scoring::Done(summary);
+        }
+    }
+
+    /// A reward worker is gone: what it had is asked of another.
+    pub(super) fn reward_lost(&mut self, conn: ConnId) {
+        let Some(wave) = &mut self.wave else { return };
+        for group in wave.groups.values_mut() {
+            if matches!(group.scoring, Scoring::Asked { conn: c, .. } if c == conn) {
+                group.scoring = Scoring::Waiting { not_before: None };
+                self.counters.released += 1;
+            }
+        }
+    }
+
+    /// Requests whose deadline has passed go to another worker, as a failure of the grader.
+    pub(super) fn expire_scores(&mut self, now: Instant, out: &mut Vec<Command>) {
+        let Some(wave) = &self.wave else { return };
+        let late: Vec<(Work, ConnId)> = wave
+            .groups
+            .iter()
+            .filter_map(|(work, group)| match group.scoring {
+                Scoring::Asked { conn, deadline } if deadline <= now => Some((*work, conn)),
+                _ => None,
+            })
+            .collect();
+        for (work, conn) in late {
+            let name = match self.members.get_mut(conn) {
+                Some(member) => {
+                    member.load.remove(&work);
+                    member.worker.to_string()
+                }
+                None => "a lost worker".into(),
+            };
+            let error = format!("{name} gave no score within {} s", self.plan.deadlines.score.as_secs());
+            self.scoring_failed(now, work, &error, true, out);
+        }
+    }
+
+    fn request_holds(&self, conn: ConnId, epoch: Epoch, work: Work, attempt: AttemptId) -> Result<(), String> {
+        if epoch != self.epoch {
+            return Err(format!("{work}: to be scored in epoch {epoch}, this is epoch {}", self.epoch));
+        }
+        let Some(group) = self.wave.as_ref().and_then(|w| w.groups.get(&work)) else {
+            return Err(format!("{work} is not wanted now"));
+        };
+        match group.scoring {
+            _ if attempt != group.score_attempt => {
+                Err(format!("{work}: scoring attempt {attempt} is fenced by attempt {}", group.score_attempt))
+            }
+            Scoring::Asked { conn: holder, .. } if holder == conn => Ok(()),
+            _ => Err(format!("{work}: scoring attempt {attempt} was not asked of this connection")),
+        }
+    }
+
+    fn scoring_failed(&mut self, now: Instant, work: Work, error: &str, retryable: bool, out: &mut Vec<Command>) {
+        let wait = self.group_failed(work, "score_failed", error, retryable, out);
+        let group = self.wave.as_mut().and_then(|w| w.groups.get_mut(&work));
+        if let (Some(group), Some(wait)) = (group, wait) {
+            group.scoring = Scoring::Waiting { not_before: Some(now + wait) };
+        }
+    }
+
+    /// Counts a failure of a group. Returns how long to wait before the next try; `None`: there is none.
+    pub(super) fn group_failed(
+        &mut self,
+        work: Work,
+        reason: &'static str,
+        error: &str,
+        retryable: bool,
+        out: &mut Vec<Command>,
+    ) -> Option<Duration> {
+        let group = self.wave.as_mut().and_then(|w| w.groups.get_mut(&work))?;
+        group.failures += 1;
+        self.counters.failures += 1;
+        if retryable && group.failures < self.plan.max_failures {
+            let wait = self.plan.deadlines.retry * 2u32.saturating_pow((group.failures - 1).min(16));
+            out.push(Command::Notice(format!("{work}: {error}; trying again in {:.1} s", wait.as_secs_f64())));
+            return Some(wait);
+        }
+        let (cursor, tries) = (group.cursor, group.failures);
+        match self.plan.on_failure {
+            OnFailure::Stop => {
+                let error = format!(
+                    "{work} (row {cursor}) failed at try {tries}: {error}; nothing is lost: mend the cause, then `cluster launch --resume`"
+                );
+                self.fail(error, out);
+            }
+            OnFailure::Drop => self.drop_group(work, reason, error, out),
+        }
+        None
+    }
+
+    fn drop_group(&mut self, work: Work, reason: &'static str, error: &str, out: &mut Vec<Command>) {
+        if let Some(wave) = &mut self.wave {
+            wave.groups.remove(&work);
+        }
+        out.push(Command::Notice(format!("{work} is dropped ({reason}): {error}")));
+        out.push(Command::Forget(vec![work]));
+        if work.is_training() {
+            let fact = Fact::Dropped { group: work.group, reason, detail: error.to_owned() };
+            self.record(vec![fact], Then::Nothing, out);
+        }
+    }
+}

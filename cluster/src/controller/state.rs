@@ -1,0 +1,444 @@
+//! The run's decisions, pure: events in, commands out; no IO, no clock, no randomness.
+//!
+//! Invariants
+//! - **D1** every group that was ever leased for training is consumed by exactly one step, dropped with a reason, or in
+//!   flight; step `n` of a synchronous run consumes the groups that follow those of step `n - 1`, ordered by id.
+//! - **D2** nothing is acted upon before the ledger has it: each [`Command::Record`] names what follows it.
+//! - **D3** the sequence of intents is the same for any number of workers, any order of events, any losses and restarts.
+use super::event::{Command, ConnId, DeliveryId, Event, Fact, Outcome, RecordId, ScoresSummary, TrajectoriesSummary, Work};
+use super::membership::{Member, Membership};
+use super::plan::Plan;
+use super::ring::PublishedVersion;
+use super::steps::{LearnerDesk, Request};
+use super::wave::{Generation, Group, Scoring, Wave, WaveKind};
+use crate::ledger::{Past, PastCheckpoint, PastGroup};
+use crate::progress::{EvaluationReport, RunPhase};
+use cohort_protocol::{Epoch, GroupId, PolicyVersion, Role, StepCommit, StepId, StepIntent, WorkerId};
+use std::collections::{BTreeMap, BTreeSet};
+use std::time::Instant;
+
+/// What follows when facts are durable.
+#[derive(Debug, Clone, PartialEq)]
+pub(super) enum Then {
+    Lease(Vec<(Work, ConnId)>),
+    Trajectories { work: Work, delivery: DeliveryId, summary: TrajectoriesSummary },
+    Scores { work: Work, delivery: DeliveryId, summary: ScoresSummary },
+    Intent(StepIntent),
+    Commit(StepCommit),
+    Evaluations(Vec<EvaluationReport>),
+    Nothing,
+}
+
+/// Things counted for reports.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct Counters {
+    /// Results refused: late, doubled, of another epoch.
+    pub fenced: u64,
+    /// Leases and requests given again.
+    pub released: u64,
+    /// Tries that failed with an answer.
+    pub failures: u64,
+}
+
+/// The controller.
+#[derive(Debug, Clone)]
+pub struct ControllerState {
+    pub(super) plan: Plan,
+    pub(super) epoch: Epoch,
+    pub(super) members: Membership,
+    pub(super) learner: LearnerDesk,
+    pub(super) published: Option<PublishedVersion>,
+    pub(super) wave: Option<Wave>,
+    pub(super) intents: BTreeMap<StepId, StepIntent>,
+    pub(super) commits: BTreeMap<StepId, StepCommit>,
+    pub(super) committing: Option<StepId>,
+    pub(super) checkpoints: Vec<PastCheckpoint>,
+    pub(super) evaluations: BTreeSet<(u64, bool)>,
+    pub(super) pending: BTreeMap<RecordId, Then>,
+    pub(super) counters: Counters,
+    pub(super) outcome: Option<Outcome>,
+    open: BTreeMap<GroupId, PastGroup>,
+    next_group: u64,
+    next_cursor: u64,
+    next_record: u64,
+    draining: bool,
+    phase: Option<RunPhase>,
+}
+
+impl ControllerState {
+    /// A new incarnation that knows the run's past.
+    #[must_use]
+    pub fn new(plan: Plan, epoch: Epoch, past: Past) -> Self {
+        let evaluations = past.evaluations.iter().map(|e| (e.step, e.greedy)).collect();
+        let mut open = past.open_groups;
+        // Groups of an intent without commit are spoken for: that very step is taken again.
+        for intent in past.intents.values().filter(|i| !past.commits.contains_key(&i.step)) {
+            intent.groups.iter().for_each(|group| {
+                open.remove(group);
+            });
+        }
+        Self {
+            plan,
+            epoch,
+            members: Membership::default(),
+            learner: LearnerDesk::default(),
+            published: None,
+            wave: None,
+            intents: past.intents,
+            commits: past.commits,
+            committing: None,
+            checkpoints: past.checkpoints,
+            evaluations,
+            pending: BTreeMap::new(),
+            counters: Counters::default(),
+            outcome: None,
+            open,
+            next_group: past.next_group,
+            next_cursor: past.next_cursor,
+            next_record: 0,
+            draining: false,
+            phase: None,
+        }
+    }
+
+    /// Takes one event and appends what is to be done, in order.
+    pub fn on_event(&mut self, now: Instant, event: Event, out: &mut Vec<Command>) {
+        if self.outcome.is_some() {
+            return;
+        }
+        match event {
+            Event::Connected { conn, worker, incarnation, pid } => self.on_connected(now, conn, worker, incarnation, pid, out),
+            Event::Disconnected { conn, why } => self.on_disconnected(conn, &why, out),
+            Event::Beat { conn, progress } => self.members.beat(now, conn, progress),
+            Event::RolloutReady { conn, version, capacity } => self.on_rollout_ready(now, conn, version, capacity),
+            Event::Trajectories { .. } => self.on_trajectories(now, event, out),
+            Event::LeaseFailed { .. } => self.on_lease_failed(now, event, out),
+            Event::RewardReady { conn, capacity } => self.on_reward_ready(now, conn, capacity),
+            Event::Scores { .. } => self.on_scores(now, event, out),
+            Event::LearnerReady { conn, version } => self.on_learner_ready(conn, version),
+            Event::Loaded { conn, epoch, version, digest } => self.on_loaded(conn, epoch, version, digest, out),
+            Event::Stepped { conn, epoch, commit } => self.on_stepped(conn, epoch, commit, out),
+            Event::Published { conn, epoch, version, slot, digest } => {
+                self.on_published(conn, epoch, PublishedVersion { version, slot, digest }, out);
+            }
+            Event::CheckpointSaved { conn, epoch, version, dir, manifest_sha256 } => {
+                self.on_checkpoint_saved(conn, epoch, PastCheckpoint { version, dir, manifest_sha256 }, out);
+            }
+            Event::LearnerFailed { .. } => self.on_learner_failed(now, event, out),
+            Event::Recorded(id) => self.on_recorded(now, id, out),
+            Event::Failed { error } => self.fail(error, out),
+            Event::DrainRequested { reason } => self.on_drain(&reason, out),
+            Event::Tick => self.on_tick(now, out),
+        }
+        self.advance(now, out);
+    }
+
+    /// The committed policy version.
+    #[must_use]
+    pub fn version(&self) -> PolicyVersion {
+        PolicyVersion(self.commits.last_key_value().map_or(0, |(step, _)| step.0))
+    }
+
+    /// The coordinator's incarnation.
+    #[must_use]
+    pub fn epoch(&self) -> Epoch {
+        self.epoch
+    }
+
+    /// The plan.
+    #[must_use]
+    pub fn plan(&self) -> &Plan {
+        &self.plan
+    }
+
+    /// Commits by step.
+    #[must_use]
+    pub fn commits(&self) -> &BTreeMap<StepId, StepCommit> {
+        &self.commits
+    }
+
+    /// Who is connected.
+    #[must_use]
+    pub fn members(&self) -> &Membership {
+        &self.members
+    }
+
+    /// What the learner is asked for at the moment.
+    #[must_use]
+    pub fn learner_request(&self) -> Option<Request> {
+        self.learner.busy
+    }
+
+    /// Version the learner holds.
+    #[must_use]
+    pub fn learner_version(&self) -> Option<PolicyVersion> {
+        self.learner.holds
+    }
+
+    /// Things counted.
+    #[must_use]
+    pub fn counters(&self) -> Counters {
+        self.counters
+    }
+
+    /// The current attempt at a group, if it is leased.
+    #[must_use]
+    pub fn leased_attempt(&self, work: &Work) -> Option<u32> {
+        let group = self.wave.as_ref()?.groups.get(work)?;
+        matches!(group.generation, Generation::Leased { .. }).then_some(group.lease_attempt.0)
+    }
+
+    /// What the run is busy with.
+    #[must_use]
+    pub fn phase(&self) -> RunPhase {
+        if self.outcome.is_some() {
+            return RunPhase::Finished;
+        }
+        if self.draining {
+            return RunPhase::Draining;
+        }
+        match self.learner.busy {
+            Some(Request::Step(_)) => RunPhase::Stepping,
+            Some(Request::Replay(_)) => RunPhase::Replaying,
+            Some(Request::Publish(..)) => RunPhase::Publishing,
+            _ if self.learner.holds != Some(self.version()) && self.wave.is_none() => RunPhase::Loading,
+            Some(Request::Checkpoint(_)) if self.version().0 >= self.plan.steps => RunPhase::Checkpointing,
+            _ => match self.wave.as_ref().map(|w| &w.kind) {
+                Some(WaveKind::Evaluation(_)) => RunPhase::Evaluating,
+                Some(WaveKind::Training(_)) => RunPhase::Collecting,
+                None => self.phase.unwrap_or(RunPhase::Loading),
+            },
+        }
+    }
+
+    /// Whether the run was asked to stop.
+    #[must_use]
+    pub fn is_draining(&self) -> bool {
+        self.draining
+    }
+
+    /// Whether rollout workers are needed at the current version.
+    pub(super) fn wants_rollouts(&self) -> bool {
+        let step_in_hand = self.intents.contains_key(&StepId(self.version().0 + 1));
+        let training = self.version().0 < self.plan.steps && !step_in_hand;
+        !self.draining && (training || !self.rounds_due().is_empty() || self.wave.is_some())
+    }
+
+    /// Orders facts to be recorded.
+    pub(super) fn record(&mut self, facts: Vec<Fact>, then: Then, out: &mut Vec<Command>) {
+        let id = RecordId(self.next_record);
+        self.next_record += 1;
+        self.pending.insert(id, then);
+        out.push(Command::Record { id, facts });
+    }
+
+    /// Stops the run for good.
+    pub(super) fn fail(&mut self, error: String, out: &mut Vec<Command>) {
+        if self.outcome.is_none() {
+            let outcome = Outcome::Failed { error };
+            self.outcome = Some(outcome.clone());
+            out.push(Command::Finish(outcome));
+        }
+    }
+
+    /// First group that no step up to `version` has consumed: the same for every run, however it was disturbed.
+    pub(super) fn cursor_after(&self, version: PolicyVersion) -> u64 {
+        let consumed = self.intents.range(..=StepId(version.0)).flat_map(|(_, intent)| &intent.groups);
+        consumed.max().map_or(0, |group| group.0 + 1)
+    }
+
+    fn on_connected(
+        &mut self,
+        now: Instant,
+        conn: ConnId,
+        worker: WorkerId,
+        incarnation: u32,
+        pid: u32,
+        out: &mut Vec<Command>,
+    ) {
+        if let Some(older) = self.members.join(now, conn, worker, incarnation, pid) {
+            self.on_disconnected(older, "it connected again", out);
+        }
+        if worker.role == Role::Learner {
+            self.learner.conn = Some(conn);
+            self.learner.reported = false;
+        }
+    }
+
+    fn on_disconnected(&mut self, conn: ConnId, why: &str, out: &mut Vec<Command>) {
+        let Some(Member { worker, load, .. }) = self.members.leave(conn) else { return };
+        out.push(Command::Notice(match load.len() {
+            0 => format!("{worker} is gone: {why}"),
+            n => format!("{worker} is gone: {why}; {n} groups are given to others"),
+        }));
+        match worker.role {
+            Role::Rollout => self.rollout_lost(conn, why, out),
+            Role::Reward => self.reward_lost(conn),
+            Role::Learner if self.learner.conn == Some(conn) => self.learner_lost(),
+            Role::Learner | Role::Coordinator => {}
+        }
+    }
+
+    fn on_rollout_ready(&mut self, now: Instant, conn: ConnId, version: Option<PolicyVersion>, capacity: u16) {
+        if let Some(member) = self.members.heard(now, conn) {
+            (member.version, member.capacity, member.swap) = (version, capacity, None);
+        }
+        self.members.moved(now, conn);
+    }
+
+    fn on_reward_ready(&mut self, now: Instant, conn: ConnId, capacity: u16) {
+        if let Some(member) = self.members.heard(now, conn) {
+            member.capacity = capacity;
+        }
+    }
+
+    fn on_recorded(&mut self, now: Instant, id: RecordId, out: &mut Vec<Command>) {
+        match self.pending.remove(&id) {
+            Some(Then::Lease(leases)) => leases.into_iter().for_each(|(work, conn)| self.send_lease(now, work, conn, out)),
+            Some(Then::Trajectories { work, delivery, summary }) => self.trajectories_recorded(work, delivery, summary, out),
+            Some(Then::Scores { work, delivery, summary }) => self.scores_recorded(work, delivery, summary, out),
+            Some(Then::Intent(intent)) => {
+                self.wave = None;
+                self.intents.insert(intent.step, intent);
+            }
+            Some(Then::Commit(commit)) => self.commit_recorded(commit, out),
+            Some(Then::Evaluations(reports)) => self.evaluations_recorded(reports, out),
+            Some(Then::Nothing) | None => {}
+        }
+    }
+
+    fn on_drain(&mut self, reason: &str, out: &mut Vec<Command>) {
+        if !self.draining {
+            self.draining = true;
+            out.push(Command::Notice(format!("stopping in order: {reason}")));
+            self.withdraw_leases(out);
+        }
+    }
+
+    fn on_tick(&mut self, now: Instant, out: &mut Vec<Command>) {
+        self.expire_leases(now, out);
+        self.expire_scores(now, out);
+        let busy = self.learner.conn.filter(|_| self.learner.busy.is_some());
+        let working = |conn: ConnId, m: &Member| !m.load.is_empty() || m.swap.is_some() || busy == Some(conn);
+        self.members.check(now, &self.plan.deadlines, working, out);
+        let replaced: Vec<(ConnId, String)> = out
+            .iter()
+            .filter_map(|c| match c {
+                Command::Replace { conn, why, .. } => Some((*conn, why.clone())),
+                _ => None,
+            })
+            .collect();
+        for (conn, why) in replaced {
+            self.on_disconnected(conn, &why, out);
+        }
+    }
+
+    /// Does whatever can be done now.
+    fn advance(&mut self, now: Instant, out: &mut Vec<Command>) {
+        if self.outcome.is_none() {
+            self.advance_wave(out);
+            self.conclude(out);
+        }
+        if self.outcome.is_none() {
+            self.advance_learner(now, out);
+            self.assign_weights(now, out);
+            self.assign_leases(now, out);
+            self.assign_scores(now, out);
+        }
+        let phase = self.phase();
+        if self.phase != Some(phase) {
+            self.phase = Some(phase);
+            out.push(Command::Phase(phase));
+        }
+    }
+
+    fn advance_wave(&mut self, out: &mut Vec<Command>) {
+        if self.draining || self.committing.is_some() {
+            return;
+        }
+        if self.wave.is_none() {
+            let rounds = self.rounds_due();
+            let next = StepId(self.version().0 + 1);
+            if !rounds.is_empty() {
+                self.wave = Some(Self::evaluation_wave(rounds));
+            } else if self.version().0 < self.plan.steps && !self.intents.contains_key(&next) {
+                self.wave = Some(Wave::new(WaveKind::Training(next)));
+            }
+        }
+        let kind = match &self.wave {
+            Some(wave) if !wave.closing => wave.kind.clone(),
+            _ => return,
+        };
+        match kind {
+            WaveKind::Evaluation(rounds) => {
+                if self.wave.as_ref().is_some_and(|w| w.is_complete() || w.groups.is_empty()) {
+                    self.close_evaluation(&rounds, out);
+                }
+            }
+            WaveKind::Training(step) => {
+                self.fill_training_wave();
+                if self.wave.as_ref().is_some_and(Wave::is_complete) {
+                    self.close_training_wave(step, out);
+                }
+            }
+        }
+    }
+
+    /// Tops the wave up: first groups left in flight by an earlier incarnation, then new ones.
+    fn fill_training_wave(&mut self) {
+        let Some(wave) = &mut self.wave else { return };
+        while wave.groups.len() < self.plan.groups_per_step as usize {
+            let (id, group) = match self.open.pop_first() {
+                Some((id, past)) => (id, resumed(past, self.plan.group_size)),
+                None => {
+                    let new = (GroupId(self.next_group), Group::new(self.next_cursor, self.plan.group_size));
+                    self.next_group += 1;
+                    self.next_cursor += 1;
+                    new
+                }
+            };
+            wave.groups.insert(Work::train(id), group);
+        }
+    }
+
+    fn close_training_wave(&mut self, step: StepId, out: &mut Vec<Command>) {
+        let Some(wave) = &mut self.wave else { return };
+        wave.closing = true;
+        let mut intent =
+            StepIntent { step, base: PolicyVersion(step.0 - 1), groups: Vec::new(), digests: Vec::new() };
+        for (work, group) in &wave.groups {
+            if let Scoring::Done(scores) = &group.scoring {
+                intent.groups.push(work.group);
+                intent.digests.push(scores.digest.clone());
+            }
+        }
+        self.record(vec![Fact::Intent(intent.clone())], Then::Intent(intent), out);
+    }
+
+    /// Tells rollout workers of the published version, once each.
+    fn assign_weights(&mut self, now: Instant, out: &mut Vec<Command>) {
+        let Some(p) = self.published.filter(|p| p.version == self.version() && self.wants_rollouts()) else { return };
+        let mut told = Vec::new();
+        for (conn, member) in self.members.iter_mut() {
+            let fit = member.worker.role == Role::Rollout && member.capacity > 0;
+            if fit && member.version != Some(p.version) && member.swap.is_none() && member.load.is_empty() {
+                member.swap = Some((p.version, p.slot));
+                told.push(conn);
+                out.push(Command::Weights { conn, version: p.version, slot: p.slot, digest: p.digest });
+            }
+        }
+        told.into_iter().for_each(|conn| self.members.moved(now, conn));
+    }
+}
+
+/// A group as an earlier incarnation left it.
+fn resumed(past: PastGroup, samples: u16) -> Group {
+    let mut group = Group { opened: true, lease_attempt: past.attempt, ..Group::new(past.cursor, samples) };
+    if let Some((digest, _)) = past.trajectories {
+        group.generation = Generation::Done(TrajectoriesSummary { digest, samples, versions: None });
+        if let Some((digest, _)) = past.scores {
+            group.scoring = Scoring::Done(ScoresSummary { digest, scores: Vec::new(), parts: Vec::new(), failure: None });
+        }
+    }
+    group
+}

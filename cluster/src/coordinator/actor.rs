@@ -1,0 +1,668 @@
+//! The coordinator's one task: events to the controller, its commands to workers, ledger and reports. It decides nothing
+//! itself and does nothing heavy: checks, encoding and files are other threads' work.
+//!
+//! Invariants
+//! - **K1** a delivery is acknowledged after the controller kept or discarded it, which for training is after the ledger
+//!   has it.
+//! - **K2** the wave's payloads are kept in memory once; everything else is read back from the segments.
+//! - **K3** after a stall of the coordinator itself nobody is called silent before their beats have been read.
+use super::error::CoordinatorError;
+use super::exports::{Export, Exports};
+use super::journal::Journal;
+use super::payload::{group_payload, samples_to_score, summarize_scores};
+use super::report::{Report, example};
+use super::session::{CheckedBatch, Effect, Input, Lane, Outbox};
+use super::{CoordinatorArgs, DRAIN_LIMIT};
+use crate::controller::{
+    Command, ConnId, ControllerState, DeliveryId, Event, Fact, Outcome, ScoresSummary, Work,
+};
+use crate::ledger::{Accepted, Entry, LedgerError};
+use crate::progress::{EvaluationReport, Progress, RunPhase};
+use cohort_actors::crash::{INTENT_COMMITTED, crash_point};
+use cohort_actors::{Ack, Shutdown};
+use cohort_protocol::messages::handshake::Hello;
+use cohort_protocol::messages::learner::{
+    CheckpointRequest, CoordinatorToLearner, LearnerToCoordinator, Load, LoadFrom, PublishRequest, StepRequest,
+};
+use cohort_protocol::messages::reward::{CoordinatorToReward, RewardToCoordinator, ScoreReply, ScoreRequest};
+use cohort_protocol::messages::rollout::{CancelLease, CoordinatorToRollout, RolloutToCoordinator, WeightsReady};
+use cohort_protocol::{
+    AttemptId, GroupLease, GroupPayload, LeasePurpose, PolicyVersion, Role, ScoreOutcome, StepCommit, StepId, StepIntent,
+    TrajectoryBatch, WorkerId,
+};
+use std::collections::HashMap;
+use std::sync::Arc;
+use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
+use tokio::sync::mpsc;
+use tokio::task::JoinSet;
+
+/// Between two looks at the clock.
+const TICK: Duration = Duration::from_millis(100);
+/// Between two states on the disk and to the display.
+const STATUS: Duration = Duration::from_millis(250);
+/// A pause of this task that makes the next look at deadlines meaningless.
+const OWN_STALL: Duration = Duration::from_secs(1);
+/// Inputs taken before the clock is looked at again.
+const BURST: usize = 256;
+
+/// A frame that waits for its acknowledgement.
+#[derive(Debug)]
+struct Delivery {
+    ack: Option<Ack>,
+    body: Body,
+}
+
+#[derive(Debug)]
+enum Body {
+    Batch(Arc<TrajectoryBatch>, Option<Accepted<TrajectoryBatch>>),
+    Reply(Arc<ScoreReply>, Option<Accepted<ScoreReply>>),
+}
+
+/// Accepted contents of a group.
+#[derive(Debug, Default, Clone)]
+struct Kept {
+    batch: Option<Arc<TrajectoryBatch>>,
+    reply: Option<Arc<ScoreReply>>,
+}
+
+/// What the task holds.
+pub(super) struct Core {
+    pub(super) args: Arc<CoordinatorArgs>,
+    pub(super) state: ControllerState,
+    pub(super) report: Report,
+    pub(super) journal: Journal,
+    pub(super) exports: Exports,
+    pub(super) inputs: mpsc::Sender<Input>,
+    pub(super) tasks: JoinSet<()>,
+    conns: HashMap<ConnId, (WorkerId, Outbox)>,
+    deliveries: HashMap<DeliveryId, Delivery>,
+    kept: HashMap<Work, Kept>,
+    examples: HashMap<(u64, bool), EvaluationReport>,
+    next_delivery: u64,
+    outcome: Option<Outcome>,
+    last_status: Option<Instant>,
+}
+
+impl Core {
+    pub(super) fn new(
+        args: Arc<CoordinatorArgs>,
+        state: ControllerState,
+        report: Report,
+        journal: Journal,
+        exports: Exports,
+        inputs: mpsc::Sender<Input>,
+    ) -> Self {
+        Self {
+            args,
+            state,
+            report,
+            journal,
+            exports,
+            inputs,
+            tasks: JoinSet::new(),
+            conns: HashMap::new(),
+            deliveries: HashMap::new(),
+            kept: HashMap::new(),
+            examples: HashMap::new(),
+            next_delivery: 0,
+            outcome: None,
+            last_status: None,
+        }
+    }
+
+    /// Runs until the controller ends the run.
+    pub(super) async fn run(
+        &mut self,
+        inbox: &mut mpsc::Receiver<Input>,
+        mut recorded: mpsc::UnboundedReceiver<Result<crate::controller::RecordId, LedgerError>>,
+        shutdown: &Shutdown,
+    ) -> Result<Outcome, CoordinatorError> {
+        let mut tick = tokio::time::interval(TICK);
+        tick.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
+        let mut drain_by = None::<tokio::time::Instant>;
+        let mut seen = Instant::now();
+        loop {
+            if let Some(outcome) = self.outcome.take() {
+                return Ok(outcome);
+            }
+            tokio::select! {
+                result = recorded.recv() => match result {
+                    Some(Ok(id)) => self.event(Event::Recorded(id)).await,
+                    Some(Err(error)) => return Err(error.into()),
+                    None => return Err(CoordinatorError::Internal("journal")),
+                },
+                Some(input) = inbox.recv() => self.input(input).await,
+                reason = shutdown.wait(), if drain_by.is_none() => {
+                    drain_by = Some(tokio::time::Instant::now() + DRAIN_LIMIT);
+                    self.event(Event::DrainRequested { reason }).await;
+                }
+                () = sleep_until(drain_by) => {
+                    self.notice(format!("not in order within {} s: leaving as it is; the ledger has everything", DRAIN_LIMIT.as_secs()));
+                    return Ok(Outcome::Drained);
+                }
+                _ = tick.tick() => {
+                    // K3: first whatever has come meanwhile.
+                    for _ in 0..BURST {
+                        let Ok(input) = inbox.try_recv() else { break };
+                        self.input(input).await;
+                    }
+                    let now = Instant::now();
+                    let stalled = now.saturating_duration_since(seen) > OWN_STALL;
+                    seen = now;
+                    if !stalled {
+                        self.event(Event::Tick).await;
+                    }
+                    self.publish_status(now);
+                    while self.tasks.try_join_next().is_some() {}
+                }
+            }
+        }
+    }
+
+    /// Asks everyone to leave and waits a moment for them to do so.
+    pub(super) async fn dismiss(&mut self, reason: &str, mut inbox: mpsc::Receiver<Input>) {
+        for (_, outbox) in self.conns.values() {
+            outbox.drain(reason);
+        }
+        let gone = async {
+            while !self.conns.is_empty() {
+                match inbox.recv().await {
+                    Some(Input::Closed { conn, .. }) => drop(self.conns.remove(&conn)),
+                    Some(Input::Opened { conn, outbox, hello }) => {
+                        outbox.drain(reason);
+                        self.conns.insert(conn, (hello.worker, outbox));
+                    }
+                    // Whatever else they say now, the run is over; unacknowledged deliveries are dropped with them.
+                    Some(_) => {}
+                    None => return,
+                }
+            }
+        };
+        // Those that do not leave see their connection end.
+        let _ = tokio::time::timeout(Duration::from_secs(2), gone).await;
+        for (_, outbox) in self.conns.values() {
+            outbox.close(reason);
+        }
+    }
+
+    /// The last state on the disk.
+    pub(super) fn final_status(&mut self) {
+        self.last_status = None;
+        self.publish_status(Instant::now());
+    }
+
+    async fn input(&mut self, input: Input) {
+        match input {
+            Input::Opened { conn, hello, outbox } => self.opened(conn, &hello, outbox).await,
+            Input::Closed { conn, why } => self.closed(conn, why).await,
+            Input::Rollout { conn, message } => self.rollout_said(conn, message).await,
+            Input::Batch { conn, batch, checked, ack } => self.batch_came(conn, batch, checked, ack).await,
+            Input::Reward { conn, message } => match message {
+                RewardToCoordinator::Ready(capacity) => self.event(Event::RewardReady { conn, capacity }).await,
+                RewardToCoordinator::Beat(beat) => self.event(Event::Beat { conn, progress: beat.scored }).await,
+                // Taken apart by the session.
+                RewardToCoordinator::Scored(_) => {}
+            },
+            Input::Scores { conn, reply, ack } => self.scores_came(conn, reply, ack),
+            Input::Learner { conn, message } => self.learner_said(conn, message).await,
+            Input::Event(effect) => self.effect(*effect).await,
+        }
+    }
+
+    async fn opened(&mut self, conn: ConnId, hello: &Hello, outbox: Outbox) {
+        self.report.seen(hello.worker, hello.incarnation, hello.pid);
+        self.conns.insert(conn, (hello.worker, outbox));
+        let (worker, incarnation, pid) = (hello.worker, hello.incarnation, hello.pid);
+        tracing::info!(target: "cohort::coordinator", %worker, incarnation, pid, "worker_joined");
+        self.event(Event::Connected { conn, worker, incarnation, pid }).await;
+    }
+
+    async fn closed(&mut self, conn: ConnId, why: String) {
+        if let Some((worker, _)) = self.conns.remove(&conn) {
+            tracing::info!(target: "cohort::coordinator", %worker, why, "worker_left");
+        }
+        self.event(Event::Disconnected { conn, why }).await;
+    }
+
+    async fn rollout_said(&mut self, conn: ConnId, message: RolloutToCoordinator) {
+        let event = match message {
+            RolloutToCoordinator::Ready(ready) => Event::RolloutReady { conn, version: ready.version, capacity: ready.capacity },
+            RolloutToCoordinator::Beat(beat) => Event::Beat { conn, progress: beat.tokens },
+            RolloutToCoordinator::LeaseFailed(f) => Event::LeaseFailed {
+                conn,
+                epoch: f.epoch,
+                work: Work { purpose: f.purpose, group: f.group },
+                attempt: f.attempt,
+                error: f.error,
+                retryable: f.retryable,
+            },
+            // Taken apart by the session.
+            RolloutToCoordinator::Trajectories(_) => return,
+        };
+        self.event(event).await;
+    }
+
+    async fn batch_came(
+        &mut self,
+        conn: ConnId,
+        batch: Arc<TrajectoryBatch>,
+        checked: Result<CheckedBatch, String>,
+        ack: Option<Ack>,
+    ) {
+        let (result, accepted) = match checked {
+            Ok(CheckedBatch { summary, accepted }) => (Ok(summary), Some(accepted)),
+            Err(why) => (Err(why), None),
+        };
+        let work = Work { purpose: batch.purpose, group: batch.group };
+        let (epoch, attempt) = (batch.epoch, batch.attempt);
+        let delivery = self.deliver(ack, Body::Batch(batch, accepted));
+        self.event(Event::Trajectories { conn, delivery, epoch, work, attempt, result }).await;
+    }
+
+    /// Scores are checked against their batch on another thread; then they come back as an effect.
+    fn scores_came(&mut self, conn: ConnId, reply: Arc<ScoreReply>, ack: Option<Ack>) {
+        let work = Work { purpose: reply.purpose, group: reply.group };
+        let batch = self.kept.get(&work).and_then(|k| k.batch.clone());
+        let Some((worker, _)) = self.conns.get(&conn) else { return };
+        let (worker, inputs, advantage) = (*worker, self.inputs.clone(), self.args.advantage.clone());
+        self.tasks.spawn(async move {
+            let checked = tokio::task::spawn_blocking({
+                let reply = reply.clone();
+                move || {
+                    // Without a batch it is none that was asked for: the controller will refuse it.
+                    let Some(batch) = batch else { return Ok((unknown_scores(), None)) };
+                    let summary = summarize_scores(&batch, &reply, advantage.as_ref())?;
+                    let accepted = Accepted::scores(reply, worker, summary.digest.clone())?;
+                    Ok::<_, cohort_protocol::CodecError>((summary, Some(accepted)))
+                }
+            });
+            let (summary, accepted) = match checked.await {
+                Ok(Ok(checked)) => checked,
+                Ok(Err(error)) => (ScoresSummary { failure: Some((error.to_string(), false)), ..unknown_scores() }, None),
+                Err(error) => (ScoresSummary { failure: Some((error.to_string(), true)), ..unknown_scores() }, None),
+            };
+            let (epoch, attempt) = (reply.epoch, reply.attempt);
+            let event = Event::Scores { conn, delivery: DeliveryId(0), epoch, work, attempt, summary };
+            // A coordinator that is gone drops the acknowledgement: the worker sends again.
+            let _ = inputs.send(Input::Event(Box::new(Effect::Scored { event, accepted, ack, reply }))).await;
+        });
+    }
+
+    async fn learner_said(&mut self, conn: ConnId, message: LearnerToCoordinator) {
+        let event = match message {
+            LearnerToCoordinator::Ready(version) => Event::LearnerReady { conn, version },
+            LearnerToCoordinator::Loaded(l) => {
+                self.report.sha256(l.version, l.sha256);
+                Event::Loaded { conn, epoch: l.epoch, version: l.version, digest: l.digest }
+            }
+            LearnerToCoordinator::Stepped(s) => {
+                let mut commit = s.commit;
+                if !self.state.commits().contains_key(&commit.step) {
+                    self.report.enrich(Instant::now(), &mut commit);
+                }
+                Event::Stepped { conn, epoch: s.epoch, commit }
+            }
+            LearnerToCoordinator::Published(p) => {
+                Event::Published { conn, epoch: p.epoch, version: p.version, slot: p.slot, digest: p.digest }
+            }
+            LearnerToCoordinator::CheckpointSaved(c) => Event::CheckpointSaved {
+                conn,
+                epoch: c.epoch,
+                version: c.version,
+                dir: c.dir,
+                manifest_sha256: c.manifest_sha256,
+            },
+            LearnerToCoordinator::Failed(f) => {
+                Event::LearnerFailed { conn, epoch: f.epoch, what: f.what, error: f.error, fatal: f.fatal }
+            }
+            LearnerToCoordinator::Beat(beat) => Event::Beat { conn, progress: beat.micro_batches },
+        };
+        self.event(event).await;
+    }
+
+    async fn effect(&mut self, effect: Effect) {
+        match effect {
+            Effect::Event(event) => self.event(event).await,
+            Effect::Scored { mut event, accepted, ack, reply } => {
+                let id = self.deliver(ack, Body::Reply(reply, accepted));
+                if let Event::Scores { delivery, .. } = &mut event {
+                    *delivery = id;
+                }
+                self.event(event).await;
+            }
+            Effect::Restored { work, batch } => self.kept.entry(work).or_default().batch = Some(batch),
+            Effect::StepSent { tokens, sampled } => self.report.step_sent(Instant::now(), tokens, sampled),
+            Effect::Close { conn, why } => {
+                if let Some((_, outbox)) = self.conns.get(&conn) {
+                    outbox.close(&why);
+                }
+            }
+        }
+    }
+
+    fn deliver(&mut self, ack: Option<Ack>, body: Body) -> DeliveryId {
+        self.next_delivery += 1;
+        let id = DeliveryId(self.next_delivery);
+        self.deliveries.insert(id, Delivery { ack, body });
+        id
+    }
+
+    async fn event(&mut self, event: Event) {
+        let mut commands = Vec::new();
+        self.state.on_event(Instant::now(), event, &mut commands);
+        for command in commands {
+            self.obey(command).await;
+        }
+    }
+
+    async fn obey(&mut self, command: Command) {
+        match command {
+            Command::Record { id, facts } => {
+                let entries = facts.into_iter().filter_map(|fact| self.entry(fact)).collect();
+                if !self.journal.record(id, entries).await {
+                    tracing::error!(target: "cohort::coordinator", "journal_gone");
+                }
+            }
+            Command::Lease { conn, work, attempt, version, cursor, samples } => {
+                self.send_lease(conn, work, attempt, version, cursor, samples);
+            }
+            Command::CancelLease { conn, work, attempt } => {
+                let cancel = CancelLease { purpose: work.purpose, group: work.group, attempt };
+                self.to_rollout(conn, CoordinatorToRollout::Cancel(cancel));
+            }
+            Command::Weights { conn, version, slot, digest } => {
+                self.to_rollout(conn, CoordinatorToRollout::Weights(WeightsReady { version, slot, digest }));
+            }
+            Command::Score { conn, work, attempt, cursor } => self.send_score(conn, work, attempt, cursor),
+            Command::Keep { delivery, work } => self.keep(delivery, work),
+            Command::Discard { delivery, why } => {
+                if let Some(Delivery { ack, .. }) = self.deliveries.remove(&delivery) {
+                    tracing::info!(target: "cohort::coordinator", why, "discarded");
+                    ack.into_iter().for_each(Ack::accept);
+                }
+            }
+            Command::Forget(works) => works.iter().for_each(|work| drop(self.kept.remove(work))),
+            Command::Load { conn, from, version } => self.send_load(conn, from, version),
+            Command::Step { conn, intent, replay, hash } => self.send_step(conn, intent, replay, hash),
+            Command::Publish { conn, version, slot } => {
+                let epoch = self.state.epoch();
+                self.to_learner(conn, CoordinatorToLearner::Publish(PublishRequest { epoch, version, slot }));
+            }
+            Command::Checkpoint { conn, version, cursor } => {
+                let (epoch, cursor_json) = (self.state.epoch(), serde_json::json!({ "next_group": cursor }).to_string());
+                self.to_learner(conn, CoordinatorToLearner::Checkpoint(CheckpointRequest { epoch, version, cursor_json }));
+            }
+            Command::Replace { worker, conn, why } => {
+                tracing::warn!(target: "cohort::coordinator", %worker, why, "replacing");
+                if let Some((_, outbox)) = self.conns.remove(&conn) {
+                    outbox.close(&why);
+                }
+                self.args.replacer.replace(worker, &why);
+            }
+            Command::Phase(phase) => self.phase(phase),
+            Command::Committed(step) => self.committed(step).await,
+            Command::Evaluated(report) => self.evaluated(report).await,
+            Command::Notice(text) => self.notice(text),
+            Command::Finish(outcome) => self.outcome = Some(outcome),
+        }
+    }
+
+    fn phase(&mut self, phase: RunPhase) {
+        let now = Instant::now();
+        self.report.phase(now, phase);
+        self.args.progress.emit(Progress::Phase(phase));
+        self.last_status = None;
+    }
+
+    async fn committed(&mut self, step: StepId) {
+        let Some(commit) = self.state.commits().get(&step).cloned() else { return };
+        let progress = self.report.committed(Instant::now(), &commit);
+        tracing::info!(target: "cohort::coordinator", step = step.0, reward = progress.reward, "committed");
+        self.exports.write(Export::Commit(commit)).await;
+        self.args.progress.emit(Progress::Step(progress));
+    }
+
+    async fn evaluated(&mut self, report: EvaluationReport) {
+        let report = self.examples.remove(&(report.step, report.greedy)).unwrap_or(report);
+        self.report.evaluated(report.clone());
+        self.exports.write(Export::Evaluation(report.clone())).await;
+        self.args.progress.emit(Progress::Evaluation(report));
+    }
+
+    fn notice(&self, text: String) {
+        tracing::info!(target: "cohort::coordinator", text, "notice");
+        self.args.progress.emit(Progress::Notice(text));
+    }
+
+    fn publish_status(&mut self, now: Instant) {
+        if self.last_status.is_some_and(|at| now.saturating_duration_since(at) < STATUS) {
+            return;
+        }
+        self.last_status = Some(now);
+        let own = (std::process::id(), self.args.incarnation);
+        let status = self.report.status(&self.state, own, wall_ms());
+        self.args.progress.emit(Progress::Actors(status.actors.clone()));
+        self.exports.status(status);
+    }
+
+    fn keep(&mut self, delivery: DeliveryId, work: Work) {
+        let Some(Delivery { ack, body }) = self.deliveries.remove(&delivery) else { return };
+        let kept = self.kept.entry(work).or_default();
+        match body {
+            Body::Batch(batch, _) => kept.batch = Some(batch),
+            Body::Reply(reply, _) => kept.reply = Some(reply),
+        }
+        ack.into_iter().for_each(Ack::accept);
+    }
+
+    fn entry(&mut self, fact: Fact) -> Option<Entry> {
+        let (epoch, at_ms) = (self.state.epoch(), wall_ms());
+        Some(match fact {
+            Fact::Opened { group, cursor } => Entry::Opened { group, cursor, epoch },
+            Fact::Leased { group, attempt, worker } => Entry::Leased { group, attempt, worker, epoch, at_ms },
+            Fact::Trajectories { delivery, .. } => match &mut self.deliveries.get_mut(&delivery)?.body {
+                Body::Batch(_, accepted) => Entry::Trajectories(accepted.take()?),
+                Body::Reply(..) => return None,
+            },
+            Fact::Scores { delivery, .. } => match &mut self.deliveries.get_mut(&delivery)?.body {
+                Body::Reply(_, accepted) => Entry::Scores(accepted.take()?),
+                Body::Batch(..) => return None,
+            },
+            Fact::Intent(intent) => Entry::Intent(intent),
+            Fact::Commit(commit) => Entry::Commit(commit),
+            Fact::Dropped { group, reason, detail } => Entry::Dropped { group, reason, detail },
+            Fact::Checkpoint { version, dir, manifest_sha256 } => Entry::Checkpoint { version, dir, manifest_sha256, at_ms },
+            Fact::Evaluation(report) => {
+                let report = self.with_example(report);
+                self.examples.insert((report.step, report.greedy), report.clone());
+                Entry::Evaluation(report)
+            }
+        })
+    }
+
+    fn with_example(&self, mut report: EvaluationReport) -> EvaluationReport {
+        let purpose = LeasePurpose::Eval { step: report.step, greedy: report.greedy };
+        let first = self.kept.get(&Work { purpose, group: cohort_protocol::GroupId(0) });
+        if let Some(Kept { batch: Some(batch), reply: Some(reply) }) = first
+            && let (Some(trajectory), Some(outcome)) = (batch.trajectories.first(), reply.outcomes.first())
+            && let ScoreOutcome::Scored(score) = &outcome.outcome
+        {
+            report.example = Some(example(0, &trajectory.turns, score.score));
+        }
+        report
+    }
+
+    fn send_lease(&self, conn: ConnId, work: Work, attempt: AttemptId, version: PolicyVersion, cursor: u64, samples: u16) {
+        let groups = &self.args.groups;
+        let lease = GroupLease {
+            epoch: self.state.epoch(),
+            purpose: work.purpose,
+            group: work.group,
+            attempt,
+            version,
+            samples,
+            item: groups.item(&work, cursor),
+            seed: groups.seed(),
+            sampling: groups.sampling(&work),
+        };
+        self.to_rollout(conn, CoordinatorToRollout::Lease(lease));
+    }
+
+    fn send_score(&mut self, conn: ConnId, work: Work, attempt: AttemptId, cursor: u64) {
+        let Some((_, Outbox::Reward(lane))) = self.conns.get(&conn) else { return };
+        let (lane, inputs, journal) = (lane.clone(), self.inputs.clone(), self.journal.clone());
+        let (epoch, seed) = (self.state.epoch(), self.args.groups.seed());
+        let item_json = self.args.groups.item(&work, cursor).json;
+        let kept = self.kept.get(&work).and_then(|k| k.batch.clone());
+        self.tasks.spawn(async move {
+            let batch = match kept {
+                Some(batch) => batch,
+                None => match stored(&journal, work).await {
+                    Ok(batch) => {
+                        // A coordinator that is gone needs it no more.
+                        let _ = inputs.send(Input::Event(Box::new(Effect::Restored { work, batch: batch.clone() }))).await;
+                        batch
+                    }
+                    Err(error) => return fail(&inputs, error).await,
+                },
+            };
+            let samples = samples_to_score(&batch);
+            let (purpose, group) = (work.purpose, work.group);
+            let request = ScoreRequest { epoch, purpose, group, attempt, item_json, seed, samples };
+            if let Err(error) = lane.sender.send_bulk(&CoordinatorToReward::Score(request)).await {
+                let close = Effect::Close { conn, why: error.to_string() };
+                // As above.
+                let _ = inputs.send(Input::Event(Box::new(close))).await;
+            }
+        });
+    }
+
+    /// A checkpoint is verified before the learner is told to load it; one that fails is passed over.
+    fn send_load(&mut self, conn: ConnId, from: LoadFrom, version: PolicyVersion) {
+        let Some((_, Outbox::Learner(lane))) = self.conns.get(&conn) else { return };
+        let (lane, inputs, root) = (lane.clone(), self.inputs.clone(), self.args.paths.root().to_owned());
+        let epoch = self.state.epoch();
+        self.tasks.spawn(async move {
+            if let LoadFrom::Checkpoint(dir) = &from {
+                let path = root.join(dir);
+                let verified = tokio::task::spawn_blocking(move || cohort_learner::checkpoint::verify(&path).map(drop));
+                let error = match verified.await {
+                    Ok(Ok(())) => None,
+                    Ok(Err(error)) => Some(error.to_string()),
+                    Err(error) => Some(error.to_string()),
+                };
+                if let Some(error) = error {
+                    let event = Event::LearnerFailed { conn, epoch, what: format!("load {version}"), error, fatal: false };
+                    // A coordinator that is gone needs no news.
+                    let _ = inputs.send(Input::Event(Box::new(Effect::Event(event)))).await;
+                    return;
+                }
+            }
+            lane.send(CoordinatorToLearner::Load(Load { epoch, from, version }));
+        });
+    }
+
+    fn send_step(&mut self, conn: ConnId, intent: StepIntent, replay: bool, hash: bool) {
+        if !replay {
+            crash_point(INTENT_COMMITTED);
+        }
+        let Some((_, Outbox::Learner(lane))) = self.conns.get(&conn) else { return };
+        let (lane, inputs, journal) = (lane.clone(), self.inputs.clone(), self.journal.clone());
+        let kept: Vec<Kept> = intent.groups.iter().map(|g| self.kept.get(&Work::train(*g)).cloned().unwrap_or_default()).collect();
+        let (epoch, advantage) = (self.state.epoch(), self.args.advantage.clone());
+        self.tasks.spawn(async move {
+            let groups = match gather(&journal, &intent, kept, advantage).await {
+                Ok(groups) => groups,
+                Err(error) => return fail(&inputs, error).await,
+            };
+            let all = || groups.iter().flat_map(|g| &g.samples);
+            let tokens = all().map(|s| s.trajectory.len() as u64).sum();
+            let sampled = all().map(|s| s.trajectory.completion_len() as u64).sum();
+            // A coordinator that is gone needs no news; the same below.
+            let _ = inputs.send(Input::Event(Box::new(Effect::StepSent { tokens, sampled }))).await;
+            let request = StepRequest { epoch, intent, groups, replay, hash };
+            if let Err(error) = lane.sender.send_bulk(&CoordinatorToLearner::Step(request)).await {
+                let close = Effect::Close { conn, why: error.to_string() };
+                let _ = inputs.send(Input::Event(Box::new(close))).await;
+            }
+        });
+    }
+
+    fn to_rollout(&self, conn: ConnId, message: CoordinatorToRollout) {
+        if let Some((_, Outbox::Rollout(lane))) = self.conns.get(&conn) {
+            lane.send(message);
+        }
+    }
+
+    fn to_learner(&self, conn: ConnId, message: CoordinatorToLearner) {
+        if let Some((_, Outbox::Learner(lane))) = self.conns.get(&conn) {
+            lane.send(message);
+        }
+    }
+}
+
+/// A step's groups, in the intent's order: from memory, or read back and checked against the intent's digests.
+async fn gather(
+    journal: &Journal,
+    intent: &StepIntent,
+    kept: Vec<Kept>,
+    advantage: Arc<dyn cohort_learner::advantage::Advantage>,
+) -> Result<Vec<GroupPayload>, String> {
+    let mut parts = Vec::with_capacity(kept.len());
+    for (group, kept) in intent.groups.iter().zip(kept) {
+        parts.push(match kept {
+            Kept { batch: Some(batch), reply: Some(reply) } => (batch, reply),
+            _ => match journal.read(*group).await {
+                Some(Ok((Some(batch), Some(reply)))) => (batch.value, reply.value),
+                Some(Ok(_)) => return Err(format!("group {group} of step {} is not in the ledger", intent.step)),
+                Some(Err(error)) => return Err(error.to_string()),
+                None => return Err("the journal has stopped".into()),
+            },
+        });
+    }
+    let digests = intent.digests.clone();
+    let (ids, step) = (intent.groups.clone(), intent.step);
+    let built = tokio::task::spawn_blocking(move || {
+        let mut groups = Vec::with_capacity(parts.len());
+        for ((group, digest), (batch, reply)) in ids.iter().zip(&digests).zip(&parts) {
+            let ready = group_payload(batch, reply, advantage.as_ref()).map_err(|e| e.to_string())?;
+            if ready.digest != *digest {
+                return Err(format!("group {group} has digest {}, the intent of step {step} names {digest}", ready.digest));
+            }
+            groups.push(ready.payload);
+        }
+        Ok(groups)
+    });
+    built.await.map_err(|e| e.to_string())?
+}
+
+async fn stored(journal: &Journal, work: Work) -> Result<Arc<TrajectoryBatch>, String> {
+    match journal.read(work.group).await {
+        Some(Ok((Some(batch), _))) if work.is_training() => Ok(batch.value),
+        Some(Err(error)) => Err(error.to_string()),
+        Some(Ok(_)) => Err(format!("{work}: its trajectories are not in the ledger")),
+        None => Err("the journal has stopped".into()),
+    }
+}
+
+async fn fail(inputs: &mpsc::Sender<Input>, error: String) {
+    // A coordinator that is gone has failed already.
+    let _ = inputs.send(Input::Event(Box::new(Effect::Event(Event::Failed { error })))).await;
+}
+
+fn unknown_scores() -> ScoresSummary {
+    ScoresSummary { digest: String::new(), scores: Vec::new(), parts: Vec::new(), failure: None }
+}
+
+async fn sleep_until(at: Option<tokio::time::Instant>) {
+    match at {
+        Some(at) => tokio::time::sleep_until(at).await,
+        None => std::future::pending().await,
+    }
+}
+
+/// Milliseconds since the Unix epoch: for reports only.
+pub(super) fn wall_ms() -> u64 {
+    let since = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
+    u64::try_from(since.as_millis()).unwrap_or(u64::MAX)
+}

@@ -1,0 +1,95 @@
+//! The ledger's own thread: facts in, "durable" out. What waits is written together, one sync for all of it.
+//!
+//! Queue: [`QUEUE`] requests; when it is full the coordinator waits, and with it every worker that delivers.
+use crate::controller::RecordId;
+use crate::ledger::{Accepted, Entry, Ledger, LedgerError};
+use cohort_protocol::messages::reward::ScoreReply;
+use cohort_protocol::{GroupId, TrajectoryBatch};
+use std::thread::JoinHandle;
+use tokio::sync::{mpsc, oneshot};
+
+/// Requests that wait.
+const QUEUE: usize = 256;
+/// Records written in one transaction, at most.
+const BATCH: usize = 64;
+
+/// A group as the ledger holds it.
+pub(super) type StoredGroup = (Option<Accepted<TrajectoryBatch>>, Option<Accepted<ScoreReply>>);
+
+enum Request {
+    Record(RecordId, Vec<Entry>),
+    Read(GroupId, oneshot::Sender<Result<StoredGroup, LedgerError>>),
+}
+
+/// The coordinator's hold on the thread. The thread ends when the last one is dropped.
+#[derive(Debug, Clone)]
+pub(super) struct Journal(mpsc::Sender<Request>);
+
+impl std::fmt::Debug for Request {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        match self {
+            Self::Record(id, entries) => write!(f, "Record({id:?}, {} entries)", entries.len()),
+            Self::Read(group, _) => write!(f, "Read({group})"),
+        }
+    }
+}
+
+impl Journal {
+    /// Gives the ledger a thread. `recorded` is called there, in order, for each batch of facts.
+    pub(super) fn start(
+        ledger: Ledger,
+        recorded: impl Fn(Result<RecordId, LedgerError>) + Send + 'static,
+    ) -> std::io::Result<(Self, JoinHandle<()>)> {
+        let (sender, inbox) = mpsc::channel(QUEUE);
+        let thread = std::thread::Builder::new().name("journal".into()).spawn(move || write_all(ledger, inbox, &recorded))?;
+        Ok((Self(sender), thread))
+    }
+
+    /// Orders facts to be recorded. `false`: the thread is gone.
+    pub(super) async fn record(&self, id: RecordId, entries: Vec<Entry>) -> bool {
+        self.0.send(Request::Record(id, entries)).await.is_ok()
+    }
+
+    /// Reads a group back; `None`: the thread is gone.
+    pub(super) async fn read(&self, group: GroupId) -> Option<Result<StoredGroup, LedgerError>> {
+        let (reply, answer) = oneshot::channel();
+        self.0.send(Request::Read(group, reply)).await.ok()?;
+        answer.await.ok()
+    }
+}
+
+fn write_all(mut ledger: Ledger, mut inbox: mpsc::Receiver<Request>, recorded: &dyn Fn(Result<RecordId, LedgerError>)) {
+    let mut next = inbox.blocking_recv();
+    while let Some(request) = next.take() {
+        match request {
+            Request::Read(group, reply) => {
+                let found = ledger.trajectories(group).and_then(|t| Ok((t, ledger.scores(group)?)));
+                // Whoever asked may have been drained meanwhile.
+                let _ = reply.send(found);
+            }
+            Request::Record(id, mut entries) => {
+                let mut ids = vec![id];
+                while ids.len() < BATCH {
+                    match inbox.try_recv() {
+                        Ok(Request::Record(id, more)) => {
+                            ids.push(id);
+                            entries.extend(more);
+                        }
+                        Ok(other) => {
+                            next = Some(other);
+                            break;
+                        }
+                        Err(_) => break,
+                    }
+                }
+                match ledger.apply(&entries) {
+                    Ok(()) => ids.into_iter().for_each(|id| recorded(Ok(id))),
+                    Err(error) => return recorded(Err(error)),
+                }
+            }
+        }
+        if next.is_none() {
+            next = inbox.blocking_recv();
+        }
+    }
+}

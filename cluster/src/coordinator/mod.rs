@@ -1,0 +1,202 @@
+//! The coordinator: listens, keeps the ledger, drives the controller, reports. It decides nothing (`controller` does),
+//! computes nothing (workers do) and never forks (the node agent does).
+//!
+//! Files: `session` one connection; `actor` the one task that moves everything; `journal` the ledger's thread; `payload`
+//! checks and digests; `report` and `exports` what people and programs see; `error`.
+mod actor;
+mod error;
+mod exports;
+mod journal;
+mod payload;
+mod report;
+mod session;
+
+pub use error::CoordinatorError;
+pub use report::{COLLECT_S, SAMPLED_TOKENS, STEP_S, TRAINED_TOKENS};
+
+use crate::controller::{ConnId, ControllerState, Outcome, Plan, Work};
+use crate::ledger::place::write_atomically;
+use crate::ledger::{Ledger, LedgerError, RunLock, RunMeta, RunPaths};
+use crate::progress::{LaunchReport, Progress, ProgressSink};
+use cohort_actors::{AcceptTerms, Connection, Listener, Shutdown, accept_worker};
+use cohort_learner::advantage::Advantage;
+use cohort_protocol::{SampledItem, SamplingParams, WorkerId};
+use self::actor::Core;
+use self::exports::Exports;
+use self::journal::Journal;
+use self::report::Report;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+use tokio::sync::mpsc;
+use tokio::task::JoinSet;
+
+/// What sessions and helpers have said and the core has not read; when it is full they wait.
+const INPUTS: usize = 1024;
+/// Time that a run asked to stop has to do so in order.
+pub const DRAIN_LIMIT: Duration = Duration::from_secs(30);
+/// For `Hello` after a connection.
+const HELLO: Duration = Duration::from_secs(5);
+/// How long a coordinator that is on its way out may keep the ledger.
+const LEDGER_PATIENCE: Duration = Duration::from_secs(10);
+
+/// Where leases get their contents.
+pub trait GroupSource: Send + Sync {
+    /// The data row of a group: training rows by cursor, held-out rows by prompt number.
+    fn item(&self, work: &Work, cursor: u64) -> SampledItem;
+    /// How its tokens are drawn.
+    fn sampling(&self, work: &Work) -> SamplingParams;
+    /// Key of every random draw of the run.
+    fn seed(&self) -> u64;
+}
+
+/// Whoever can replace a worker that is connected and does not move.
+pub trait Replacer: Send + Sync {
+    /// Kills the worker's process; its supervisor starts another. Must not block.
+    fn replace(&self, worker: WorkerId, why: &str);
+}
+
+/// What a coordinator is started with.
+pub struct CoordinatorArgs {
+    /// The run; its ledger exists.
+    pub paths: RunPaths,
+    /// What the run is to do.
+    pub plan: Plan,
+    /// Workers that belong to the run; others are refused.
+    pub workers: Vec<WorkerId>,
+    /// Everything that decides bits, one line; must be the run's.
+    pub numerics: String,
+    /// Where leases get their contents.
+    pub groups: Arc<dyn GroupSource>,
+    /// From rewards to advantages.
+    pub advantage: Arc<dyn Advantage>,
+    /// Who wants to know.
+    pub progress: Arc<dyn ProgressSink>,
+    /// Who replaces hung workers.
+    pub replacer: Arc<dyn Replacer>,
+    /// Which start of the coordinator in this launch, from 0.
+    pub incarnation: u32,
+    /// When the launch began.
+    pub begun: Instant,
+}
+
+/// Runs a coordinator until the run is over or `shutdown` makes it drain. `summary.json` is written at the end.
+///
+/// Errors: [`CoordinatorError`]; the run can be resumed after every one of them.
+pub async fn run(args: CoordinatorArgs, listener: Arc<dyn Listener>, shutdown: Shutdown) -> Result<LaunchReport, CoordinatorError> {
+    let args = Arc::new(args);
+    let (lock, meta, past, epoch, ledger) = open_ledger(args.clone()).await?;
+    let report = Report::new(args.plan.steps, args.begun, Instant::now(), &past, args.workers.clone());
+    let exports = Exports::start(args.paths.clone(), &past).map_err(|e| LedgerError::io("start a thread for", args.paths.root(), e))?;
+    // Bounded by the records that wait for the journal, whose queue is.
+    let (recorded_tx, recorded) = mpsc::unbounded_channel();
+    let (journal, journal_thread) = Journal::start(ledger, move |result| {
+        // A core that has ended needs no news.
+        let _ = recorded_tx.send(result);
+    })
+    .map_err(|e| LedgerError::io("start a thread for", args.paths.root(), e))?;
+    args.progress.emit(Progress::Started {
+        run_dir: args.paths.root().to_owned(),
+        resumed_at: past.committed(),
+        steps: args.plan.steps,
+    });
+    let state = ControllerState::new(args.plan.clone(), epoch, past);
+    let (inputs, mut inbox) = mpsc::channel(INPUTS);
+    let terms = AcceptTerms { run: meta.run, epoch, numerics: meta.numerics, deadline: HELLO };
+    let accepting = tokio::spawn(accept_all(listener, terms, args.workers.clone(), inputs.clone()));
+    let mut core = Core::new(args.clone(), state, report, journal, exports, inputs);
+    let result = core.run(&mut inbox, recorded, &shutdown).await;
+    accepting.abort();
+    let reason = match &result {
+        Ok(Outcome::Finished) => "the run is finished".to_owned(),
+        Ok(Outcome::Drained) => "the run was asked to stop".to_owned(),
+        Ok(Outcome::Failed { error }) => format!("the run has failed: {error}"),
+        Err(error) => format!("the coordinator has failed: {error}"),
+    };
+    core.dismiss(&reason, inbox).await;
+    let ended = conclude(&args, core, result, journal_thread).await;
+    drop(lock);
+    ended
+}
+
+type Opened = (RunLock, RunMeta, crate::ledger::Past, cohort_protocol::Epoch, Ledger);
+
+async fn open_ledger(args: Arc<CoordinatorArgs>) -> Result<Opened, CoordinatorError> {
+    let opened = tokio::task::spawn_blocking(move || {
+        let lock = RunLock::take(&args.paths.ledger_lock(), LEDGER_PATIENCE)?;
+        let mut ledger = Ledger::open(&args.paths)?;
+        let meta = ledger.meta()?;
+        if meta.numerics != args.numerics {
+            return Err(CoordinatorError::Numerics { begun: meta.numerics, now: args.numerics.clone() });
+        }
+        let epoch = ledger.begin_epoch(actor::wall_ms())?;
+        let past = ledger.past()?;
+        Ok((lock, meta, past, epoch, ledger))
+    });
+    opened.await.map_err(|_| CoordinatorError::Internal("opening of the ledger"))?
+}
+
+async fn conclude(
+    args: &CoordinatorArgs,
+    mut core: Core,
+    result: Result<Outcome, CoordinatorError>,
+    journal: std::thread::JoinHandle<()>,
+) -> Result<LaunchReport, CoordinatorError> {
+    core.final_status();
+    let finished = matches!(result, Ok(Outcome::Finished));
+    let mut summary = core.report.summary(Instant::now(), &args.paths, &core.state, finished, args.incarnation);
+    let Core { journal: handle, exports, tasks, .. } = core;
+    drop((handle, tasks));
+    let (paths, last) = (args.paths.clone(), cohort_protocol::PolicyVersion(summary.steps));
+    let written = tokio::task::spawn_blocking(move || {
+        // Both end when their queues are dropped; a panic of theirs is in the log.
+        let _ = exports.finish().join();
+        let _ = journal.join();
+        if summary.weights_sha256.is_empty() {
+            let dir = paths.root().join(cohort_learner::checkpoint::dir_name(last));
+            summary.weights_sha256 = cohort_learner::checkpoint::hash(&dir).map(|h| h.weights).unwrap_or_default();
+        }
+        let bytes = serde_json::to_vec_pretty(&summary).unwrap_or_default();
+        write_atomically(&paths.summary(), &bytes).map(|()| summary)
+    });
+    let summary = written.await.map_err(|_| CoordinatorError::Internal("writing of the summary"))?;
+    match result? {
+        Outcome::Failed { error } => Err(CoordinatorError::RunFailed(error)),
+        Outcome::Finished | Outcome::Drained => Ok(summary?),
+    }
+}
+
+/// Welcomes workers, each in a task of its own, until it is aborted.
+async fn accept_all(listener: Arc<dyn Listener>, terms: AcceptTerms, workers: Vec<WorkerId>, inputs: mpsc::Sender<session::Input>) {
+    let (terms, workers) = (Arc::new(terms), Arc::new(workers));
+    let mut sessions = JoinSet::new();
+    let mut next = 0u64;
+    loop {
+        while sessions.try_join_next().is_some() {}
+        let connection = match listener.accept().await {
+            Ok(connection) => connection,
+            Err(error) => {
+                tracing::error!(target: "cohort::coordinator", %error, "listener_lost");
+                return;
+            }
+        };
+        next += 1;
+        sessions.spawn(welcome(ConnId(next), connection, terms.clone(), workers.clone(), inputs.clone()));
+    }
+}
+
+async fn welcome(
+    conn: ConnId,
+    connection: Arc<dyn Connection>,
+    terms: Arc<AcceptTerms>,
+    workers: Arc<Vec<WorkerId>>,
+    inputs: mpsc::Sender<session::Input>,
+) {
+    let admitted = accept_worker(connection, &terms, |hello| {
+        let known = workers.contains(&hello.worker);
+        known.then_some(()).ok_or_else(|| format!("this run has no {}; it was started with another configuration", hello.worker))
+    });
+    match admitted.await {
+        Ok(admitted) => session::serve(conn, admitted, inputs).await,
+        Err(error) => tracing::warn!(target: "cohort::coordinator", %error, "not_welcomed"),
+    }
+}

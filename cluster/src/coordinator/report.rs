@@ -1,0 +1,301 @@
+//! What a run has to tell, gathered as it goes: live progress, the state of its actors, the report at the end.
+//! All sums are made of the ledger's commits, so that a resumed run reports the whole of it.
+use crate::controller::{ConnId, ControllerState};
+use crate::ledger::{Past, RunPaths};
+use crate::progress::{
+    ActorState, ActorStatus, EvaluationReport, ExampleDialogue, LaunchReport, RunPhase, RunStatus, StepProgress,
+};
+use cohort_protocol::{PolicyVersion, Role, StepCommit, WorkerId};
+use std::collections::BTreeMap;
+use std::time::Instant;
+
+/// Seconds from the step's first lease to its last score.
+pub const COLLECT_S: &str = "time/collect_s";
+/// Seconds of the learner's step.
+pub const STEP_S: &str = "time/step_s";
+/// Tokens that the policy sampled for the step.
+pub const SAMPLED_TOKENS: &str = "tokens/sampled";
+/// Tokens of all sequences through the learner.
+pub const TRAINED_TOKENS: &str = "tokens/trained";
+const REWARD: &str = "reward";
+const LOGP_DIFFERENCE: &str = "sampling/sampling_logp_difference/max";
+const LOGP_TOKENS: &str = "sampling/sampling_logp_difference/tokens";
+
+/// Memory of the reporting.
+#[derive(Debug)]
+pub(super) struct Report {
+    steps: u64,
+    begun: Instant,
+    collecting: Option<Instant>,
+    collect_s: f64,
+    step_sent: Option<Instant>,
+    tokens: (u64, u64),
+    evaluations: Vec<EvaluationReport>,
+    rewards: Vec<f64>,
+    totals: Totals,
+    step_seconds: Vec<f64>,
+    last_commit: Instant,
+    final_sha256: BTreeMap<PolicyVersion, String>,
+    incarnations: BTreeMap<WorkerId, (u32, u32)>,
+    expected: Vec<WorkerId>,
+}
+
+#[derive(Debug, Default, Clone, Copy)]
+struct Totals {
+    collect_s: f64,
+    step_s: f64,
+    sampled: f64,
+    trained: f64,
+    logp_difference: f64,
+    logp_tokens: f64,
+}
+
+impl Report {
+    /// Begins with what earlier incarnations recorded. `begun`: when this launch was.
+    pub(super) fn new(steps: u64, begun: Instant, now: Instant, past: &Past, expected: Vec<WorkerId>) -> Self {
+        let mut report = Self {
+            steps,
+            begun,
+            collecting: None,
+            collect_s: 0.0,
+            step_sent: None,
+            tokens: (0, 0),
+            evaluations: past.evaluations.clone(),
+            rewards: Vec::new(),
+            totals: Totals::default(),
+            step_seconds: Vec::new(),
+            last_commit: now,
+            final_sha256: BTreeMap::new(),
+            incarnations: BTreeMap::new(),
+            expected,
+        };
+        past.commits.values().for_each(|commit| report.count(commit));
+        report
+    }
+
+    /// The run is busy with something else.
+    pub(super) fn phase(&mut self, now: Instant, phase: RunPhase) {
+        match phase {
+            RunPhase::Collecting => self.collecting = self.collecting.or(Some(now)),
+            _ => {
+                if let Some(since) = self.collecting.take() {
+                    self.collect_s += now.saturating_duration_since(since).as_secs_f64();
+                }
+            }
+        }
+    }
+
+    /// A step's groups went to the learner.
+    pub(super) fn step_sent(&mut self, now: Instant, trained: u64, sampled: u64) {
+        self.step_sent = Some(now);
+        self.tokens = (trained, sampled);
+    }
+
+    /// Adds what only the coordinator knows to a commit, before it is recorded.
+    pub(super) fn enrich(&mut self, now: Instant, commit: &mut StepCommit) {
+        let step_s = self.step_sent.take().map_or(0.0, |at| now.saturating_duration_since(at).as_secs_f64());
+        let (trained, sampled) = self.tokens;
+        let collect_s = std::mem::take(&mut self.collect_s);
+        let own = [(COLLECT_S, collect_s), (STEP_S, step_s), (SAMPLED_TOKENS, sampled as f64), (TRAINED_TOKENS, trained as f64)];
+        for (name, value) in own {
+            commit.metrics.push((name.to_owned(), value));
+        }
+    }
+
+    /// A step is committed.
+    pub(super) fn committed(&mut self, now: Instant, commit: &StepCommit) -> StepProgress {
+        self.count(commit);
+        self.step_seconds.push(now.saturating_duration_since(self.last_commit).as_secs_f64());
+        self.last_commit = now;
+        let get = |name: &str| metric(commit, name);
+        let recent = &self.step_seconds[self.step_seconds.len().saturating_sub(10)..];
+        let pace = recent.iter().sum::<f64>() / recent.len() as f64;
+        let left = self.steps.saturating_sub(commit.step.0);
+        let part = |(name, value): &(String, f64)| {
+            let name = name.strip_prefix("rewards/")?.strip_suffix("/mean")?;
+            Some((name.to_owned(), *value))
+        };
+        StepProgress {
+            step: commit.step.0,
+            steps: self.steps,
+            reward: get(REWARD).unwrap_or(f64::NAN),
+            reward_parts: commit.metrics.iter().filter_map(part).collect(),
+            rollout_tokens_per_s: rate(get(SAMPLED_TOKENS), get(COLLECT_S)),
+            train_tokens_per_s: rate(get(TRAINED_TOKENS), get(STEP_S)),
+            staleness: get("staleness/max").unwrap_or(0.0) as u64,
+            elapsed_s: now.saturating_duration_since(self.begun).as_secs_f64(),
+            eta_s: Some(pace * left as f64),
+            metrics: commit.metrics.clone(),
+        }
+    }
+
+    /// An evaluation round is recorded.
+    pub(super) fn evaluated(&mut self, report: EvaluationReport) {
+        self.evaluations.push(report);
+    }
+
+    /// SHA-256 of a version's weights became known.
+    pub(super) fn sha256(&mut self, version: PolicyVersion, sha256: String) {
+        if !sha256.is_empty() {
+            self.final_sha256.insert(version, sha256);
+        }
+    }
+
+    /// A worker connected.
+    pub(super) fn seen(&mut self, worker: WorkerId, incarnation: u32, pid: u32) {
+        let entry = self.incarnations.entry(worker).or_insert((incarnation, pid));
+        *entry = (entry.0.max(incarnation), pid);
+    }
+
+    /// Whether a worker was ever connected.
+    fn known(&self, worker: WorkerId) -> Option<(u32, u32)> {
+        self.incarnations.get(&worker).copied()
+    }
+
+    /// Everyone as they are now.
+    pub(super) fn actors(&self, state: &ControllerState, coordinator: (u32, u32)) -> Vec<ActorStatus> {
+        let (pid, restarts) = coordinator;
+        let finished = state.phase() == RunPhase::Finished;
+        let mut actors = vec![ActorStatus {
+            name: Role::Coordinator.to_string() + "-0",
+            role: Role::Coordinator,
+            index: 0,
+            pid: Some(pid),
+            state: if finished { ActorState::Stopped } else { ActorState::Working },
+            restarts,
+            lease: None,
+            version: Some(state.version().0),
+            progress: state.commits().len() as u64,
+        }];
+        for worker in &self.expected {
+            let known = self.known(*worker);
+            let (conn, member) = state.members().of(*worker).unzip();
+            let status = match (member, known) {
+                (Some(m), _) => member_state(state, conn, m),
+                (None, _) if finished => ActorState::Stopped,
+                (None, Some(_)) => ActorState::Lost,
+                (None, None) => ActorState::Starting,
+            };
+            actors.push(ActorStatus {
+                name: worker.to_string(),
+                role: worker.role,
+                index: worker.index,
+                pid: member.map(|m| m.pid).or(known.map(|(_, pid)| pid)),
+                state: status,
+                restarts: known.map_or(0, |(incarnation, _)| incarnation),
+                lease: conn.and_then(|conn| in_hand(state, conn)),
+                version: member.and_then(|m| m.version).or_else(|| learner_version(state, *worker)).map(|v| v.0),
+                progress: member.map_or(0, |m| m.progress),
+            });
+        }
+        actors
+    }
+
+    /// `status.json`.
+    pub(super) fn status(&self, state: &ControllerState, coordinator: (u32, u32), updated_ms: u64) -> RunStatus {
+        RunStatus {
+            phase: state.phase(),
+            epoch: state.epoch().0,
+            step: state.version().0,
+            steps: self.steps,
+            updated_ms,
+            actors: self.actors(state, coordinator),
+        }
+    }
+
+    /// `summary.json`.
+    pub(super) fn summary(&self, now: Instant, paths: &RunPaths, state: &ControllerState, finished: bool, own: u32) -> LaunchReport {
+        let last = state.version();
+        let round = |step: u64, greedy: bool| self.evaluations.iter().find(|e| e.step == step && e.greedy == greedy);
+        let reward = |step, greedy| round(step, greedy).map(|e| e.reward);
+        let end = (last.0 > 0).then_some(last.0);
+        let example = |step| [true, false].into_iter().find_map(|greedy| round(step, greedy)?.example.clone());
+        let parts = |step| round(step, false).or(round(step, true)).map(|e| e.parts.clone()).unwrap_or_default();
+        let after: BTreeMap<String, f64> = end.map(parts).unwrap_or_default().into_iter().collect();
+        let recorded = state.commits().last_key_value().map(|(_, c)| c.weights_sha256.clone()).filter(|s| !s.is_empty());
+        LaunchReport {
+            run_dir: paths.root().to_owned(),
+            steps: last.0,
+            reward_first5: mean(&self.rewards[..self.rewards.len().min(5)]),
+            reward_last5: mean(&self.rewards[self.rewards.len().saturating_sub(5)..]),
+            heldout_before: reward(0, false),
+            heldout_after: end.and_then(|step| reward(step, false)),
+            heldout_greedy_before: reward(0, true),
+            heldout_greedy_after: end.and_then(|step| reward(step, true)),
+            rollout_tokens_per_s: rate(Some(self.totals.sampled), Some(self.totals.collect_s)),
+            train_tokens_per_s: rate(Some(self.totals.trained), Some(self.totals.step_s)),
+            max_logprob_diff: self.totals.logp_difference,
+            logprob_tokens_compared: self.totals.logp_tokens as u64,
+            weights_sha256: recorded.or_else(|| self.final_sha256.get(&last).cloned()).unwrap_or_default(),
+            restarts: self.incarnations.values().map(|(n, _)| u64::from(*n)).sum::<u64>() + u64::from(own),
+            wall_s: now.saturating_duration_since(self.begun).as_secs_f64(),
+            finished,
+            example_before: example(0),
+            example_after: end.and_then(example),
+            heldout_parts: parts(0).into_iter().filter_map(|(n, v)| Some((n.clone(), v, *after.get(&n)?))).collect(),
+        }
+    }
+
+    fn count(&mut self, commit: &StepCommit) {
+        let get = |name: &str| metric(commit, name).filter(|v| v.is_finite()).unwrap_or(0.0);
+        let t = &mut self.totals;
+        t.collect_s += get(COLLECT_S);
+        t.step_s += get(STEP_S);
+        t.sampled += get(SAMPLED_TOKENS);
+        t.trained += get(TRAINED_TOKENS);
+        t.logp_difference = t.logp_difference.max(get(LOGP_DIFFERENCE));
+        t.logp_tokens += get(LOGP_TOKENS);
+        self.rewards.extend(metric(commit, REWARD));
+    }
+}
+
+/// A dialogue of an evaluation round to show.
+pub(super) fn example(prompt: u64, turns: &[cohort_protocol::Turn], reward: f64) -> ExampleDialogue {
+    ExampleDialogue { prompt, turns: turns.to_vec(), reward }
+}
+
+fn member_state(state: &ControllerState, conn: Option<ConnId>, member: &crate::controller::membership::Member) -> ActorState {
+    let learner_busy = member.worker.role == Role::Learner && state.learner_request().is_some();
+    if member.swap.is_some() || matches!(state.phase(), RunPhase::Loading) && learner_busy {
+        ActorState::Loading
+    } else if !member.load.is_empty() || learner_busy && conn.is_some() {
+        ActorState::Working
+    } else {
+        ActorState::Idle
+    }
+}
+
+fn in_hand(state: &ControllerState, conn: ConnId) -> Option<String> {
+    let member = state.members().get(conn)?;
+    if member.worker.role == Role::Learner {
+        return state.learner_request().map(|request| request.to_string());
+    }
+    let first = member.load.first()?;
+    let mut text = match state.leased_attempt(first) {
+        Some(attempt) if member.worker.role == Role::Rollout => format!("{first} attempt {attempt}"),
+        _ => first.to_string(),
+    };
+    if member.load.len() > 1 {
+        text.push_str(&format!(" and {} more", member.load.len() - 1));
+    }
+    Some(text)
+}
+
+fn learner_version(state: &ControllerState, worker: WorkerId) -> Option<PolicyVersion> {
+    (worker.role == Role::Learner).then(|| state.learner_version()).flatten()
+}
+
+fn metric(commit: &StepCommit, name: &str) -> Option<f64> {
+    commit.metrics.iter().find(|(n, _)| n == name).map(|(_, v)| *v)
+}
+
+fn rate(amount: Option<f64>, seconds: Option<f64>) -> f64 {
+    match (amount, seconds) {
+        (Some(amount), Some(seconds)) if seconds > 0.0 => amount / seconds,
+        _ => 0.0,
+    }
+}
+
+fn mean(values: &[f64]) -> Option<f64> {
+    (!values.is_empty()).then(|| values.iter().sum::<f64>() / values.len() as f64)
+}

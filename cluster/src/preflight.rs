@@ -1,0 +1,199 @@
+//! What a run will need of this machine, said before it starts: memory by part, and what there is.
+use crate::config::Config;
+use cohort_model::DecoderSpec;
+use serde::Serialize;
+use std::path::Path;
+
+/// Bytes that one engine needs, by part. An estimate from shapes: f32, one process, all parameters trained.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
+pub struct Need {
+    /// The weights.
+    pub parameters: u64,
+    /// Their gradients.
+    pub gradients: u64,
+    /// AdamW's two moments.
+    pub moments: u64,
+    /// What the forward pass of one micro-batch keeps for its backward pass.
+    pub activations: u64,
+    /// Keys and values of the sequences that are generated at once.
+    pub kv: u64,
+}
+
+impl Need {
+    /// For micro-batches of that many tokens and that many tokens of keys and values.
+    #[must_use]
+    pub fn of(spec: &DecoderSpec, micro_batch_tokens: u64, kv_tokens: u64) -> Self {
+        let parameters = 4 * spec.parameters() as u64;
+        let moments = 2 * parameters;
+        Self {
+            parameters,
+            gradients: parameters,
+            moments,
+            activations: 4 * activation_values(spec) * micro_batch_tokens,
+            kv: 4 * 2 * (spec.layers * spec.kv_heads * spec.head_dim) as u64 * kv_tokens,
+        }
+    }
+
+    /// For a run whose engine both generates and learns.
+    #[must_use]
+    pub fn of_run(spec: &DecoderSpec, config: &Config) -> Self {
+        let c = &config.cluster;
+        let sequences = u64::from(c.rollout.get()) * u64::from(c.capacity.get()) * u64::from(config.training.group_size);
+        // No more sequences run at once than a step has, nor than the engine takes.
+        let step = u64::from(config.training.groups_per_step) * u64::from(config.training.group_size);
+        let running = sequences.min(step).min(cohort_engine::EngineOptions::default().max_running as u64);
+        Self::of(spec, config.training.micro_batch_tokens.into(), running * spec.max_context as u64)
+    }
+
+    /// All of it.
+    #[must_use]
+    pub fn total(&self) -> u64 {
+        self.parameters + self.gradients + self.moments + self.activations + self.kv
+    }
+
+    /// The parts with their names, in order.
+    #[must_use]
+    pub fn parts(&self) -> [(&'static str, u64); 5] {
+        [
+            ("parameters", self.parameters),
+            ("gradients", self.gradients),
+            ("moments", self.moments),
+            ("activations", self.activations),
+            ("keys and values", self.kv),
+        ]
+    }
+}
+
+/// Values that the backward pass of one token needs: each block's two norms in and out, queries, keys, values, the
+/// attention's output, gate, up and their product; then the last norm.
+fn activation_values(spec: &DecoderSpec) -> u64 {
+    let (q, kv) = (spec.heads * spec.head_dim, spec.kv_heads * spec.head_dim);
+    let block = 4 * spec.hidden + 2 * q + 2 * kv + 3 * spec.intermediate;
+    (spec.layers * block + 2 * spec.hidden) as u64
+}
+
+/// Memory in words.
+#[must_use]
+pub fn memory_text(bytes: u64) -> String {
+    let mib = bytes as f64 / f64::from(1 << 20);
+    if mib >= 1024.0 { format!("{:.1} GiB", mib / 1024.0) } else { format!("{mib:.1} MiB") }
+}
+
+/// What a run needs and what this machine has.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+pub struct Memory {
+    /// Needed, by part.
+    pub need: Need,
+    /// Sum of the parts.
+    pub needed_bytes: u64,
+    /// Free for this process: of the machine or of its memory cgroup, whichever is less. `None` where neither tells.
+    pub available_bytes: Option<u64>,
+}
+
+impl Memory {
+    /// Compares.
+    #[must_use]
+    pub fn check(need: Need) -> Self {
+        Self { need, needed_bytes: need.total(), available_bytes: available_memory() }
+    }
+
+    /// Whether it fits; unknown counts as yes.
+    #[must_use]
+    pub fn fits(&self) -> bool {
+        self.available_bytes.is_none_or(|available| self.needed_bytes <= available)
+    }
+
+    /// One line: `learner needs 2.1 GiB (parameters 0.5 GiB, ..), has 20.1 GiB`.
+    #[must_use]
+    pub fn line(&self) -> String {
+        let parts: Vec<String> = self.need.parts().iter().map(|(name, bytes)| format!("{name} {}", memory_text(*bytes))).collect();
+        let has = self.available_bytes.map_or("an unknown amount".to_owned(), memory_text);
+        format!("learner needs {} ({}), has {has}", memory_text(self.needed_bytes), parts.join(", "))
+    }
+
+    /// What to do where it does not fit.
+    #[must_use]
+    pub fn remedy(&self) -> &'static str {
+        let n = &self.need;
+        if n.activations >= n.kv && n.activations > n.parameters {
+            "lower training.micro_batch_tokens"
+        } else if n.kv > n.parameters {
+            "lower cluster.capacity or training.group_size"
+        } else {
+            "full training takes 16 bytes a parameter in f32; choose a smaller model or a machine with more memory"
+        }
+    }
+}
+
+/// Bytes that this process may still take.
+#[must_use]
+pub fn available_memory() -> Option<u64> {
+    let machine = std::fs::read_to_string("/proc/meminfo").ok().and_then(|text| meminfo_available(&text));
+    match (machine, cgroup_available(Path::new("/sys/fs/cgroup"))) {
+        (Some(a), Some(b)) => Some(a.min(b)),
+        (a, b) => a.or(b),
+    }
+}
+
+fn meminfo_available(text: &str) -> Option<u64> {
+    let line = text.lines().find(|l| l.starts_with("MemAvailable:"))?;
+    line.split_whitespace().nth(1)?.parse::<u64>().ok().map(|kib| kib << 10)
+}
+
+/// What is left of the limits of this process's memory cgroup (version 2) and of the groups above it.
+fn cgroup_available(root: &Path) -> Option<u64> {
+    let own = std::fs::read_to_string("/proc/self/cgroup").ok()?;
+    let path = own.lines().find_map(|l| l.strip_prefix("0::"))?;
+    let number = |file: &Path| std::fs::read_to_string(file).ok()?.trim().parse::<u64>().ok();
+    let mut least = None;
+    let mut group = root.join(path.trim_start_matches('/'));
+    while group.starts_with(root) {
+        if let (Some(max), Some(used)) = (number(&group.join("memory.max")), number(&group.join("memory.current"))) {
+            // The page cache counts as used and gives way; what is left is at least this.
+            let left = max.saturating_sub(used);
+            least = Some(least.map_or(left, |l: u64| l.min(left)));
+        }
+        if !group.pop() {
+            break;
+        }
+    }
+    least
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn smollm2() -> DecoderSpec {
+        DecoderSpec {
+            hidden: 576,
+            layers: 30,
+            heads: 9,
+            kv_heads: 3,
+            head_dim: 64,
+            intermediate: 1536,
+            vocab: 49_152,
+            max_context: 2048,
+            norm_eps: 1e-5,
+            rope_theta: 100_000.0,
+            tied_embeddings: true,
+        }
+    }
+
+    #[test]
+    fn full_training_takes_16_bytes_a_parameter() {
+        let need = Need::of(&smollm2(), 0, 0);
+        assert_eq!(need.total(), 16 * 134_515_008);
+        assert_eq!(Need::of(&smollm2(), 0, 1).kv, 4 * 2 * 30 * 3 * 64);
+        assert_eq!(Need::of(&smollm2(), 1, 0).activations, 4 * (30 * (4 * 576 + 2 * 576 + 2 * 192 + 3 * 1536) + 2 * 576));
+    }
+
+    #[test]
+    fn memory_is_read_and_compared() {
+        assert_eq!(meminfo_available("MemTotal: 9 kB\nMemAvailable:   1024 kB\n"), Some(1 << 20));
+        let memory = Memory { available_bytes: Some(1 << 20), ..Memory::check(Need::of(&smollm2(), 4096, 0)) };
+        assert!(!memory.fits());
+        assert!(memory.line().starts_with("learner needs 5.9 GiB (parameters 513.1 MiB,"), "{}", memory.line());
+        assert_eq!(memory.remedy(), "lower training.micro_batch_tokens");
+    }
+}

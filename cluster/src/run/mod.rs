@@ -1,0 +1,140 @@
+//! `launch`: from a resolved configuration to the final report, in one process or as processes.
+//!
+//! Invariants
+//! - **R1** everything that can be checked is checked before the run directory is touched: model headers, data set, agent,
+//!   rewards, numerics of a resumed run.
+//! - **R2** a run directory belongs to one run and one launch at a time ([`directory`]).
+//! - **R3** the first SIGINT or SIGTERM drains (the report says `finished = false`), the second ends the process at once;
+//!   children of the node agent cannot outlive it.
+//!
+//! Files: `directory` the run's folder; `wiring` from configuration to workers; `source` from configuration to the
+//! coordinator; `inproc` everything in this process. Runs of processes are [`crate::agent`]'s.
+pub mod directory;
+mod inproc;
+pub mod source;
+pub mod wiring;
+
+use crate::agent::{self, AgentError, AgentOptions};
+use crate::config::{ConfigError, Resolved};
+use crate::coordinator::CoordinatorError;
+use crate::ledger::LedgerError;
+use crate::progress::{LaunchReport, ProgressSink};
+use cohort_actors::{Shutdown, crash};
+use directory::Prepared;
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::time::Instant;
+use thiserror::Error;
+use tokio::signal::unix::{SignalKind, signal};
+use wiring::{Wiring, WiringError};
+
+/// What `launch` was asked for besides the configuration.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct LaunchOptions {
+    /// Where the run is written; a new folder in `cluster.run_root` if `None`.
+    pub run_dir: Option<PathBuf>,
+    /// A run to go on with.
+    pub resume: Option<PathBuf>,
+    /// Throw away what the run directory holds.
+    pub clean: bool,
+}
+
+/// Why a run did not reach its end. A run directory that exists can be resumed after every one of them.
+#[derive(Debug, Error)]
+pub enum RunError {
+    /// A setting cannot be made to work.
+    #[error(transparent)]
+    Wiring(#[from] WiringError),
+    /// The resolved configuration cannot be written.
+    #[error(transparent)]
+    Config(#[from] ConfigError),
+    /// The run directory or its ledger.
+    #[error(transparent)]
+    Ledger(#[from] LedgerError),
+    /// A run is there already.
+    #[error("{} holds a run already; go on with it by --resume {}, or throw it away by --clean", path.display(), path.display())]
+    Exists {
+        /// Where.
+        path: PathBuf,
+    },
+    /// A resumed run would compute differently.
+    #[error(
+        "run numerics differ: the run was begun with {begun:?}, this build and configuration have {now:?}; \
+         resume with the same build and settings, or begin a new run"
+    )]
+    Numerics {
+        /// In the ledger.
+        begun: String,
+        /// Of this process.
+        now: String,
+    },
+    /// The coordinator.
+    #[error(transparent)]
+    Coordinator(#[from] CoordinatorError),
+    /// The node agent.
+    #[error(transparent)]
+    Agent(#[from] AgentError),
+    /// A worker of this process failed too often.
+    #[error("the run was given up: {0}")]
+    GaveUp(String),
+    /// The system refused something.
+    #[error("cannot {what}: {source}")]
+    System {
+        /// What was tried.
+        what: &'static str,
+        /// Why not.
+        source: std::io::Error,
+    },
+}
+
+/// Trains. Blocks until the run is over, was drained, or cannot go on.
+pub fn launch(resolved: &Resolved, options: &LaunchOptions, progress: Arc<dyn ProgressSink>) -> Result<LaunchReport, RunError> {
+    let begun = Instant::now();
+    let system = |what| move |source| RunError::System { what, source };
+    crash::arm_from_env().map_err(|error| RunError::System { what: "arm crash points", source: std::io::Error::other(error) })?;
+    let config = Arc::new(resolved.config.clone());
+    let prepared = directory::prepare(resolved, options)?;
+    let wiring = Wiring::open(config.clone(), prepared.run(), prepared.paths.root())?;
+    let runtime = tokio::runtime::Builder::new_multi_thread()
+        .worker_threads(2)
+        .enable_all()
+        .build()
+        .map_err(system("start the runtime"))?;
+    let report = runtime.block_on(async {
+        let shutdown = Shutdown::new();
+        let signals = watch_signals(shutdown.clone()).map_err(system("watch signals"))?;
+        let report = if config.cluster.processes {
+            let (run, paths) = (prepared.run(), prepared.paths.clone());
+            let options = AgentOptions { config, run, paths, slots: source::RING_SLOTS };
+            agent::run(options, progress, shutdown).await.map_err(RunError::from)
+        } else {
+            inproc::run(&wiring, &prepared.paths, begun, progress, shutdown).await
+        };
+        signals.abort();
+        report
+    });
+    // A worker's blocking call that is still under way must not keep the process.
+    runtime.shutdown_background();
+    let Prepared { lock, .. } = prepared;
+    drop(lock);
+    report.map(|report| LaunchReport { wall_s: begun.elapsed().as_secs_f64(), ..report })
+}
+
+/// R3.
+fn watch_signals(shutdown: Shutdown) -> std::io::Result<tokio::task::JoinHandle<()>> {
+    let (mut interrupt, mut terminate) = (signal(SignalKind::interrupt())?, signal(SignalKind::terminate())?);
+    Ok(tokio::spawn(async move {
+        let mut asked = false;
+        loop {
+            let name = tokio::select! {
+                _ = interrupt.recv() => "SIGINT",
+                _ = terminate.recv() => "SIGTERM",
+            };
+            if asked {
+                std::process::exit(i32::from(crate::cli::Exit::Drained as u8));
+            }
+            asked = true;
+            shutdown.trigger(name);
+        }
+    }))
+}

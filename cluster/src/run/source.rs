@@ -1,0 +1,109 @@
+//! What the coordinator of a run is started with: the plan, and where leases get their contents.
+use super::wiring::{Wiring, WiringError};
+use crate::config::Config;
+use crate::controller::{Deadlines, EvaluationPlan, OnFailure, Plan, Work};
+use crate::coordinator::{CoordinatorArgs, GroupSource, Replacer};
+use crate::ledger::RunPaths;
+use crate::progress::ProgressSink;
+use cohort_actors::parent;
+use cohort_learner::training::Training;
+use cohort_protocol::{GroupId, LeasePurpose, Role, SampledItem, SamplingParams, WorkerId};
+use cohort_rollout::dataset::Dataset;
+use std::sync::Arc;
+use std::time::Instant;
+
+/// Slots of the weight ring: one being read, one being written, one spare for a worker that is slow to swap.
+pub const RING_SLOTS: u32 = 3;
+/// Answers with a failure before a group counts as impossible.
+const MAX_FAILURES: u32 = 3;
+
+/// What differs between the two kinds of run.
+pub struct Surroundings {
+    /// Rollout workers and learner share one engine (in-process).
+    pub shared_engine: bool,
+    /// Who wants to know.
+    pub progress: Arc<dyn ProgressSink>,
+    /// Who replaces hung workers.
+    pub replacer: Arc<dyn Replacer>,
+    /// When the launch began.
+    pub begun: Instant,
+}
+
+/// The coordinator's arguments of a wired run.
+pub fn coordinator_args(wiring: &Wiring, paths: &RunPaths, around: Surroundings) -> Result<CoordinatorArgs, WiringError> {
+    let config = &wiring.config;
+    let training = Training::try_from(&config.training)?;
+    let data = wiring.dataset()?;
+    Ok(CoordinatorArgs {
+        paths: paths.clone(),
+        plan: plan(config, data.as_ref(), around.shared_engine),
+        workers: workers(config),
+        numerics: wiring.numerics(),
+        groups: Arc::new(Rows { data, sampling: sampling(config), seed: config.training.seed }),
+        advantage: training.advantage,
+        progress: around.progress,
+        replacer: around.replacer,
+        incarnation: parent::incarnation()?,
+        begun: around.begun,
+    })
+}
+
+/// Every worker that belongs to a run of this configuration.
+#[must_use]
+pub fn workers(config: &Config) -> Vec<WorkerId> {
+    let counts = [(Role::Learner, 1), (Role::Reward, config.cluster.reward.get()), (Role::Rollout, config.cluster.rollout.get())];
+    counts.into_iter().flat_map(|(role, n)| (0..n).map(move |index| WorkerId { role, index })).collect()
+}
+
+fn plan(config: &Config, data: &dyn Dataset, shared_engine: bool) -> Plan {
+    let (training, eval) = (&config.training, &config.training.eval);
+    let prompts = match u64::from(eval.prompts) {
+        0 => data.heldout_len(),
+        some => some.min(data.heldout_len()),
+    };
+    Plan {
+        steps: training.steps,
+        groups_per_step: training.groups_per_step,
+        group_size: training.group_size,
+        max_staleness: 0,
+        rollout_workers: config.cluster.rollout.get(),
+        shared_engine,
+        slots: RING_SLOTS,
+        evaluation: (prompts > 0)
+            .then_some(EvaluationPlan { every: eval.every, prompts, samples: eval.samples, greedy: eval.greedy }),
+        checkpoint_every: training.checkpoint.every,
+        on_failure: OnFailure::Stop,
+        max_failures: MAX_FAILURES,
+        deadlines: Deadlines::default(),
+    }
+}
+
+#[expect(clippy::cast_possible_truncation, reason = "a temperature is a small number; the engine computes in f32")]
+fn sampling(config: &Config) -> SamplingParams {
+    SamplingParams { temperature: config.agent.temperature as f32, greedy: false, max_new_tokens: config.agent.max_new_tokens }
+}
+
+/// Leases filled from a data set.
+struct Rows {
+    data: Arc<dyn Dataset>,
+    sampling: SamplingParams,
+    seed: u64,
+}
+
+impl GroupSource for Rows {
+    fn item(&self, work: &Work, cursor: u64) -> SampledItem {
+        match work.purpose {
+            LeasePurpose::Train => self.data.train(GroupId(cursor)),
+            LeasePurpose::Eval { .. } => self.data.heldout(cursor),
+        }
+    }
+
+    fn sampling(&self, work: &Work) -> SamplingParams {
+        let greedy = matches!(work.purpose, LeasePurpose::Eval { greedy: true, .. });
+        SamplingParams { greedy, ..self.sampling }
+    }
+
+    fn seed(&self) -> u64 {
+        self.seed
+    }
+}

@@ -1,0 +1,191 @@
+//! From a configuration to the things that do the work: model files, engines, agents, environments, rewards, worker
+//! arguments. Both kinds of run, in-process and processes, are wired here, so that they cannot differ.
+use crate::config::Config;
+use crate::preflight::{Need, available_memory};
+use cohort_actors::parent;
+use cohort_engine::candle::CandleEngine;
+use cohort_engine::native::NativeEngine;
+use cohort_engine::stub::StubBackend;
+use cohort_engine::{Backend, EngineError, EngineHandle, EngineOptions, WeightRing};
+use cohort_learner::LearnerArgs;
+use cohort_model::config::EngineKind;
+use cohort_model::{ModelError, ModelFiles};
+use cohort_protocol::messages::handshake::Hello;
+use cohort_protocol::version::{PROTOCOL, PROTOCOL_MIN};
+use cohort_protocol::{Role, RunId, WorkerId};
+use cohort_reward_workers::{Registry, RewardArgs, RewardError};
+use cohort_rollout::dataset::Dataset;
+use cohort_rollout::{RolloutArgs, RolloutError, registry};
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use thiserror::Error;
+
+/// A part of the configuration that cannot be made to work.
+#[derive(Debug, Error)]
+pub enum WiringError {
+    /// The model.
+    #[error("model.path: {0}")]
+    Model(#[from] ModelError),
+    /// The engine.
+    #[error("the engine cannot start: {0}")]
+    Engine(#[from] EngineError),
+    /// Agent, environment or data.
+    #[error(transparent)]
+    Rollout(#[from] RolloutError),
+    /// Rewards.
+    #[error(transparent)]
+    Reward(#[from] RewardError),
+    /// Training.
+    #[error("training.{0}")]
+    Training(#[from] cohort_learner::config::ConfigError),
+    /// The process's own environment.
+    #[error(transparent)]
+    Parent(#[from] parent::ParentError),
+}
+
+/// A run's configuration with its model opened: everything workers are made from.
+#[derive(Debug, Clone)]
+pub struct Wiring {
+    /// The resolved configuration.
+    pub config: Arc<Config>,
+    /// The model's files, headers checked.
+    pub files: ModelFiles,
+    /// The run.
+    pub run: RunId,
+    /// Its directory.
+    pub run_dir: PathBuf,
+}
+
+impl Wiring {
+    /// Opens the model. Nothing is computed or written yet.
+    pub fn open(config: Arc<Config>, run: RunId, run_dir: &Path) -> Result<Self, WiringError> {
+        let files = ModelFiles::open(&config.model.path)?;
+        Ok(Self { config, files, run, run_dir: run_dir.to_owned() })
+    }
+
+    /// What decides bits, one line: equal bits are promised for equal lines only.
+    #[must_use]
+    pub fn numerics(&self) -> String {
+        let config = &self.config;
+        let (engine, dtype, device) = (config.model.engine, config.model.dtype, config.model.device);
+        let training = cohort_learner::training::Training::try_from(&config.training).map(|t| t.numerics()).unwrap_or_default();
+        let stub = if self.is_stub() { " stub" } else { "" };
+        format!("engine={engine:?} dtype={dtype:?} device={device:?}{stub} {training}").to_lowercase()
+    }
+
+    /// Scripted answers instead of a model.
+    #[must_use]
+    pub fn is_stub(&self) -> bool {
+        self.config.model.path.starts_with("stub://")
+    }
+
+    /// Makes what can be made without computing: data set, agent, environment, rewards, training, free memory apart.
+    pub fn check(&self) -> Result<(), WiringError> {
+        cohort_learner::training::Training::try_from(&self.config.training)?;
+        self.dataset()?;
+        registry::agent(&self.config.agent, &self.files)?;
+        registry::environment(&self.config.environment)?;
+        Registry::builtin().build(&self.config.rewards)?;
+        Ok(())
+    }
+
+    /// A worker's introduction.
+    pub fn hello(&self, worker: WorkerId) -> Result<Hello, WiringError> {
+        Ok(Hello {
+            protocol_min: PROTOCOL_MIN,
+            protocol_max: PROTOCOL,
+            run: self.run,
+            worker,
+            pid: std::process::id(),
+            incarnation: parent::incarnation()?,
+            numerics: self.numerics(),
+        })
+    }
+
+    /// An engine without weights: the learner loads them, rollout workers swap to what it publishes.
+    pub fn engine(&self) -> Result<EngineHandle, WiringError> {
+        let backend = self.backend()?;
+        let capacity = usize::from(self.config.cluster.capacity.get());
+        let running = (capacity * usize::from(self.config.training.group_size)).clamp(16, 512);
+        let options = EngineOptions { max_running: running, max_jobs: running.max(1024), ..EngineOptions::default() };
+        Ok(EngineHandle::start(backend, options)?)
+    }
+
+    /// A frozen engine with the base weights, where the loss has a KL term.
+    pub fn reference(&self) -> Result<Option<EngineHandle>, WiringError> {
+        if !cohort_learner::training::Training::try_from(&self.config.training)?.loss.needs_reference() {
+            return Ok(None);
+        }
+        let (backend, weights) = (self.backend()?, self.files.weights()?);
+        let make = move || {
+            let mut backend = backend()?;
+            backend.import(&weights)?;
+            Ok(backend)
+        };
+        Ok(Some(EngineHandle::start(make, EngineOptions::default())?))
+    }
+
+    /// The data set; also checks that there is one.
+    pub fn dataset(&self) -> Result<Arc<dyn Dataset>, WiringError> {
+        Ok(registry::dataset(&self.config.environment, Path::new("."), self.config.training.seed)?)
+    }
+
+    /// A rollout worker.
+    pub fn rollout(&self, index: u16, engine: EngineHandle, ring: Arc<dyn WeightRing>) -> Result<RolloutArgs, WiringError> {
+        Ok(RolloutArgs {
+            hello: self.hello(WorkerId { role: Role::Rollout, index })?,
+            engine,
+            ring,
+            agent: registry::agent(&self.config.agent, &self.files)?,
+            environment: registry::environment(&self.config.environment)?,
+            capacity: self.config.cluster.capacity.get(),
+        })
+    }
+
+    /// A reward worker.
+    pub fn reward(&self, index: u16) -> Result<RewardArgs, WiringError> {
+        Ok(RewardArgs {
+            hello: self.hello(WorkerId { role: Role::Reward, index })?,
+            reward: Registry::builtin().build(&self.config.rewards)?,
+            capacity: self.config.cluster.capacity.get(),
+        })
+    }
+
+    /// The learner.
+    pub fn learner(&self, engine: EngineHandle, ring: Arc<dyn WeightRing>) -> Result<LearnerArgs, WiringError> {
+        Ok(LearnerArgs {
+            hello: self.hello(WorkerId { role: Role::Learner, index: 0 })?,
+            engine,
+            reference: self.reference()?,
+            ring,
+            training: self.config.training.clone(),
+            model: self.files.clone(),
+            run_dir: self.run_dir.clone(),
+        })
+    }
+
+    /// How a backend is made on its thread.
+    fn backend(&self) -> Result<impl FnOnce() -> Result<Box<dyn Backend>, EngineError> + Send + 'static, WiringError> {
+        let spec = self.files.spec.clone();
+        let threads = usize::from(self.config.cluster.threads);
+        let kv_bytes = kv_budget(&Need::of_run(&spec, &self.config));
+        let (kind, device) = (self.config.model.engine, self.config.model.device);
+        let stub = match self.is_stub() {
+            true => Some((registry::stub_script(&self.config.agent, &self.files)?, self.files.weights()?)),
+            false => None,
+        };
+        Ok(move || -> Result<Box<dyn Backend>, EngineError> {
+            Ok(match (stub, kind, device) {
+                (Some((script, weights)), _, _) => Box::new(StubBackend::new(spec, script, weights)?),
+                (None, EngineKind::Native, _) => Box::new(NativeEngine::new(spec, threads, kv_bytes)?),
+                (None, EngineKind::Candle, device) => Box::new(CandleEngine::new(spec, device, kv_bytes)?),
+            })
+        })
+    }
+}
+
+/// Bytes for keys and values: what the run's sequences can fill, at most half of the free memory.
+fn kv_budget(need: &Need) -> usize {
+    let bytes = available_memory().map_or(need.kv, |free| need.kv.min(free / 2)).max(64 << 20);
+    usize::try_from(bytes).unwrap_or(usize::MAX)
+}

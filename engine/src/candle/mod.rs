@@ -1,0 +1,327 @@
+//! The candle engine: the same decoder in differentiable candle primitives, on the CPU as parity reference and on CUDA.
+//!
+//! Invariants (beyond **B3** of [`Backend`]; **B1** is the native engine's alone: here bits depend on the batch)
+//! - **C1** every operation between a parameter and a log-prob has a gradient. candle's fused `rms_norm`, `softmax_last_dim`
+//!   and `rope` have none and give no error, so they are not used; a test asks for a gradient of every parameter.
+//! - **C2** equal calls in equal order give equal bits on one device.
+//! - **C3** logits of a training pass are never kept: the way back computes them again, a chunk of targets at a time.
+//!
+//! Files: `decoder` the network; `groups` which rows attend together; `kv` pages; `scores` log-probs from hidden rows;
+//! `parameters` weights, gradients, moments, update.
+mod decoder;
+mod groups;
+mod kv;
+mod parameters;
+mod scores;
+#[cfg(test)]
+mod tests;
+
+use crate::{AdamW, Backend, EngineError, Extend, Forward, KvId, PackedBatch, PackedSequence, Upstream};
+use candle_core::{Device, Tensor};
+use cohort_model::{DecoderSpec, DeviceKind, WeightSet};
+use decoder::{Decoder, Fresh};
+use groups::{Groups, Item};
+use kv::KvStore;
+use parameters::Parameters;
+use scores::Targets;
+
+/// A decoder in candle operations, f32.
+pub struct CandleEngine {
+    spec: DecoderSpec,
+    device: Device,
+    parameters: Parameters,
+    rope: decoder::Rope,
+    kv: KvStore,
+    pending: Option<Pending>,
+}
+
+/// What the last training pass left for the way back.
+struct Pending {
+    /// Hidden rows that predict the targets, with their graph. `[M, H]`
+    rows: Tensor,
+    targets: Targets,
+}
+
+impl CandleEngine {
+    /// All weights zero until [`Backend::import`]. `kv_budget_bytes` bounds the key/value pages of all sequences together.
+    ///
+    /// # Errors
+    /// [`EngineError::Input`] when the architecture's numbers do not fit together, or this build has no CUDA;
+    /// [`EngineError::Device`] when the device cannot be opened or has no memory for the weights.
+    pub fn new(spec: DecoderSpec, device: DeviceKind, kv_budget_bytes: usize) -> Result<Self, EngineError> {
+        check_spec(&spec)?;
+        let device = open(device)?;
+        let parameters = Parameters::zeros(&spec, &device).map_err(failed)?;
+        let rope = decoder::Rope::new(&spec, &device).map_err(failed)?;
+        let kv = KvStore::new(&spec, &device, kv_budget_bytes);
+        Ok(Self { spec, device, parameters, rope, kv, pending: None })
+    }
+
+    fn decoder(&self, track: bool) -> Decoder<'_> {
+        Decoder { spec: &self.spec, rope: &self.rope, weights: self.parameters.network(track) }
+    }
+
+    fn check_tokens(&self, tokens: &[u32], start: usize, what: &str) -> Result<(), EngineError> {
+        let (vocab, most) = (self.spec.vocab, self.spec.max_context);
+        if let Some(at) = tokens.iter().position(|token| *token as usize >= vocab) {
+            let token = tokens[at];
+            return Err(EngineError::Input(format!(
+                "{what}: token {token} at {} is not below the vocabulary of {vocab}",
+                start + at
+            )));
+        }
+        if start + tokens.len() > most {
+            let len = start + tokens.len();
+            return Err(EngineError::Capacity(format!(
+                "{what}: {len} tokens do not fit the context of {most}; shorten the prompt or the completion"
+            )));
+        }
+        Ok(())
+    }
+
+    fn check_extend(&self, work: &[Extend<'_>], logits: usize) -> Result<(), EngineError> {
+        let vocab = self.spec.vocab;
+        if logits != work.len() * vocab {
+            return Err(EngineError::Input(format!("room for {logits} logits where {} rows of {vocab} are due", work.len())));
+        }
+        for (index, item) in work.iter().enumerate() {
+            let what = format!("item {index}");
+            if item.tokens.is_empty() {
+                return Err(EngineError::Input(format!("{what}: no tokens to append")));
+            }
+            if !self.kv.contains(item.kv) {
+                return Err(EngineError::Input(format!("{what}: key/value memory {} is not open", item.kv.0)));
+            }
+            if work[..index].iter().any(|other| other.kv == item.kv) {
+                return Err(EngineError::Input(format!("{what}: key/value memory {} occurs twice in one call", item.kv.0)));
+            }
+            self.check_tokens(item.tokens, self.kv.len(item.kv), &what)?;
+        }
+        Ok(())
+    }
+
+    fn check_batch(&self, batch: &PackedBatch) -> Result<(), EngineError> {
+        for (index, PackedSequence { tokens, targets, temperature }) in batch.sequences.iter().enumerate() {
+            let what = format!("sequence {index}");
+            if tokens.is_empty() {
+                return Err(EngineError::Input(format!("{what} is empty")));
+            }
+            self.check_tokens(tokens, 0, &what)?;
+            let inside = targets.iter().all(|t| *t >= 1 && (*t as usize) < tokens.len());
+            if !inside || targets.windows(2).any(|pair| pair[0] >= pair[1]) {
+                return Err(EngineError::Input(format!("{what}: targets must ascend from 1 to at most {}", tokens.len() - 1)));
+            }
+            if !(temperature.is_finite() && *temperature > 0.0) {
+                return Err(EngineError::Input(format!("{what}: temperature {temperature} must be above 0")));
+            }
+        }
+        Ok(())
+    }
+
+    /// Hidden rows that predict the targets of a batch. `[M, H]`
+    fn target_rows(&self, batch: &PackedBatch, targets: &Targets, track: bool) -> candle_core::Result<Tensor> {
+        let items: Vec<Item> = batch.sequences.iter().map(|s| Item { past: 0, new: s.tokens.len() }).collect();
+        let groups = Groups::fresh(&items, &self.device)?;
+        let tokens: Vec<u32> = batch.sequences.iter().flat_map(|s| s.tokens.iter().copied()).collect();
+        let hidden = self.decoder(track).hidden(&tokens, &groups, &mut Fresh)?; // [N, H]
+        let rows = Tensor::new(targets.rows.as_slice(), &self.device)?;
+        self.decoder(track).final_norm(&hidden.index_select(&rows, 0)?) // [N, H] -> [M, H]
+    }
+
+    fn extend_checked(&mut self, work: &[Extend<'_>], logits: &mut [f32]) -> candle_core::Result<()> {
+        let items: Vec<Item> = work.iter().map(|w| Item { past: self.kv.len(w.kv), new: w.tokens.len() }).collect();
+        let tables: Vec<_> = work.iter().map(|w| self.kv.rows(w.kv)).collect();
+        let groups = Groups::cached(&items, &tables, &self.device)?;
+        let written: Vec<u32> =
+            items.iter().zip(&tables).flat_map(|(item, table)| table[item.past..item.past + item.new].iter().copied()).collect();
+        let tokens: Vec<u32> = work.iter().flat_map(|w| w.tokens.iter().copied()).collect();
+        let decoder = Decoder { spec: &self.spec, rope: &self.rope, weights: self.parameters.network(false) };
+        let hidden = decoder.hidden(&tokens, &groups, &mut self.kv.writer(&written)?)?; // [N, H]
+        let mut last = 0u32;
+        let lasts: Vec<u32> = items
+            .iter()
+            .map(|item| {
+                last += item.new as u32;
+                last - 1
+            })
+            .collect();
+        let rows = hidden.index_select(&Tensor::new(lasts, &self.device)?, 0)?; // [N, H] -> [B, H]
+        let out = decoder.final_norm(&rows)?.matmul(&decoder.weights.head.t()?)?; // [B, H] -> [B, V]
+        logits.copy_from_slice(&out.flatten_all()?.to_vec1::<f32>()?);
+        Ok(())
+    }
+}
+
+impl Backend for CandleEngine {
+    fn spec(&self) -> &DecoderSpec {
+        &self.spec
+    }
+
+    fn numerics(&self) -> String {
+        let place = if self.device.is_cuda() { "cuda" } else { "cpu" };
+        format!("candle f32 {place} 1 (bits depend on batch and device)")
+    }
+
+    fn import(&mut self, weights: &WeightSet) -> Result<(), EngineError> {
+        weights.check(&self.spec).map_err(|e| EngineError::Input(e.to_string()))?;
+        self.parameters.import(weights).map_err(failed)?;
+        self.pending = None;
+        Ok(())
+    }
+
+    fn export(&self) -> Result<WeightSet, EngineError> {
+        self.parameters.export().map_err(failed)
+    }
+
+    fn kv_open(&mut self) -> Result<KvId, EngineError> {
+        self.kv.open()
+    }
+
+    fn kv_len(&self, kv: KvId) -> usize {
+        self.kv.len(kv)
+    }
+
+    fn kv_truncate(&mut self, kv: KvId, len: usize) {
+        self.kv.truncate(kv, len);
+    }
+
+    fn kv_close(&mut self, kv: KvId) {
+        self.kv.close(kv);
+    }
+
+    fn extend(&mut self, work: &[Extend<'_>], logits: &mut [f32]) -> Result<(), EngineError> {
+        self.check_extend(work, logits.len())?;
+        if work.is_empty() {
+            return Ok(());
+        }
+        let growth: Vec<_> = work.iter().map(|item| (item.kv, item.tokens.len())).collect();
+        self.kv.reserve(&growth)?;
+        self.extend_checked(work, logits).map_err(failed)?;
+        self.kv.advance(&growth);
+        Ok(())
+    }
+
+    fn forward(&mut self, batch: &PackedBatch, train: bool) -> Result<Forward, EngineError> {
+        self.check_batch(batch)?;
+        let targets = Targets::of(batch);
+        if train {
+            self.pending = None;
+        }
+        if targets.is_empty() {
+            return Ok(Forward::default());
+        }
+        let rows = self.target_rows(batch, &targets, train).map_err(failed)?;
+        let head = self.parameters.network(false).head;
+        let result = scores::forward(&rows.detach(), &head, &targets).map_err(failed)?;
+        if let Some(at) = result.logp.iter().position(|logp| !logp.is_finite()) {
+            return Err(EngineError::NonFinite(format!(
+                "log-prob of target {at} of {} is {}; the weights are broken or the target has no probability",
+                result.logp.len(),
+                result.logp[at]
+            )));
+        }
+        if train {
+            self.pending = Some(Pending { rows, targets });
+        }
+        Ok(result)
+    }
+
+    fn backward(&mut self, upstream: Upstream<'_>) -> Result<(), EngineError> {
+        let Some(Pending { rows, targets }) = self.pending.take() else {
+            return Err(EngineError::Input("backward without a forward in training before it, under the same weights".into()));
+        };
+        let (got, want) = (upstream.d_logp.len(), targets.len());
+        if got != want || upstream.d_entropy.is_some_and(|d| d.len() != want) {
+            self.pending = Some(Pending { rows, targets });
+            return Err(EngineError::Input(format!("gradients of {got} log-probs where the forward had {want} targets")));
+        }
+        let finite = |values: &[f32]| values.iter().all(|x| x.is_finite());
+        if !finite(upstream.d_logp) || !upstream.d_entropy.is_none_or(finite) {
+            self.pending = Some(Pending { rows, targets });
+            return Err(EngineError::NonFinite("a gradient of the loss by a log-prob or an entropy is not finite".into()));
+        }
+        let head = self.parameters.network(true).head;
+        let mut sum = self.parameters.accumulation();
+        let mut run = || -> candle_core::Result<()> {
+            let d_rows = scores::backward(&rows.detach(), &head, &targets, upstream, |grads| sum.add(grads))?;
+            // d(rows · d_rows)/dw is the gradient of the loss by everything below the rows.
+            sum.add(&(&rows * d_rows)?.sum_all()?.backward()?)
+        };
+        run().map_err(failed)?;
+        let gradients = sum.finish();
+        self.parameters.set_gradients(gradients);
+        Ok(())
+    }
+
+    fn zero_grad(&mut self) {
+        self.parameters.zero_grad();
+    }
+
+    fn grad_norm(&mut self) -> Result<f64, EngineError> {
+        self.parameters.grad_norm().map_err(failed)
+    }
+
+    fn update(&mut self, optimizer: &AdamW, lr: f64, grad_scale: f64) -> Result<(), EngineError> {
+        let norm = self.parameters.grad_norm().map_err(failed)?;
+        if !(norm * grad_scale).is_finite() || !lr.is_finite() {
+            return Err(EngineError::NonFinite(format!(
+                "gradient norm is {norm} (scale {grad_scale}, learning rate {lr}); nothing was changed: drop the step, or lower \
+                 the learning rate or the gradient clip"
+            )));
+        }
+        self.parameters.update(optimizer, lr, grad_scale).map_err(failed)?;
+        self.pending = None;
+        Ok(())
+    }
+
+    fn gradients(&self) -> Result<WeightSet, EngineError> {
+        self.parameters.gradients().map_err(failed)
+    }
+
+    fn optimizer_export(&self) -> Result<(WeightSet, WeightSet, u64), EngineError> {
+        self.parameters.optimizer_export().map_err(failed)
+    }
+
+    fn optimizer_import(&mut self, first: &WeightSet, second: &WeightSet, updates: u64) -> Result<(), EngineError> {
+        for set in [first, second] {
+            set.check(&self.spec).map_err(|e| EngineError::Input(e.to_string()))?;
+        }
+        self.parameters.optimizer_import(first, second, updates).map_err(failed)
+    }
+}
+
+fn check_spec(spec: &DecoderSpec) -> Result<(), EngineError> {
+    let counts = [spec.hidden, spec.layers, spec.heads, spec.kv_heads, spec.head_dim, spec.intermediate, spec.vocab, spec.max_context];
+    let fits = counts.iter().all(|n| *n > 0)
+        && spec.heads.is_multiple_of(spec.kv_heads)
+        && spec.head_dim.is_multiple_of(2)
+        && spec.rope_theta.is_finite()
+        && spec.rope_theta > 0.0
+        && spec.norm_eps >= 0.0;
+    if fits {
+        return Ok(());
+    }
+    Err(EngineError::Input(format!(
+        "no decoder has these numbers: {spec:?}; sizes must be positive, head_dim even, kv_heads a divisor of heads"
+    )))
+}
+
+fn open(device: DeviceKind) -> Result<Device, EngineError> {
+    match device {
+        DeviceKind::Cpu => Ok(Device::Cpu),
+        #[cfg(feature = "cuda")]
+        DeviceKind::Cuda => Device::new_cuda(0).map_err(failed),
+        #[cfg(not(feature = "cuda"))]
+        DeviceKind::Cuda => Err(EngineError::Input(
+            "model.device = \"cuda\": this build has no CUDA; build with `--features cuda`, or set model.device = \"cpu\"".into(),
+        )),
+    }
+}
+
+/// A failure of the device or of candle.
+#[expect(clippy::needless_pass_by_value, reason = "the shape that map_err wants")]
+fn failed(error: candle_core::Error) -> EngineError {
+    // Only the first line: the rest is candle's backtrace.
+    let text = error.to_string();
+    EngineError::Device(text.lines().next().unwrap_or_default().to_owned())
+}

@@ -1,0 +1,194 @@
+//! The way back: from gradients of log-probs and entropies to gradients of every parameter, block by block.
+//!
+//! Norms and the MLP's product are computed again instead of kept. Every parameter's gradient is one chain over the
+//! rows of all micro-batches in the order they came (B2).
+use super::block::{Batch, Model};
+use super::forward::Pending;
+use super::layout::Part;
+use super::workspace::{BackwardSpace, Kept, KeptBlock, Workspace};
+use crate::Upstream;
+use cohort_kernels::attention::{self, BackwardSpan};
+use cohort_kernels::linear::{self, Output, RowPacked};
+use cohort_kernels::rope::{self, Direction};
+use cohort_kernels::{Buffer, embedding, head, rmsnorm, swiglu};
+
+/// Adds the gradients of one forward pass to the arena `gradients`.
+pub(super) fn backward(
+    model: Model<'_>,
+    pending: &mut Pending,
+    kept: &mut Kept,
+    work: &mut Workspace,
+    space: &mut BackwardSpace,
+    upstream: Upstream<'_>,
+    gradients: &mut [f32],
+) {
+    let rows = pending.batch.rows();
+    let width = model.spec.hidden;
+    space.reserve(model, rows);
+    ends(model, pending, work, &mut space.dx[..rows * width], upstream, gradients);
+    for layer in (0..model.spec.layers).rev() {
+        let mut block = Block { model, layer, rows, gradients };
+        let mut kept = kept.block(model, layer, rows, true);
+        block.mlp(&mut kept, space);
+        block.attention(&pending.batch, &mut kept, space);
+    }
+    let gradient = &mut gradients[model.layout.embedding()];
+    embedding::scatter_add(model.cpu, gradient, model.spec.vocab, width, &pending.batch.tokens, &space.dx[..rows * width]);
+}
+
+/// The output projection and the last norm; `dx` is set, zero at rows that predict no target.
+fn ends(
+    model: Model<'_>,
+    pending: &mut Pending,
+    work: &mut Workspace,
+    dx: &mut [f32],
+    upstream: Upstream<'_>,
+    gradients: &mut [f32],
+) {
+    let (cpu, width, vocab) = (model.cpu, model.spec.hidden, model.spec.vocab);
+    let target = |index: usize| head::Upstream {
+        target: pending.targets[index],
+        stats: pending.stats[index],
+        d_logp: upstream.d_logp[index],
+        d_entropy: upstream.d_entropy.map_or(0.0, |d| d[index]),
+    };
+    let targets: Vec<_> = (0..pending.targets.len()).map(target).collect();
+    let mut d_hidden = Buffer::zeroed(pending.hidden.len());
+    let weight = &model.weights[model.layout.head()];
+    let gradient = &mut gradients[model.layout.head()];
+    let hidden = (&pending.hidden[..], width);
+    head::backward(cpu, &mut work.head, hidden, (weight, vocab), &targets, &mut d_hidden, gradient);
+
+    let mut d_stream = Buffer::zeroed(pending.stream.len());
+    let norm = rmsnorm::Backward {
+        dy: &d_hidden,
+        x: &pending.stream,
+        weight: &model.weights[model.layout.final_norm()],
+        rstd: &pending.rstd,
+        dx: &mut d_stream,
+        d_weight: &mut gradients[model.layout.final_norm()],
+    };
+    rmsnorm::backward(cpu, norm);
+    dx.fill(0.0);
+    for (row, gradient) in pending.rows.iter().zip(d_stream.chunks_exact(width)) {
+        dx[row * width..][..width].copy_from_slice(gradient);
+    }
+}
+
+/// One block of the model and where its gradients go.
+struct Block<'a> {
+    model: Model<'a>,
+    layer: usize,
+    rows: usize,
+    gradients: &'a mut [f32],
+}
+
+impl Block<'_> {
+    fn shape(&self, part: Part) -> (usize, usize) {
+        let (spec, (wide, narrow)) = (self.model.spec, self.model.widths());
+        match part {
+            Part::Query => (wide, spec.hidden),
+            Part::Key | Part::Value => (narrow, spec.hidden),
+            Part::Output => (spec.hidden, wide),
+            Part::Gate | Part::Up => (spec.intermediate, spec.hidden),
+            Part::Down => (spec.hidden, spec.intermediate),
+            Part::InputNorm | Part::MlpNorm => (1, spec.hidden),
+        }
+    }
+
+    /// Adds to the gradient of a matrix whose input was packed.
+    fn weight(&mut self, part: Part, input: &RowPacked, dy: &[f32]) {
+        let out = self.shape(part).0;
+        let gradient = &mut self.gradients[self.model.layout.block(self.layer, part)];
+        linear::backward_weight(self.model.cpu, input, dy, out, gradient);
+    }
+
+    /// The gradient of a matrix's input.
+    fn input(&self, part: Part, dy: &[f32], output: Output, dx: &mut [f32]) {
+        let ((out, inner), weight) = (self.shape(part), self.model.part(self.layer, part));
+        linear::backward_input(self.model.cpu, dy, out, weight, inner, output, dx);
+    }
+
+    /// Computes a norm's result again and packs it.
+    fn repeat_norm(&self, part: Part, x: &[f32], norm: &mut [f32], rstd: &mut [f32], packed: &mut RowPacked) {
+        rmsnorm::forward(self.model.cpu, x, self.model.part(self.layer, part), self.model.spec.norm_eps, norm, rstd);
+        packed.pack(self.model.cpu, norm, self.model.spec.hidden);
+    }
+
+    /// Adds a norm's gradients to its weight's and to the residual stream's.
+    fn norm(&mut self, part: Part, dy: &[f32], x: &[f32], rstd: &[f32], dx: &mut [f32]) {
+        let weight = self.model.part(self.layer, part);
+        let d_weight = &mut self.gradients[self.model.layout.block(self.layer, part)];
+        rmsnorm::backward(self.model.cpu, rmsnorm::Backward { dy, x, weight, rstd, dx, d_weight });
+    }
+
+    fn mlp(&mut self, kept: &mut KeptBlock<'_>, space: &mut BackwardSpace) {
+        let (cpu, spec) = (self.model.cpu, self.model.spec);
+        let (narrow, wide) = (self.rows * spec.hidden, self.rows * spec.intermediate);
+        let (dx, product, d_product) = (&mut space.dx[..narrow], &mut space.product[..wide], &mut space.d_product[..wide]);
+        let (norm, d_norm) = (&mut space.norm[..narrow], &mut space.d_norm[..narrow]);
+        swiglu::forward(cpu, kept.gate, kept.up, product);
+        space.packed.pack(cpu, product, spec.intermediate);
+        self.weight(Part::Down, &space.packed, dx);
+        self.input(Part::Down, dx, Output::Set, d_product);
+        swiglu::backward(cpu, d_product, kept.gate, kept.up);
+        self.repeat_norm(Part::MlpNorm, kept.middle, norm, kept.mlp_rstd, &mut space.packed);
+        self.weight(Part::Gate, &space.packed, kept.gate);
+        self.weight(Part::Up, &space.packed, kept.up);
+        self.input(Part::Gate, kept.gate, Output::Set, d_norm);
+        self.input(Part::Up, kept.up, Output::Continue, d_norm);
+        self.norm(Part::MlpNorm, d_norm, kept.middle, kept.mlp_rstd, dx);
+    }
+
+    fn attention(&mut self, batch: &Batch, kept: &mut KeptBlock<'_>, space: &mut BackwardSpace) {
+        let (cpu, hidden, (wide, narrow)) = (self.model.cpu, self.model.spec.hidden, self.model.widths());
+        let (dx, norm) = (&mut space.dx[..self.rows * hidden], &mut space.norm[..self.rows * hidden]);
+        let (d_norm, d_attended) = (&mut space.d_norm[..self.rows * hidden], &mut space.d_attended[..self.rows * wide]);
+        let dq = &mut space.dq[..self.rows * wide];
+        let (dk, dv) = (&mut space.dk[..self.rows * narrow], &mut space.dv[..self.rows * narrow]);
+        space.packed.pack(cpu, kept.attended, wide);
+        self.weight(Part::Output, &space.packed, dx);
+        self.input(Part::Output, dx, Output::Set, d_attended);
+        let mut spans = spans(batch, (wide, narrow), kept, d_attended, (&mut *dq, &mut *dk, &mut *dv));
+        attention::backward(cpu, self.model.heads(), &mut spans);
+        rope::rotate(cpu, self.model.rope, &batch.positions, Direction::Backward, dq);
+        rope::rotate(cpu, self.model.rope, &batch.positions, Direction::Backward, dk);
+        self.repeat_norm(Part::InputNorm, kept.input, norm, kept.input_rstd, &mut space.packed);
+        for (part, dy, output) in
+            [(Part::Query, &*dq, Output::Set), (Part::Key, &*dk, Output::Continue), (Part::Value, &*dv, Output::Continue)]
+        {
+            self.weight(part, &space.packed, dy);
+            self.input(part, dy, output, d_norm);
+        }
+        self.norm(Part::InputNorm, d_norm, kept.input, kept.input_rstd, dx);
+    }
+}
+
+/// Cuts a block's rows into its sequences.
+fn spans<'a>(
+    batch: &Batch,
+    (wide, narrow): (usize, usize),
+    kept: &'a KeptBlock<'_>,
+    d_out: &'a [f32],
+    (mut dq, mut dk, mut dv): (&'a mut [f32], &'a mut [f32], &'a mut [f32]),
+) -> Vec<BackwardSpan<'a>> {
+    let mut spans = Vec::with_capacity(batch.runs.len());
+    for run in &batch.runs {
+        let (q_rows, k_rows) = (run.row * wide..(run.row + run.rows) * wide, run.row * narrow..(run.row + run.rows) * narrow);
+        let (own_q, rest_q) = dq.split_at_mut(q_rows.len());
+        let (own_k, rest_k) = dk.split_at_mut(k_rows.len());
+        let (own_v, rest_v) = dv.split_at_mut(k_rows.len());
+        (dq, dk, dv) = (rest_q, rest_k, rest_v);
+        spans.push(BackwardSpan {
+            q: &kept.q[q_rows.clone()],
+            k: &kept.k[k_rows.clone()],
+            v: &kept.v[k_rows],
+            out: &kept.attended[q_rows.clone()],
+            d_out: &d_out[q_rows],
+            dq: own_q,
+            dk: own_k,
+            dv: own_v,
+        });
+    }
+    spans
+}

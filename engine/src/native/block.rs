@@ -1,0 +1,185 @@
+//! The forward pass through the blocks: rows of any sequences together, each at its own position.
+//!
+//! This one function serves prefill, decode and training, which is why they agree to the bit (B1).
+use super::layout::{Layout, Part};
+use cohort_kernels::attention::{self, Append, Heads, Span};
+use cohort_kernels::linear::{self, Output, Projection};
+use cohort_kernels::rope::{self, Direction, RopeTable};
+use cohort_kernels::{Buffer, Cpu, embedding, rmsnorm, swiglu};
+use cohort_model::DecoderSpec;
+
+/// What the blocks are made of.
+#[derive(Clone, Copy)]
+pub(super) struct Model<'a> {
+    pub(super) cpu: &'a Cpu,
+    pub(super) spec: &'a DecoderSpec,
+    pub(super) layout: &'a Layout,
+    pub(super) weights: &'a [f32],
+    pub(super) rope: &'a RopeTable,
+}
+
+impl<'a> Model<'a> {
+    pub(super) fn heads(&self) -> Heads {
+        heads(self.spec)
+    }
+
+    pub(super) fn part(&self, layer: usize, part: Part) -> &'a [f32] {
+        &self.weights[self.layout.block(layer, part)]
+    }
+
+    /// Width of all query heads and of all key/value heads.
+    pub(super) fn widths(&self) -> (usize, usize) {
+        (self.spec.heads * self.spec.head_dim, self.spec.kv_heads * self.spec.head_dim)
+    }
+}
+
+pub(super) fn heads(spec: &DecoderSpec) -> Heads {
+    Heads { query: spec.heads, key_value: spec.kv_heads, dim: spec.head_dim }
+}
+
+/// Consecutive rows of one sequence.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Run {
+    /// First row in the batch.
+    pub(super) row: usize,
+    /// Number of rows.
+    pub(super) rows: usize,
+    /// Position of the first one.
+    pub(super) start: usize,
+}
+
+/// Tokens of a pass and where they stand.
+pub(super) struct Batch {
+    pub(super) tokens: Vec<u32>,
+    pub(super) positions: Vec<u32>,
+    pub(super) runs: Vec<Run>,
+}
+
+impl Batch {
+    pub(super) fn new() -> Self {
+        Self { tokens: Vec::new(), positions: Vec::new(), runs: Vec::new() }
+    }
+
+    /// Adds tokens of one sequence from a position on.
+    pub(super) fn push(&mut self, tokens: &[u32], start: usize) {
+        self.runs.push(Run { row: self.tokens.len(), rows: tokens.len(), start });
+        self.tokens.extend_from_slice(tokens);
+        self.positions.extend((start..start + tokens.len()).map(|p| p as u32));
+    }
+
+    pub(super) fn rows(&self) -> usize {
+        self.tokens.len()
+    }
+}
+
+/// Where keys and values of the runs go.
+pub(super) enum Memory<'a> {
+    /// Pages of all layers, per run.
+    Pages(&'a mut [Vec<Buffer>]),
+    /// One layer's pages for all runs one after the other, used again by the next layer.
+    Layer(&'a mut Buffer),
+}
+
+impl Memory<'_> {
+    /// Each run's pages of one layer.
+    fn layer(&mut self, layer: usize, page: usize, runs: &[Run]) -> Vec<Vec<&mut [f32]>> {
+        match self {
+            Self::Pages(sequences) => {
+                sequences.iter_mut().map(|pages| pages.iter_mut().map(|all| &mut all[layer * page..][..page]).collect()).collect()
+            }
+            Self::Layer(buffer) => {
+                let counts: Vec<usize> = runs.iter().map(|run| Heads::pages(run.start + run.rows)).collect();
+                buffer.reserve(counts.iter().sum::<usize>() * page);
+                let mut pages = buffer.chunks_exact_mut(page);
+                counts.into_iter().map(|count| pages.by_ref().take(count).collect()).collect()
+            }
+        }
+    }
+}
+
+/// What a block computes on the way, `rows` high; the backward pass needs some of it.
+pub(super) struct Activations<'a> {
+    pub(super) norm: &'a mut [f32],
+    pub(super) input_rstd: &'a mut [f32],
+    pub(super) q: &'a mut [f32],
+    pub(super) k: &'a mut [f32],
+    pub(super) v: &'a mut [f32],
+    pub(super) attended: &'a mut [f32],
+    pub(super) mlp_rstd: &'a mut [f32],
+    pub(super) gate: &'a mut [f32],
+    pub(super) up: &'a mut [f32],
+    pub(super) product: &'a mut [f32],
+    /// The residual stream before attention and before the MLP, where the backward pass wants it.
+    pub(super) residuals: Option<(&'a mut [f32], &'a mut [f32])>,
+}
+
+/// `x [rows, hidden]`: the tokens' embeddings.
+pub(super) fn embed(model: Model<'_>, batch: &Batch, x: &mut [f32]) {
+    let weight = &model.weights[model.layout.embedding()];
+    embedding::gather(model.cpu, weight, model.spec.vocab, model.spec.hidden, &batch.tokens, x);
+}
+
+/// One block on the residual stream `x [rows, hidden]`, in place.
+pub(super) fn forward(
+    model: Model<'_>,
+    layer: usize,
+    batch: &Batch,
+    memory: &mut Memory<'_>,
+    x: &mut [f32],
+    a: &mut Activations<'_>,
+) {
+    let (cpu, spec) = (model.cpu, model.spec);
+    let (hidden, eps) = (spec.hidden, spec.norm_eps);
+    let (wide, narrow) = model.widths();
+    if let Some((before_attention, _)) = &mut a.residuals {
+        before_attention.copy_from_slice(x);
+    }
+    rmsnorm::forward(cpu, x, model.part(layer, Part::InputNorm), eps, a.norm, a.input_rstd);
+    let mut projections = [
+        Projection { weight: model.part(layer, Part::Query), out: wide, y: &mut *a.q },
+        Projection { weight: model.part(layer, Part::Key), out: narrow, y: &mut *a.k },
+        Projection { weight: model.part(layer, Part::Value), out: narrow, y: &mut *a.v },
+    ];
+    linear::forward(cpu, a.norm, hidden, Output::Set, &mut projections);
+    rope::rotate(cpu, model.rope, &batch.positions, Direction::Forward, a.q);
+    rope::rotate(cpu, model.rope, &batch.positions, Direction::Forward, a.k);
+    attend(model, layer, batch, memory, a);
+    let weight = model.part(layer, Part::Output);
+    linear::forward(cpu, a.attended, wide, Output::Add, &mut [Projection { weight, out: hidden, y: &mut *x }]);
+
+    if let Some((_, before_mlp)) = &mut a.residuals {
+        before_mlp.copy_from_slice(x);
+    }
+    rmsnorm::forward(cpu, x, model.part(layer, Part::MlpNorm), eps, a.norm, a.mlp_rstd);
+    let mut projections = [
+        Projection { weight: model.part(layer, Part::Gate), out: spec.intermediate, y: &mut *a.gate },
+        Projection { weight: model.part(layer, Part::Up), out: spec.intermediate, y: &mut *a.up },
+    ];
+    linear::forward(cpu, a.norm, hidden, Output::Set, &mut projections);
+    swiglu::forward(cpu, a.gate, a.up, a.product);
+    let weight = model.part(layer, Part::Down);
+    linear::forward(cpu, a.product, spec.intermediate, Output::Add, &mut [Projection { weight, out: hidden, y: x }]);
+}
+
+/// Writes the new keys and values, then attends to all up to each row.
+fn attend(model: Model<'_>, layer: usize, batch: &Batch, memory: &mut Memory<'_>, a: &mut Activations<'_>) {
+    let heads = model.heads();
+    let (wide, narrow) = model.widths();
+    let pages = memory.layer(layer, heads.page_len(), &batch.runs);
+    let new = |run: &Run, pages| {
+        let rows = run.row * narrow..(run.row + run.rows) * narrow;
+        Append { k: &a.k[rows.clone()], v: &a.v[rows], start: run.start, pages }
+    };
+    let mut appends: Vec<_> = batch.runs.iter().zip(pages).map(|(run, pages)| new(run, pages)).collect();
+    attention::append(model.cpu, heads, &mut appends);
+
+    let mut rest = &mut *a.attended;
+    let mut spans = Vec::with_capacity(batch.runs.len());
+    for (run, append) in batch.runs.iter().zip(appends) {
+        let (out, others) = rest.split_at_mut(run.rows * wide);
+        rest = others;
+        let q = &a.q[run.row * wide..][..run.rows * wide];
+        spans.push(Span { q, start: run.start, pages: append.pages.into_iter().map(|page| &*page).collect(), out });
+    }
+    attention::forward(model.cpu, heads, &mut spans);
+}

@@ -1,0 +1,324 @@
+//! The native engine: explicit forward and backward of a Llama-family decoder over packed arenas, on the CPU.
+//!
+//! Invariants (beyond those of [`Backend`])
+//! - **N1** parameters, gradients and moments live once, in the packed layout; gradients and moments exist only from the
+//!   first training call on, so that a sampler costs its parameters and its key/value pages.
+//! - **N2** one function computes a block for prefill, decode and training; nothing else does.
+//! - **N3** large buffers are kept between calls and grow to the largest call seen.
+//!
+//! Files: `layout` where tensors lie; `kv` pages; `block` one block forward; `forward` passes; `workspace` buffers;
+//! `backward` the way back; `optimizer` gradients, moments, update.
+mod backward;
+mod block;
+mod forward;
+mod kv;
+mod layout;
+mod optimizer;
+#[cfg(test)]
+mod tests;
+mod workspace;
+
+use crate::{AdamW, Backend, EngineError, Extend, Forward, KvId, PackedBatch, PackedSequence, Upstream};
+use block::Model;
+use cohort_kernels::rope::RopeTable;
+use cohort_kernels::{Buffer, Cpu, Path};
+use cohort_model::{DecoderSpec, WeightSet};
+use forward::{PASS_ROWS, Pending};
+use kv::KvStore;
+use layout::Layout;
+use optimizer::Training;
+use workspace::{BackwardSpace, Kept, Workspace};
+
+/// A decoder on this machine's cores, f32.
+pub struct NativeEngine {
+    spec: DecoderSpec,
+    cpu: Cpu,
+    layout: Layout,
+    weights: Buffer,
+    rope: RopeTable,
+    kv: KvStore,
+    workspace: Workspace,
+    kept: Kept,
+    backward: BackwardSpace,
+    pending: Option<Pending>,
+    training: Training,
+}
+
+/// Priority of the compute threads below the control threads.
+const NICE: i32 = 5;
+
+impl NativeEngine {
+    /// All weights zero until [`Backend::import`]. `threads` 0 takes all cores; `kv_budget_bytes` bounds the key/value
+    /// pages of all sequences together.
+    ///
+    /// # Errors
+    /// [`EngineError::Input`] when the architecture's numbers do not fit together.
+    pub fn new(spec: DecoderSpec, threads: usize, kv_budget_bytes: usize) -> Result<Self, EngineError> {
+        Self::with_path(spec, Path::detect(), threads, kv_budget_bytes)
+    }
+
+    /// As [`NativeEngine::new`] on a given instruction set: the bits are the same on all of them.
+    ///
+    /// # Errors
+    /// As [`NativeEngine::new`].
+    pub fn with_path(spec: DecoderSpec, path: Path, threads: usize, kv_budget_bytes: usize) -> Result<Self, EngineError> {
+        check_spec(&spec)?;
+        let layout = Layout::new(&spec);
+        Ok(Self {
+            cpu: Cpu::with_path(path, threads, NICE),
+            weights: Buffer::zeroed(layout.len()),
+            rope: RopeTable::new(spec.head_dim, spec.rope_theta),
+            kv: KvStore::new(block::heads(&spec), spec.layers, kv_budget_bytes),
+            layout,
+            spec,
+            workspace: Workspace::default(),
+            kept: Kept::default(),
+            backward: BackwardSpace::default(),
+            pending: None,
+            training: Training::default(),
+        })
+    }
+
+    /// Flips one bit of one weight: a test hook, by which the exactness check is shown to notice the smallest difference.
+    ///
+    /// # Errors
+    /// [`EngineError::Input`] when there is no such tensor, element (in the canonical order) or bit.
+    pub fn flip_bit(&mut self, name: &str, index: usize, bit: u32) -> Result<(), EngineError> {
+        if bit > 31 {
+            return Err(EngineError::Input(format!("bit {bit} of an f32, which has 32")));
+        }
+        let place = self.layout.locate(name, index)?;
+        self.weights[place] = f32::from_bits(self.weights[place].to_bits() ^ 1 << bit);
+        self.pending = None;
+        Ok(())
+    }
+
+    fn check_tokens(&self, tokens: &[u32], start: usize, what: &dyn std::fmt::Display) -> Result<(), EngineError> {
+        let (vocab, most) = (self.spec.vocab, self.spec.max_context);
+        if let Some(at) = tokens.iter().position(|token| *token as usize >= vocab) {
+            return Err(EngineError::Input(format!(
+                "{what}: token {} at {} is not below the vocabulary of {vocab}",
+                tokens[at],
+                start + at
+            )));
+        }
+        if start + tokens.len() > most {
+            return Err(EngineError::Capacity(format!(
+                "{what}: {} tokens do not fit the context of {most}; shorten the prompt or the completion",
+                start + tokens.len()
+            )));
+        }
+        Ok(())
+    }
+
+    fn check_extend(&self, work: &[Extend<'_>], logits: usize) -> Result<(), EngineError> {
+        if logits != work.len() * self.spec.vocab {
+            return Err(EngineError::Input(format!(
+                "room for {logits} logits where {} rows of {} are due",
+                work.len(),
+                self.spec.vocab
+            )));
+        }
+        for (index, item) in work.iter().enumerate() {
+            let what = format_args!("item {index}");
+            if item.tokens.is_empty() {
+                return Err(EngineError::Input(format!("{what}: no tokens to append")));
+            }
+            if !self.kv.contains(item.kv) {
+                return Err(EngineError::Input(format!("{what}: key/value memory {} is not open", item.kv.0)));
+            }
+            if work[..index].iter().any(|other| other.kv == item.kv) {
+                return Err(EngineError::Input(format!("{what}: key/value memory {} occurs twice in one call", item.kv.0)));
+            }
+            self.check_tokens(item.tokens, self.kv.len(item.kv), &what)?;
+        }
+        Ok(())
+    }
+
+    fn check_batch(&self, batch: &PackedBatch) -> Result<(), EngineError> {
+        for (index, sequence) in batch.sequences.iter().enumerate() {
+            let what = format_args!("sequence {index}");
+            let PackedSequence { tokens, targets, temperature } = sequence;
+            if tokens.is_empty() {
+                return Err(EngineError::Input(format!("{what} is empty")));
+            }
+            self.check_tokens(tokens, 0, &what)?;
+            let inside = targets.iter().all(|t| *t >= 1 && (*t as usize) < tokens.len());
+            if !inside || targets.windows(2).any(|pair| pair[0] >= pair[1]) {
+                return Err(EngineError::Input(format!("{what}: targets must ascend from 1 to at most {}", tokens.len() - 1)));
+            }
+            if !(temperature.is_finite() && *temperature > 0.0) {
+                return Err(EngineError::Input(format!("{what}: temperature {temperature} must be above 0")));
+            }
+        }
+        Ok(())
+    }
+
+    /// Makes the rotary table long enough.
+    fn reserve_positions(&mut self, longest: usize) {
+        self.rope.reserve(longest);
+    }
+}
+
+fn check_spec(spec: &DecoderSpec) -> Result<(), EngineError> {
+    let counts = [spec.hidden, spec.layers, spec.heads, spec.kv_heads, spec.intermediate, spec.vocab, spec.max_context];
+    let fits = counts.iter().all(|n| *n > 0)
+        && spec.heads.is_multiple_of(spec.kv_heads)
+        && spec.head_dim > 0
+        && spec.head_dim.is_multiple_of(2)
+        && spec.rope_theta.is_finite()
+        && spec.rope_theta > 0.0
+        && spec.norm_eps >= 0.0;
+    if fits {
+        return Ok(());
+    }
+    Err(EngineError::Input(format!(
+        "no decoder has these numbers: {spec:?}; sizes must be positive, head_dim even, kv_heads a divisor of heads"
+    )))
+}
+
+/// The parts of the engine that a pass reads; a macro since the other fields stay free to change meanwhile.
+macro_rules! model {
+    ($engine:expr) => {
+        Model { cpu: &$engine.cpu, spec: &$engine.spec, layout: &$engine.layout, weights: &$engine.weights, rope: &$engine.rope }
+    };
+}
+
+impl Backend for NativeEngine {
+    fn spec(&self) -> &DecoderSpec {
+        &self.spec
+    }
+
+    fn numerics(&self) -> String {
+        "native f32 batch-invariant 1 (equal bits on every instruction set and for any number of threads)".into()
+    }
+
+    fn import(&mut self, weights: &WeightSet) -> Result<(), EngineError> {
+        self.layout.check(&self.spec, weights)?;
+        self.layout.pack(&self.cpu, weights, &mut self.weights);
+        self.pending = None;
+        Ok(())
+    }
+
+    fn export(&self) -> Result<WeightSet, EngineError> {
+        Ok(self.layout.unpack(&self.cpu, &self.weights))
+    }
+
+    fn kv_open(&mut self) -> Result<KvId, EngineError> {
+        self.kv.open()
+    }
+
+    fn kv_len(&self, kv: KvId) -> usize {
+        self.kv.len(kv)
+    }
+
+    fn kv_truncate(&mut self, kv: KvId, len: usize) {
+        self.kv.truncate(kv, len);
+    }
+
+    fn kv_close(&mut self, kv: KvId) {
+        self.kv.close(kv);
+    }
+
+    fn extend(&mut self, work: &[Extend<'_>], logits: &mut [f32]) -> Result<(), EngineError> {
+        self.check_extend(work, logits.len())?;
+        let growth: Vec<_> = work.iter().map(|item| (item.kv, item.tokens.len())).collect();
+        self.kv.reserve(&growth)?;
+        let longest = growth.iter().map(|(kv, tokens)| self.kv.len(*kv) + tokens).max();
+        self.reserve_positions(longest.unwrap_or(0));
+        forward::extend(model!(self), &mut self.workspace, &mut self.kv, work, logits)
+    }
+
+    fn forward(&mut self, batch: &PackedBatch, train: bool) -> Result<Forward, EngineError> {
+        self.check_batch(batch)?;
+        self.reserve_positions(batch.sequences.iter().map(|s| s.tokens.len()).max().unwrap_or(0));
+        let mut result = Forward::default();
+        let mut rest = &batch.sequences[..];
+        while !rest.is_empty() {
+            let count = if train { rest.len() } else { together(rest) };
+            let (now, later) = rest.split_at(count);
+            rest = later;
+            let kept = train.then_some(&mut self.kept);
+            let (scores, pending) = forward::score(model!(self), &mut self.workspace, now, kept);
+            result.logp.extend(scores.logp);
+            result.entropy.extend(scores.entropy);
+            self.pending = if train { Some(pending) } else { self.pending.take() };
+        }
+        if let Some(at) = result.logp.iter().position(|logp| !logp.is_finite()) {
+            self.pending = None;
+            return Err(EngineError::NonFinite(format!(
+                "log-prob of target {at} of {} is {}; the weights are broken or the target has no probability",
+                result.logp.len(),
+                result.logp[at]
+            )));
+        }
+        Ok(result)
+    }
+
+    fn backward(&mut self, upstream: Upstream<'_>) -> Result<(), EngineError> {
+        let Some(pending) = &mut self.pending else {
+            return Err(EngineError::Input("backward without a forward in training before it, under the same weights".into()));
+        };
+        let (got, want) = (upstream.d_logp.len(), pending.targets.len());
+        if got != want || upstream.d_entropy.is_some_and(|d| d.len() != want) {
+            return Err(EngineError::Input(format!("gradients of {got} log-probs where the forward had {want} targets")));
+        }
+        if !forward::finite(upstream.d_logp) || !upstream.d_entropy.is_none_or(forward::finite) {
+            return Err(EngineError::NonFinite("a gradient of the loss by a log-prob or an entropy is not finite".into()));
+        }
+        let gradients = self.training.gradients_mut(&self.layout);
+        let (kept, work, space) = (&mut self.kept, &mut self.workspace, &mut self.backward);
+        backward::backward(model!(self), pending, kept, work, space, upstream, gradients);
+        self.pending = None;
+        Ok(())
+    }
+
+    fn zero_grad(&mut self) {
+        self.training.zero(&self.cpu);
+    }
+
+    fn grad_norm(&mut self) -> Result<f64, EngineError> {
+        Ok(self.training.norm(&self.cpu))
+    }
+
+    fn update(&mut self, optimizer: &AdamW, lr: f64, grad_scale: f64) -> Result<(), EngineError> {
+        self.training.update(&self.cpu, &self.layout, &mut self.weights, optimizer, lr, grad_scale)?;
+        self.pending = None;
+        Ok(())
+    }
+
+    fn gradients(&self) -> Result<WeightSet, EngineError> {
+        let unpack = |gradients| self.layout.unpack(&self.cpu, gradients);
+        Ok(self.training.gradients().map_or_else(|| self.layout.zeros(), unpack))
+    }
+
+    fn optimizer_export(&self) -> Result<(WeightSet, WeightSet, u64), EngineError> {
+        let unpack = |arena| self.layout.unpack(&self.cpu, arena);
+        let (first, second) = match self.training.moments() {
+            Some((first, second)) => (unpack(first), unpack(second)),
+            None => (self.layout.zeros(), self.layout.zeros()),
+        };
+        Ok((first, second, self.training.updates))
+    }
+
+    fn optimizer_import(&mut self, first: &WeightSet, second: &WeightSet, updates: u64) -> Result<(), EngineError> {
+        for set in [first, second] {
+            self.layout.check(&self.spec, set)?;
+        }
+        let moments = self.training.moments_mut(&self.layout);
+        self.layout.pack(&self.cpu, first, moments.0);
+        self.layout.pack(&self.cpu, second, moments.1);
+        self.training.updates = updates;
+        Ok(())
+    }
+}
+
+/// How many of the sequences go through the network together when nothing is kept: at least one.
+fn together(sequences: &[PackedSequence]) -> usize {
+    let mut rows = 0;
+    let fits = sequences.iter().take_while(|sequence| {
+        rows += sequence.tokens.len();
+        rows <= PASS_ROWS
+    });
+    fits.count().max(1)
+}

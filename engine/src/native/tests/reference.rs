@@ -1,0 +1,81 @@
+//! The decoder's definition in f64, plain loops and libm.
+use crate::PackedSequence;
+use cohort_model::{DecoderSpec, WeightSet};
+use std::collections::BTreeMap;
+
+pub(super) type Weights = BTreeMap<String, Vec<f64>>;
+
+pub(super) fn widen(set: &WeightSet) -> Weights {
+    set.0.iter().map(|(name, t)| (name.clone(), t.data.iter().map(|x| f64::from(*x)).collect())).collect()
+}
+
+fn linear(x: &[f64], w: &[f64]) -> Vec<f64> {
+    w.chunks(x.len()).map(|row| row.iter().zip(x).map(|(a, b)| a * b).sum()).collect()
+}
+
+fn norm(x: &[f64], w: &[f64], eps: f64) -> Vec<f64> {
+    let scale = 1.0 / (x.iter().map(|v| v * v).sum::<f64>() / x.len() as f64 + eps).sqrt();
+    x.iter().zip(w).map(|(v, w)| v * scale * w).collect()
+}
+
+fn rotate(x: &mut [f64], dim: usize, position: usize, theta: f64) {
+    for head in x.chunks_mut(dim) {
+        for i in 0..dim / 2 {
+            let (s, c) = (position as f64 * theta.powf(-2.0 * i as f64 / dim as f64)).sin_cos();
+            let (a, b) = (head[i], head[i + dim / 2]);
+            (head[i], head[i + dim / 2]) = (a * c - b * s, b * c + a * s);
+        }
+    }
+}
+
+/// Logits after each token.
+fn logits(spec: &DecoderSpec, w: &Weights, tokens: &[u32]) -> Vec<Vec<f64>> {
+    let eps = f64::from(spec.norm_eps);
+    let embed = &w["model.embed_tokens.weight"];
+    let mut xs: Vec<Vec<f64>> = tokens.iter().map(|t| embed[*t as usize * spec.hidden..][..spec.hidden].to_vec()).collect();
+    for layer in 0..spec.layers {
+        let part = |name: &str| &w[&format!("model.layers.{layer}.{name}.weight")];
+        let (mut keys, mut values) = (Vec::new(), Vec::new());
+        for (position, x) in xs.iter_mut().enumerate() {
+            let n = norm(x, part("input_layernorm"), eps);
+            let (mut q, mut k) = (linear(&n, part("self_attn.q_proj")), linear(&n, part("self_attn.k_proj")));
+            rotate(&mut q, spec.head_dim, position, spec.rope_theta);
+            rotate(&mut k, spec.head_dim, position, spec.rope_theta);
+            keys.push(k);
+            values.push(linear(&n, part("self_attn.v_proj")));
+            let o = linear(&attend(spec, &q, &keys, &values), part("self_attn.o_proj"));
+            x.iter_mut().zip(o).for_each(|(x, o)| *x += o);
+            let n = norm(x, part("post_attention_layernorm"), eps);
+            let (gate, up) = (linear(&n, part("mlp.gate_proj")), linear(&n, part("mlp.up_proj")));
+            let h: Vec<f64> = gate.iter().zip(up).map(|(g, u)| g / (1.0 + (-g).exp()) * u).collect();
+            x.iter_mut().zip(linear(&h, part("mlp.down_proj"))).for_each(|(x, o)| *x += o);
+        }
+    }
+    let head = w.get("lm_head.weight").unwrap_or(embed);
+    xs.iter().map(|x| linear(&norm(x, &w["model.norm.weight"], eps), head)).collect()
+}
+
+fn attend(spec: &DecoderSpec, q: &[f64], keys: &[Vec<f64>], values: &[Vec<f64>]) -> Vec<f64> {
+    let (dim, group) = (spec.head_dim, spec.heads / spec.kv_heads);
+    let mut out = Vec::new();
+    for (head, q) in q.chunks(dim).enumerate() {
+        let from = head / group * dim;
+        let score = |k: &Vec<f64>| (q.iter().zip(&k[from..]).map(|(a, b)| a * b).sum::<f64>() / (dim as f64).sqrt()).exp();
+        let weights: Vec<f64> = keys.iter().map(score).collect();
+        let total: f64 = weights.iter().sum();
+        out.extend((0..dim).map(|i| weights.iter().zip(values).map(|(w, v)| w / total * v[from + i]).sum::<f64>()));
+    }
+    out
+}
+
+/// Log-prob and entropy of each target.
+pub(super) fn score(spec: &DecoderSpec, w: &Weights, s: &PackedSequence) -> Vec<(f64, f64)> {
+    let logits = logits(spec, w, &s.tokens);
+    let one = |target: &u32| {
+        let z: Vec<f64> = logits[*target as usize - 1].iter().map(|l| l / f64::from(s.temperature)).collect();
+        let log_sum = z.iter().map(|z| z.exp()).sum::<f64>().ln();
+        let entropy = z.iter().map(|z| -(z - log_sum) * (z - log_sum).exp()).sum();
+        (z[s.tokens[*target as usize] as usize] - log_sum, entropy)
+    };
+    s.targets.iter().map(one).collect()
+}

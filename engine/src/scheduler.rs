@@ -1,0 +1,364 @@
+//! Continuous batching, decided purely: which sequences are in the next step, which wait, which give their memory up.
+//!
+//! Invariants
+//! - **S1** a sequence's tokens do not depend on this file: every token is fed exactly once in order, and giving memory up
+//!   only means feeding the same tokens again (B1 makes that exact).
+//! - **S2** first come, first served: a job is admitted before every later one, keeps its place when it is preempted, and
+//!   the oldest job is never preempted, so every job ends.
+//! - **S3** a step feeds one token to every decoding sequence; long prompts share what is left of the step's budget.
+//! - **S4** the number of jobs is bounded by [`Limits::max_jobs`]; past it `submit` refuses.
+use crate::EngineError;
+use std::collections::BTreeMap;
+
+/// One sequence that lives over several turns.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub struct SessionId(pub u64);
+
+/// Bounds of the batch.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Limits {
+    /// Sequences in one step, at most.
+    pub max_running: usize,
+    /// Jobs running or waiting, at most.
+    pub max_jobs: usize,
+    /// Tokens in one step, at most; decoding sequences always get theirs.
+    pub max_step_tokens: usize,
+    /// Tokens of one sequence, at most.
+    pub max_context: usize,
+}
+
+/// Why a job ended.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Finish {
+    /// A stop token or stop string was sampled.
+    Stop,
+    /// The job's token budget is spent.
+    Length,
+    /// The context is full.
+    Context,
+}
+
+/// Tokens of one session to feed in this step.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Feed {
+    /// Whose.
+    pub session: SessionId,
+    /// First token, an index into the session's tokens.
+    pub start: usize,
+    /// Number of tokens.
+    pub len: usize,
+    /// Whether these are its last, so that the next token is sampled from their logits.
+    pub samples: bool,
+}
+
+/// What to do when memory is short.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Relief {
+    /// Close this session's KV memory; its tokens will be fed again when it needs them.
+    Evict(SessionId),
+    /// Nothing is left to give up: this job fails, its session is closed.
+    Fail(SessionId),
+    /// Nothing runs.
+    Nothing,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Phase {
+    Idle,
+    Waiting,
+    Running,
+}
+
+#[derive(Debug)]
+struct Session {
+    tokens: Vec<u32>,
+    /// Tokens whose keys and values are in memory.
+    fed: usize,
+    has_memory: bool,
+    phase: Phase,
+    /// Place in the queue of the current or last job.
+    arrival: u64,
+    /// Tokens that the current job may still sample.
+    budget: u32,
+}
+
+/// The state of the batch.
+#[derive(Debug)]
+pub struct Scheduler {
+    limits: Limits,
+    sessions: BTreeMap<SessionId, Session>,
+    waiting: BTreeMap<u64, SessionId>,
+    running: BTreeMap<u64, SessionId>,
+    arrivals: u64,
+    /// After a shortage: no more sequences than this until one ends.
+    ceiling: usize,
+}
+
+impl Scheduler {
+    /// An empty batch.
+    #[must_use]
+    pub fn new(limits: Limits) -> Self {
+        Self {
+            limits,
+            sessions: BTreeMap::new(),
+            waiting: BTreeMap::new(),
+            running: BTreeMap::new(),
+            arrivals: 0,
+            ceiling: limits.max_running,
+        }
+    }
+
+    /// Starts an empty session; an id is used once.
+    pub fn open(&mut self, id: SessionId) {
+        let session = Session { tokens: Vec::new(), fed: 0, has_memory: false, phase: Phase::Idle, arrival: 0, budget: 0 };
+        self.sessions.insert(id, session);
+    }
+
+    /// Appends tokens and asks for up to `max_new` sampled ones after them.
+    ///
+    /// Errors: [`EngineError::Input`] for an unknown or busy session, an empty context or budget, a context that would be
+    /// too long; [`EngineError::Capacity`] when too many jobs are here (S4).
+    pub fn submit(&mut self, id: SessionId, append: &[u32], max_new: u32) -> Result<(), EngineError> {
+        if self.waiting.len() + self.running.len() >= self.limits.max_jobs {
+            return Err(EngineError::Capacity(format!("{} generations are already queued", self.limits.max_jobs)));
+        }
+        let max_context = self.limits.max_context;
+        let Some(session) = self.sessions.get_mut(&id) else {
+            return Err(EngineError::Input(format!("session {} is closed", id.0)));
+        };
+        let length = session.tokens.len() + append.len();
+        if session.phase != Phase::Idle {
+            return Err(EngineError::Input(format!("session {} is already generating", id.0)));
+        }
+        if length == 0 || max_new == 0 {
+            return Err(EngineError::Input(format!("nothing to generate: {length} context tokens, budget {max_new}")));
+        }
+        if length >= max_context {
+            return Err(EngineError::Input(format!(
+                "a context of {length} tokens leaves no room in the model's {max_context}: shorten the prompt"
+            )));
+        }
+        session.tokens.extend_from_slice(append);
+        session.phase = Phase::Waiting;
+        session.budget = max_new;
+        session.arrival = self.arrivals;
+        self.waiting.insert(self.arrivals, id);
+        self.arrivals += 1;
+        Ok(())
+    }
+
+    /// Forgets a session in whatever phase it is. `true` if it held memory, which the caller now frees.
+    pub fn close(&mut self, id: SessionId) -> bool {
+        let Some(session) = self.sessions.remove(&id) else { return false };
+        match session.phase {
+            Phase::Waiting => self.waiting.remove(&session.arrival),
+            Phase::Running => self.running.remove(&session.arrival),
+            Phase::Idle => None,
+        };
+        self.ceiling = self.limits.max_running;
+        session.has_memory
+    }
+
+    /// Whether a step has anything to do.
+    #[must_use]
+    pub fn has_work(&self) -> bool {
+        !self.waiting.is_empty() || !self.running.is_empty()
+    }
+
+    /// All sessions, open ones in any phase.
+    pub fn sessions(&self) -> impl Iterator<Item = SessionId> + '_ {
+        self.sessions.keys().copied()
+    }
+
+    /// Jobs running and waiting.
+    #[must_use]
+    pub fn load(&self) -> (usize, usize) {
+        (self.running.len(), self.waiting.len())
+    }
+
+    /// A session's tokens so far.
+    #[must_use]
+    pub fn tokens(&self, id: SessionId) -> &[u32] {
+        self.sessions.get(&id).map_or(&[], |s| &s.tokens)
+    }
+
+    /// Admits what fits and lays out the next step, oldest job first. Changes nothing about what has been fed: that is
+    /// [`Scheduler::fed`]'s, after the step has succeeded.
+    pub fn plan(&mut self) -> Vec<Feed> {
+        let places = self.limits.max_running.min(self.ceiling);
+        while self.running.len() < places {
+            let Some((arrival, id)) = self.waiting.pop_first() else { break };
+            self.running.insert(arrival, id);
+            if let Some(session) = self.sessions.get_mut(&id) {
+                session.phase = Phase::Running;
+            }
+        }
+        let pending = |id: &SessionId| self.sessions.get(id).map_or((0, 0), |s| (s.fed, s.tokens.len() - s.fed));
+        let decoding = self.running.values().filter(|id| pending(id).1 == 1).count();
+        let mut budget = self.limits.max_step_tokens.saturating_sub(decoding).max(usize::from(decoding == 0));
+        let mut feeds = Vec::with_capacity(self.running.len());
+        for id in self.running.values() {
+            let (start, want) = pending(id);
+            let len = if want == 1 { 1 } else { want.min(budget) };
+            if len == 0 {
+                continue;
+            }
+            if want > 1 {
+                budget -= len;
+            }
+            feeds.push(Feed { session: *id, start, len, samples: len == want });
+        }
+        feeds
+    }
+
+    /// The feed is in memory now.
+    pub fn fed(&mut self, feed: &Feed) {
+        if let Some(session) = self.sessions.get_mut(&feed.session) {
+            session.fed = feed.start + feed.len;
+            session.has_memory = true;
+        }
+    }
+
+    /// A sampled token, with whether it ends the job. `Some` ends the job; the session stays for its next turn.
+    pub fn push(&mut self, id: SessionId, token: u32, stop: bool) -> Option<Finish> {
+        let session = self.sessions.get_mut(&id)?;
+        session.tokens.push(token);
+        session.budget = session.budget.saturating_sub(1);
+        let finish = if stop {
+            Finish::Stop
+        } else if session.budget == 0 {
+            Finish::Length
+        } else if session.tokens.len() >= self.limits.max_context {
+            Finish::Context
+        } else {
+            return None;
+        };
+        session.phase = Phase::Idle;
+        self.running.remove(&session.arrival);
+        self.ceiling = self.limits.max_running;
+        Some(finish)
+    }
+
+    /// Memory is short: first a session that is not in the step gives its memory up, the one idle longest first, then the
+    /// youngest running job goes back to the queue, then the only one left fails.
+    pub fn relieve(&mut self) -> Relief {
+        let resting = |s: &Session| s.has_memory && s.phase != Phase::Running;
+        let idle = self.sessions.iter().filter(|(_, s)| resting(s)).min_by_key(|(_, s)| s.arrival).map(|(id, _)| *id);
+        if let Some(id) = idle {
+            self.forget(id);
+            return Relief::Evict(id);
+        }
+        let Some((arrival, id)) = self.running.pop_last() else { return Relief::Nothing };
+        if self.running.is_empty() {
+            self.sessions.remove(&id);
+            return Relief::Fail(id);
+        }
+        self.ceiling = self.running.len();
+        self.waiting.insert(arrival, id);
+        self.forget(id);
+        if let Some(session) = self.sessions.get_mut(&id) {
+            session.phase = Phase::Waiting;
+        }
+        Relief::Evict(id)
+    }
+
+    /// The weights have changed: everything is fed again under the new ones before the next token.
+    pub fn forget_all(&mut self) {
+        for session in self.sessions.values_mut() {
+            session.fed = 0;
+            session.has_memory = false;
+        }
+    }
+
+    fn forget(&mut self, id: SessionId) {
+        if let Some(session) = self.sessions.get_mut(&id) {
+            session.fed = 0;
+            session.has_memory = false;
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn scheduler(max_running: usize, max_step_tokens: usize) -> Scheduler {
+        Scheduler::new(Limits { max_running, max_jobs: 8, max_step_tokens, max_context: 16 })
+    }
+
+    fn step(s: &mut Scheduler, token: u32) -> Vec<Feed> {
+        let feeds = s.plan();
+        for feed in &feeds {
+            s.fed(feed);
+            if feed.samples {
+                s.push(feed.session, token, false);
+            }
+        }
+        feeds
+    }
+
+    #[test]
+    fn a_prompt_is_cut_into_the_budget_and_decoding_goes_on_beside_it() {
+        let mut s = scheduler(4, 4);
+        s.open(SessionId(1));
+        s.submit(SessionId(1), &[1, 2], 5).unwrap();
+        step(&mut s, 9);
+        s.open(SessionId(2));
+        s.submit(SessionId(2), &[0; 7], 5).unwrap();
+        let lens = |feeds: Vec<Feed>| feeds.iter().map(|f| (f.session.0, f.start, f.len, f.samples)).collect::<Vec<_>>();
+        assert_eq!(lens(step(&mut s, 9)), [(1, 2, 1, true), (2, 0, 3, false)]);
+        assert_eq!(lens(step(&mut s, 9)), [(1, 3, 1, true), (2, 3, 3, false)]);
+        assert_eq!(lens(step(&mut s, 9)), [(1, 4, 1, true), (2, 6, 1, true)]);
+    }
+
+    #[test]
+    fn the_next_turn_feeds_only_what_is_new() {
+        let mut s = scheduler(4, 64);
+        s.open(SessionId(1));
+        s.submit(SessionId(1), &[1, 2, 3], 1).unwrap();
+        step(&mut s, 9);
+        assert!(!s.has_work());
+        s.submit(SessionId(1), &[4, 5], 1).unwrap();
+        // The sampled 9 was never fed: it goes with the new turn.
+        assert_eq!(s.plan(), [Feed { session: SessionId(1), start: 3, len: 3, samples: true }]);
+    }
+
+    #[test]
+    fn the_youngest_is_preempted_keeps_its_place_and_the_last_one_fails() {
+        let mut s = scheduler(4, 64);
+        for id in 1..=3 {
+            s.open(SessionId(id));
+            s.submit(SessionId(id), &[1], 3).unwrap();
+        }
+        step(&mut s, 9);
+        assert_eq!(s.relieve(), Relief::Evict(SessionId(3)));
+        s.open(SessionId(4));
+        s.submit(SessionId(4), &[1], 3).unwrap();
+        assert_eq!(s.plan().iter().map(|f| f.session.0).collect::<Vec<_>>(), [1, 2], "nobody is admitted after a shortage");
+        s.push(SessionId(1), 9, true);
+        let again = s.plan();
+        assert_eq!(again.iter().map(|f| f.session.0).collect::<Vec<_>>(), [2, 3, 4]);
+        assert_eq!((again[1].start, again[1].len), (0, 2), "a preempted sequence is fed again from its start");
+        for evicted in [1, 4, 3] {
+            assert_eq!(s.relieve(), Relief::Evict(SessionId(evicted)));
+        }
+        assert_eq!(s.relieve(), Relief::Fail(SessionId(2)));
+    }
+
+    #[test]
+    fn refuses_what_cannot_be_done() {
+        let mut s = scheduler(1, 4);
+        s.open(SessionId(1));
+        assert!(matches!(s.submit(SessionId(1), &[], 3), Err(EngineError::Input(_))));
+        assert!(matches!(s.submit(SessionId(1), &[0; 16], 3), Err(EngineError::Input(_))));
+        assert!(matches!(s.submit(SessionId(7), &[0], 3), Err(EngineError::Input(_))));
+        s.submit(SessionId(1), &[0; 15], 3).unwrap();
+        assert!(matches!(s.submit(SessionId(1), &[0], 3), Err(EngineError::Input(_))));
+        for _ in 0..3 {
+            step(&mut s, 1);
+        }
+        let feeds = s.plan();
+        s.fed(&feeds[0]);
+        assert_eq!(s.push(SessionId(1), 1, false), Some(Finish::Context));
+    }
+}

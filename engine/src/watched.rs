@@ -1,0 +1,75 @@
+//! A backend that remembers whether its weights were touched, so that stale keys and values are never decoded from.
+use crate::{AdamW, Backend, EngineError, Extend, Forward, KvId, PackedBatch, Upstream};
+use cohort_model::{DecoderSpec, WeightSet};
+
+/// Passes every call on and notes those that may change weights.
+pub(crate) struct Watched<'a> {
+    inner: &'a mut dyn Backend,
+    changed: bool,
+}
+
+impl<'a> Watched<'a> {
+    pub(crate) fn new(inner: &'a mut dyn Backend) -> Self {
+        Self { inner, changed: false }
+    }
+
+    pub(crate) fn changed(&self) -> bool {
+        self.changed
+    }
+}
+
+impl Backend for Watched<'_> {
+    fn spec(&self) -> &DecoderSpec {
+        self.inner.spec()
+    }
+    fn numerics(&self) -> String {
+        self.inner.numerics()
+    }
+    fn import(&mut self, weights: &WeightSet) -> Result<(), EngineError> {
+        self.changed = true;
+        self.inner.import(weights)
+    }
+    fn export(&self) -> Result<WeightSet, EngineError> {
+        self.inner.export()
+    }
+    fn kv_open(&mut self) -> Result<KvId, EngineError> {
+        self.inner.kv_open()
+    }
+    fn kv_len(&self, kv: KvId) -> usize {
+        self.inner.kv_len(kv)
+    }
+    fn kv_truncate(&mut self, kv: KvId, len: usize) {
+        self.inner.kv_truncate(kv, len);
+    }
+    fn kv_close(&mut self, kv: KvId) {
+        self.inner.kv_close(kv);
+    }
+    fn extend(&mut self, work: &[Extend<'_>], logits: &mut [f32]) -> Result<(), EngineError> {
+        self.inner.extend(work, logits)
+    }
+    fn forward(&mut self, batch: &PackedBatch, train: bool) -> Result<Forward, EngineError> {
+        self.inner.forward(batch, train)
+    }
+    fn backward(&mut self, upstream: Upstream<'_>) -> Result<(), EngineError> {
+        self.inner.backward(upstream)
+    }
+    fn zero_grad(&mut self) {
+        self.inner.zero_grad();
+    }
+    fn grad_norm(&mut self) -> Result<f64, EngineError> {
+        self.inner.grad_norm()
+    }
+    fn update(&mut self, optimizer: &AdamW, lr: f64, grad_scale: f64) -> Result<(), EngineError> {
+        self.changed = true;
+        self.inner.update(optimizer, lr, grad_scale)
+    }
+    fn gradients(&self) -> Result<WeightSet, EngineError> {
+        self.inner.gradients()
+    }
+    fn optimizer_export(&self) -> Result<(WeightSet, WeightSet, u64), EngineError> {
+        self.inner.optimizer_export()
+    }
+    fn optimizer_import(&mut self, first: &WeightSet, second: &WeightSet, updates: u64) -> Result<(), EngineError> {
+        self.inner.optimizer_import(first, second, updates)
+    }
+}

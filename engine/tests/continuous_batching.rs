@@ -1,0 +1,279 @@
+//! Whatever else is in the engine, however little memory it has and whoever goes away: a sequence gets the tokens that it
+//! gets alone. The backend here is a fake whose logits are a hash of all tokens before them.
+use cohort_engine::{
+    AdamW, Backend, Completion, Decoding, DrawKey, EngineError, EngineHandle, EngineOptions, Extend, Finish, Forward, KvId,
+    LocalRing, PackedBatch, Upstream, WeightRing,
+};
+use cohort_model::{DecoderSpec, Tensor, WeightSet};
+use proptest::prelude::*;
+use std::collections::BTreeMap;
+use std::sync::Arc;
+
+const VOCAB: usize = 11;
+const CONTEXT: usize = 48;
+const STOP: u32 = 7;
+
+/// Logits by hash, memory for so many tokens in so many sequences.
+struct Hashed {
+    spec: DecoderSpec,
+    memories: BTreeMap<u32, Vec<u32>>,
+    opened: u32,
+    tokens: usize,
+    salt: u64,
+}
+
+impl Hashed {
+    fn new(tokens: usize) -> Self {
+        let spec = DecoderSpec {
+            hidden: 1,
+            layers: 0,
+            heads: 1,
+            kv_heads: 1,
+            head_dim: 2,
+            intermediate: 1,
+            vocab: VOCAB,
+            max_context: CONTEXT,
+            norm_eps: 1e-5,
+            rope_theta: 1e4,
+            tied_embeddings: true,
+        };
+        Self { spec, memories: BTreeMap::new(), opened: 0, tokens, salt: 0 }
+    }
+}
+
+fn unsupported<T>() -> Result<T, EngineError> {
+    Err(EngineError::Input("not part of this fake".into()))
+}
+
+impl Backend for Hashed {
+    fn spec(&self) -> &DecoderSpec {
+        &self.spec
+    }
+    fn numerics(&self) -> String {
+        "hash".into()
+    }
+    fn import(&mut self, weights: &WeightSet) -> Result<(), EngineError> {
+        self.salt = u64::from(weights.0["salt"].data[0].to_bits());
+        Ok(())
+    }
+    fn export(&self) -> Result<WeightSet, EngineError> {
+        Ok(salt(f32::from_bits(self.salt as u32)))
+    }
+    fn kv_open(&mut self) -> Result<KvId, EngineError> {
+        self.opened += 1;
+        self.memories.insert(self.opened, Vec::new());
+        Ok(KvId(self.opened))
+    }
+    fn kv_len(&self, kv: KvId) -> usize {
+        self.memories[&kv.0].len()
+    }
+    fn kv_truncate(&mut self, kv: KvId, len: usize) {
+        self.memories.get_mut(&kv.0).unwrap().truncate(len);
+    }
+    fn kv_close(&mut self, kv: KvId) {
+        self.memories.remove(&kv.0).unwrap();
+    }
+    fn extend(&mut self, work: &[Extend<'_>], logits: &mut [f32]) -> Result<(), EngineError> {
+        let held: usize = self.memories.values().map(Vec::len).sum();
+        let more: usize = work.iter().map(|w| w.tokens.len()).sum();
+        if held + more > self.tokens {
+            return Err(EngineError::Capacity(format!("{held} + {more} of {}", self.tokens)));
+        }
+        for (item, row) in work.iter().zip(logits.chunks_exact_mut(VOCAB)) {
+            let memory = self.memories.get_mut(&item.kv.0).unwrap();
+            assert!(!item.tokens.is_empty());
+            memory.extend_from_slice(item.tokens);
+            let hash = memory.iter().fold(self.salt, |h, t| {
+                let x = (h ^ u64::from(*t + 1)).wrapping_mul(0x9e37_79b9_7f4a_7c15);
+                x ^ (x >> 31)
+            });
+            for (v, logit) in row.iter_mut().enumerate() {
+                *logit = ((hash >> (v * 5)) & 31) as f32 / 8.0;
+            }
+        }
+        Ok(())
+    }
+    fn forward(&mut self, _: &PackedBatch, _: bool) -> Result<Forward, EngineError> {
+        unsupported()
+    }
+    fn backward(&mut self, _: Upstream<'_>) -> Result<(), EngineError> {
+        unsupported()
+    }
+    fn zero_grad(&mut self) {}
+    fn grad_norm(&mut self) -> Result<f64, EngineError> {
+        unsupported()
+    }
+    fn update(&mut self, _: &AdamW, _: f64, _: f64) -> Result<(), EngineError> {
+        unsupported()
+    }
+    fn gradients(&self) -> Result<WeightSet, EngineError> {
+        unsupported()
+    }
+    fn optimizer_export(&self) -> Result<(WeightSet, WeightSet, u64), EngineError> {
+        unsupported()
+    }
+    fn optimizer_import(&mut self, _: &WeightSet, _: &WeightSet, _: u64) -> Result<(), EngineError> {
+        unsupported()
+    }
+}
+
+fn salt(value: f32) -> WeightSet {
+    WeightSet([("salt".to_owned(), Tensor { shape: vec![1], data: vec![value] })].into())
+}
+
+fn engine(tokens: usize, options: EngineOptions) -> EngineHandle {
+    EngineHandle::start(move || Ok(Box::new(Hashed::new(tokens))), options).unwrap()
+}
+
+fn decoding(sample: u16, max_new_tokens: u32) -> Decoding {
+    let key = DrawKey { seed: 5, group: 3, sample };
+    Decoding { temperature: 1.0, greedy: sample % 3 == 0, max_new_tokens, stop_ids: vec![STOP], watch: None, key }
+}
+
+/// One sequence: turns of (tokens to append, budget), and after how many yields to give up, if ever.
+#[derive(Debug, Clone)]
+struct Plan {
+    turns: Vec<(Vec<u32>, u32)>,
+    delay: usize,
+    patience: Option<usize>,
+}
+
+async fn run(engine: &EngineHandle, sample: u16, plan: &Plan) -> Vec<Completion> {
+    let mut session = engine.session();
+    let mut out = Vec::new();
+    for (tokens, budget) in &plan.turns {
+        match session.generate(tokens, decoding(sample, *budget)).await {
+            Ok(completion) => out.push(completion),
+            Err(EngineError::Input(why)) if why.contains("context") => break,
+            Err(other) => panic!("{other}"),
+        }
+    }
+    out
+}
+
+fn plan() -> impl Strategy<Value = Plan> {
+    let turn = (prop::collection::vec(0..VOCAB as u32, 1..9), 1u32..9);
+    (prop::collection::vec(turn, 1..4), 0usize..40, prop::option::weighted(0.2, 0usize..60))
+        .prop_map(|(turns, delay, patience)| Plan { turns, delay, patience })
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig::with_cases(48))]
+    #[test]
+    fn company_changes_no_token(
+        plans in prop::collection::vec(plan(), 1..12),
+        tokens in CONTEXT..4 * CONTEXT,
+        max_running in 1usize..8,
+        max_step_tokens in 1usize..20,
+        max_jobs in 1usize..12,
+    ) {
+        let runtime = tokio::runtime::Builder::new_current_thread().build().unwrap();
+        let crowded = engine(tokens, EngineOptions { queue: 2, max_jobs, max_running, max_step_tokens, nice: 0 });
+        let alone = engine(usize::MAX, EngineOptions::default());
+        runtime.block_on(async {
+            let tasks: Vec<_> = plans.iter().cloned().enumerate().map(|(i, plan)| {
+                let engine = crowded.clone();
+                tokio::task::spawn(async move {
+                    for _ in 0..plan.delay {
+                        tokio::task::yield_now().await;
+                    }
+                    let patience = async {
+                        let Some(yields) = plan.patience else { return std::future::pending().await };
+                        for _ in 0..yields {
+                            tokio::task::yield_now().await;
+                        }
+                    };
+                    tokio::select! {
+                        done = run(&engine, i as u16, &plan) => Some(done),
+                        () = patience => None,
+                    }
+                })
+            }).collect();
+            for (i, task) in tasks.into_iter().enumerate() {
+                if let Some(got) = task.await.unwrap() {
+                    prop_assert_eq!(got, run(&alone, i as u16, &plans[i]).await);
+                }
+            }
+            Ok(())
+        })?;
+    }
+}
+
+#[tokio::test]
+async fn a_sequence_that_cannot_fit_fails_and_the_engine_goes_on() {
+    let engine = engine(10, EngineOptions::default());
+    let error = engine.session().generate(&[0; 12], decoding(1, 4)).await.unwrap_err();
+    assert!(matches!(error, EngineError::Capacity(_)), "{error}");
+    let done = engine.session().generate(&[1, 2], decoding(1, 4)).await.unwrap();
+    assert!(!done.tokens.is_empty());
+}
+
+#[tokio::test]
+async fn stops_and_refusals_say_why() {
+    let engine = engine(1000, EngineOptions::default());
+    let mut session = engine.session();
+    let mut seen = 0;
+    let watched = Decoding {
+        watch: Some(Box::new(move |_token: u32| {
+            seen += 1;
+            seen == 2
+        })),
+        stop_ids: vec![],
+        ..decoding(1, 9)
+    };
+    let done = session.generate(&[1], watched).await.unwrap();
+    assert_eq!((done.tokens.len(), done.finish), (2, Finish::Stop));
+    assert_eq!(done.spans, [(2, 0)]);
+    let done = session.generate(&[2], Decoding { stop_ids: vec![], ..decoding(1, 3) }).await.unwrap();
+    assert_eq!((done.tokens.len(), done.finish), (3, Finish::Length));
+    for (tokens, decoding) in [
+        (vec![VOCAB as u32], decoding(1, 3)),
+        (vec![0; CONTEXT], decoding(1, 3)),
+        (vec![0], Decoding { temperature: 0.0, ..decoding(1, 3) }),
+        (vec![0], decoding(1, 0)),
+    ] {
+        let error = engine.session().generate(&tokens, decoding).await.unwrap_err();
+        assert!(matches!(error, EngineError::Input(_)), "{error}");
+    }
+}
+
+#[tokio::test]
+async fn weights_carry_their_version_and_stale_memory_is_not_decoded_from() {
+    let ring: Arc<dyn WeightRing> = Arc::new(LocalRing::new(2));
+    let (teacher, student) = (engine(1000, EngineOptions::default()), engine(1000, EngineOptions::default()));
+    let mut open = student.session();
+    let first = open.generate(&[1, 2, 3], decoding(1, 2)).await.unwrap();
+    let second = open.generate(&[4], decoding(1, 2)).await.unwrap();
+
+    teacher.with_backend(|b| b.import(&salt(9.5))).await.unwrap().unwrap();
+    assert_eq!(teacher.label().await.unwrap(), None, "changed weights have no name");
+    assert!(matches!(teacher.session().generate(&[1], decoding(1, 1)).await, Err(EngineError::Input(_))));
+    let (weights, label) = teacher.snapshot(4).await.unwrap();
+    assert_eq!((label.version, label.digest), (4, weights.digest()));
+    assert!(teacher.publish(ring.clone(), 1, 3).await.is_err(), "it is not version 3");
+    teacher.publish(ring.clone(), 1, 4).await.unwrap();
+
+    assert!(student.swap(ring.clone(), 1, 4, label.digest ^ 1).await.is_err());
+    student.swap(ring.clone(), 1, 4, label.digest).await.unwrap();
+    student.swap(ring.clone(), 0, 4, label.digest).await.unwrap(); // already there: no slot is read
+    assert!(student.swap(ring, 1, 4, label.digest ^ 1).await.is_err());
+
+    // A session that lived through the swap goes on as one that begins with the same tokens under the new weights.
+    let through = open.generate(&[5], decoding(1, 4)).await.unwrap();
+    assert_eq!(through.spans, [(through.tokens.len() as u32, 4)]);
+    let context = [&[1, 2, 3], &first.tokens[..], &[4], &second.tokens[..], &[5]].concat();
+    assert_eq!(student.session().generate(&context, decoding(1, 4)).await.unwrap(), through);
+
+    student.flip_weight_bit("salt", 0, 3).await.unwrap();
+    assert_eq!(student.label().await.unwrap(), Some(label), "a fault does not tell");
+    assert_ne!(student.snapshot(4).await.unwrap().1.digest, label.digest);
+}
+
+#[tokio::test]
+async fn a_dead_thread_is_reported() {
+    let engine = engine(1000, EngineOptions::default());
+    let gone = engine.with_backend(|_| panic!("a bug")).await;
+    let _: Result<(), EngineError> = gone;
+    let error = engine.session().generate(&[1], decoding(1, 1)).await.unwrap_err();
+    assert!(matches!(error, EngineError::Stopped(_)), "{error}");
+}

@@ -1,0 +1,1 @@
+../../../sdk/python/cohort_reward.py

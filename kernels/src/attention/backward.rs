@@ -1,0 +1,228 @@
+//! Gradients: probabilities are computed again, for 16 positions at a time.
+use super::Heads;
+use super::forward::{Block, probabilities};
+use super::pages::{Append, write};
+use crate::lanes::{each, for_each_pair, splat, sum};
+use crate::path::kernel;
+use crate::pool::Disjoint;
+use crate::tile::{self, MAX_ROWS, Store, Tile};
+use crate::{Cpu, Path, scratch};
+
+/// Query positions whose probabilities stand in memory together.
+const POSITIONS: usize = 16;
+
+/// One whole sequence, from position 0.
+pub struct BackwardSpan<'a> {
+    /// The forward's queries. `[rows, query * dim]`
+    pub q: &'a [f32],
+    /// The forward's keys. `[rows, key_value * dim]`
+    pub k: &'a [f32],
+    /// The forward's values. `[rows, key_value * dim]`
+    pub v: &'a [f32],
+    /// The forward's result. `[rows, query * dim]`
+    pub out: &'a [f32],
+    /// dL/dout. `[rows, query * dim]`
+    pub d_out: &'a [f32],
+    /// Receives dL/dq. `[rows, query * dim]`
+    pub dq: &'a mut [f32],
+    /// Receives dL/dk. `[rows, key_value * dim]`
+    pub dk: &'a mut [f32],
+    /// Receives dL/dv. `[rows, key_value * dim]`
+    pub dv: &'a mut [f32],
+}
+
+/// Gradients of every span.
+///
+/// # Panics
+/// When a length does not fit.
+pub fn backward(cpu: &Cpu, heads: Heads, spans: &mut [BackwardSpan<'_>]) {
+    let (wide, narrow) = (heads.query * heads.dim, heads.key_value * heads.dim);
+    let jobs: Vec<_> = spans
+        .iter_mut()
+        .map(|s| {
+            let rows = s.q.len() / wide;
+            assert!([s.q, s.out, s.d_out, s.dq].iter().all(|x| x.len() == rows * wide), "{rows} rows of {wide}");
+            assert!([s.k, s.v, s.dk, s.dv].iter().all(|x| x.len() == rows * narrow), "{rows} rows of {narrow}");
+            let input = Input { q: s.q, k: s.k, v: s.v, out: s.out, d_out: s.d_out, rows };
+            (input, Outputs { dq: Disjoint::new(s.dq), dk: Disjoint::new(s.dk), dv: Disjoint::new(s.dv) })
+        })
+        .collect();
+    cpu.pool().run(jobs.len() * heads.key_value, |task| {
+        let (input, outputs) = &jobs[task / heads.key_value];
+        HeadWork { path: cpu.path(), heads, head: task % heads.key_value, input }.run(outputs);
+    });
+}
+
+struct Input<'a> {
+    q: &'a [f32],
+    k: &'a [f32],
+    v: &'a [f32],
+    out: &'a [f32],
+    d_out: &'a [f32],
+    rows: usize,
+}
+
+/// One key/value head of one sequence.
+struct HeadWork<'a> {
+    path: Path,
+    heads: Heads,
+    head: usize,
+    input: &'a Input<'a>,
+}
+
+/// Gradients of one sequence, whose heads are different tasks'.
+struct Outputs<'a> {
+    dq: Disjoint<'a, f32>,
+    dk: Disjoint<'a, f32>,
+    dv: Disjoint<'a, f32>,
+}
+
+impl HeadWork<'_> {
+    /// This task's heads alone: one key/value head and its group.
+    fn own(&self) -> Heads {
+        Heads { query: self.heads.group(), key_value: 1, dim: self.heads.dim }
+    }
+
+    fn run(&self, outputs: &Outputs<'_>) {
+        let (own, rows) = (self.own(), self.input.rows);
+        let page = own.page_len();
+        let paged = Heads::pages(rows) * page;
+        let summed = rows * own.stride();
+        scratch::with(2 * paged + 2 * summed, |memory| {
+            memory.fill(0.0);
+            let (pages, sums) = memory.split_at_mut(2 * paged);
+            let (forward, swapped) = pages.split_at_mut(paged);
+            self.fill_pages(forward, swapped);
+            let forward: Vec<&[f32]> = forward.chunks_exact(page).collect();
+            let swapped: Vec<&[f32]> = swapped.chunks_exact(page).collect();
+            let (dk, dv) = sums.split_at_mut(summed);
+            for start in (0..rows).step_by(POSITIONS) {
+                let positions = POSITIONS.min(rows - start);
+                let block = |pages| Block { path: self.path, heads: own, pages, head: 0, start, positions, group: own.query };
+                self.positions(&block(&forward[..]), &block(&swapped[..]), &outputs.dq, dk, dv);
+            }
+            self.store(&outputs.dk, dk);
+            self.store(&outputs.dv, dv);
+        });
+    }
+
+    /// Pages of (keys, values), and of (values, keys): both are needed side by side and row by row.
+    fn fill_pages(&self, forward: &mut [f32], swapped: &mut [f32]) {
+        let (own, dim) = (self.own(), self.heads.dim);
+        let width = self.heads.key_value * dim;
+        scratch::with(2 * self.input.rows * dim, |memory| {
+            let (k, v) = memory.split_at_mut(self.input.rows * dim);
+            for (dense, all) in [(&mut *k, self.input.k), (&mut *v, self.input.v)] {
+                for (row, all) in dense.chunks_exact_mut(dim).zip(all.chunks_exact(width)) {
+                    row.copy_from_slice(&all[self.head * dim..][..dim]);
+                }
+            }
+            let page = own.page_len();
+            write(own, &mut Append { k, v, start: 0, pages: forward.chunks_exact_mut(page).collect() });
+            write(own, &mut Append { k: v, v: k, start: 0, pages: swapped.chunks_exact_mut(page).collect() });
+        });
+    }
+
+    /// Some query positions: their dq, and their terms of dk and dv.
+    fn positions(&self, keys: &Block<'_>, values: &Block<'_>, dq: &Disjoint<'_, f32>, dk: &mut [f32], dv: &mut [f32]) {
+        let (stride, len) = (keys.heads.stride(), keys.row_len());
+        let rows = keys.positions * keys.group;
+        scratch::with(rows * (3 * stride + 2 * len + 1), |memory| {
+            let (q, rest) = memory.split_at_mut(rows * stride);
+            let (d_out, rest) = rest.split_at_mut(rows * stride);
+            let (d_query, rest) = rest.split_at_mut(rows * stride);
+            let (p, rest) = rest.split_at_mut(rows * len);
+            let (ds, deltas) = rest.split_at_mut(rows * len);
+            self.load(keys, q, d_out, deltas);
+            for row in (0..rows).step_by(MAX_ROWS) {
+                let count = MAX_ROWS.min(rows - row);
+                let (lines, scores) = (row * stride..(row + count) * stride, row * len..(row + count) * len);
+                keys.scores(&q[lines.clone()], stride, &mut p[scores.clone()]);
+                values.scores(&d_out[lines.clone()], stride, &mut ds[scores.clone()]);
+                let each = p[scores.clone()].chunks_exact_mut(len).zip(ds[scores.clone()].chunks_exact_mut(len));
+                for (index, (p, ds)) in each.enumerate() {
+                    let seen = keys.start + (row + index) / keys.group + 1;
+                    probabilities(self.path, p, seen, keys.heads.scale());
+                    score_gradients(self.path, p, ds, seen, deltas[row + index], keys.heads.scale());
+                }
+                // The swapped pages hold keys where values were: dq = ds K.
+                values.values(&ds[scores], count, &mut d_query[lines]);
+            }
+            for (row, values) in d_query.chunks_exact(stride).enumerate() {
+                let (position, column) = self.place(keys, row);
+                // SAFETY: a task alone writes these heads.
+                let dq = unsafe { dq.slice(position * self.heads.query * self.heads.dim + column, self.heads.dim) };
+                dq.copy_from_slice(&values[..self.heads.dim]);
+            }
+            add_products(self.path, ds, len, q, stride, keys.keys(), dk);
+            add_products(self.path, p, len, d_out, stride, keys.keys(), dv);
+        });
+    }
+
+    /// Sequence row and first column of a block's row.
+    fn place(&self, block: &Block<'_>, row: usize) -> (usize, usize) {
+        (block.start + row / block.group, (self.head * block.group + row % block.group) * self.heads.dim)
+    }
+
+    /// Dense queries and output gradients, and `delta = dout . out` of each row.
+    fn load(&self, block: &Block<'_>, q: &mut [f32], d_out: &mut [f32], deltas: &mut [f32]) {
+        let (dim, stride) = (self.heads.dim, block.heads.stride());
+        let lines = q.chunks_exact_mut(stride).zip(d_out.chunks_exact_mut(stride)).zip(deltas);
+        for (row, ((q, d_out), delta)) in lines.enumerate() {
+            let (position, column) = self.place(block, row);
+            let from = position * self.heads.query * dim + column;
+            q[..dim].copy_from_slice(&self.input.q[from..from + dim]);
+            d_out[..dim].copy_from_slice(&self.input.d_out[from..from + dim]);
+            q[dim..].fill(0.0);
+            d_out[dim..].fill(0.0);
+            *delta = dot(self.path, &d_out[..dim], &self.input.out[from..from + dim]);
+        }
+    }
+
+    /// Sums `[rows, stride]` to this head's columns.
+    fn store(&self, target: &Disjoint<'_, f32>, sums: &[f32]) {
+        let (own, dim) = (self.own(), self.heads.dim);
+        for (row, values) in sums.chunks_exact(own.stride()).enumerate() {
+            // SAFETY: a task alone writes this head's columns.
+            let target = unsafe { target.slice((row * self.heads.key_value + self.head) * dim, dim) };
+            target.copy_from_slice(&values[..dim]);
+        }
+    }
+}
+
+/// `sums [keys, stride] += weights^T lines` for `weights [rows, len]`, `lines [rows, stride]`: each element's chain goes
+/// on over the rows.
+fn add_products(path: Path, weights: &[f32], len: usize, lines: &[f32], stride: usize, keys: usize, sums: &mut [f32]) {
+    let rows = lines.len() / stride;
+    assert!(weights.len() >= rows * len && keys <= len && sums.len() >= keys * stride);
+    for key in (0..keys).step_by(MAX_ROWS) {
+        let count = MAX_ROWS.min(keys - key);
+        for vec in (0..stride / 16).step_by(4) {
+            let (a, b) = (weights[key..].as_ptr(), lines[vec * 16..].as_ptr());
+            let c = sums[key * stride + vec * 16..].as_mut_ptr();
+            let tile = Tile { k: rows, a, a_row: 1, a_k: len, b, b_k: stride, b_vec: 16, c, c_row: stride, c_vec: 16 };
+            // SAFETY: `rows` rows of `len` weights, of which `key + count` are read; `rows` lines and `count` sums of
+            // `stride`; the vectors lie below `stride`.
+            unsafe { tile::run(path, count, (stride / 16 - vec).min(4), Store::Chain, &tile) };
+        }
+    }
+}
+
+kernel! {
+    /// `ds = p * (dp - delta) * scale` in place of `dp`; zero for keys out of sight.
+    fn score_gradients(p: &[f32], dp: &mut [f32], seen: usize, delta: f32, scale: f32) {
+        let (own, others) = dp.split_at_mut(seen);
+        others.fill(0.0);
+        for (ds, p) in own.iter_mut().zip(p) {
+            *ds = p * (*ds - delta) * scale;
+        }
+    }
+}
+
+kernel! {
+    fn dot(x: &[f32], y: &[f32]) -> f32 {
+        let mut sums = splat(0.0);
+        for_each_pair(x, y, |a, b| sums = each(|i| a[i].mul_add(b[i], sums[i])));
+        sum(sums)
+    }
+}

@@ -1,0 +1,227 @@
+//! The three products over packed panels, cut into tasks of a panel and a range of rows.
+use super::pack::{GROUP, RowPacked, packed_len};
+use super::{Output, PANEL};
+use crate::pool::Disjoint;
+use crate::tile::{MAX_ROWS, Store, Tile, run};
+use crate::{Cpu, Path, scratch};
+
+/// Values of x that a range of rows may take, so that it stays in a core's second-level cache beside a panel.
+const ROWS_IN_CACHE: usize = 96 * 1024;
+/// Tokens that the weight gradient takes at a time: its slice of dy stays in the first-level cache.
+const TOKENS_IN_CACHE: usize = 128;
+
+impl From<Output> for Store {
+    fn from(output: Output) -> Self {
+        match output {
+            Output::Set => Self::Set,
+            Output::Continue => Self::Chain,
+            Output::Add => Self::Add,
+        }
+    }
+}
+
+/// One matrix of a [`forward`] call.
+pub struct Projection<'a> {
+    /// Packed `[out, in]`.
+    pub weight: &'a [f32],
+    /// Columns of y.
+    pub out: usize,
+    /// `[rows, out]`.
+    pub y: &'a mut [f32],
+}
+
+/// `y = x W^T` for each of the projections of one input `x [rows, in]`.
+///
+/// # Panics
+/// When a length does not fit the shapes.
+pub fn forward(cpu: &Cpu, x: &[f32], inner: usize, output: Output, projections: &mut [Projection<'_>]) {
+    let rows = x.len() / inner;
+    assert_eq!(x.len(), rows * inner, "x [rows, {inner}]");
+    let jobs: Vec<_> = projections
+        .iter_mut()
+        .map(|p| {
+            assert_eq!((p.weight.len(), p.y.len()), (packed_len(p.out, inner), rows * p.out), "{} x {inner}, {rows} rows", p.out);
+            (p.weight, p.out, p.out.div_ceil(PANEL), Disjoint::new(p.y))
+        })
+        .collect();
+    let panels: usize = jobs.iter().map(|job| job.2).sum();
+    let range = row_range(rows, inner, panels, cpu.pool().threads());
+    cpu.pool().run(panels * rows.div_ceil(range), |task| {
+        let first = task / panels * range;
+        let count = range.min(rows - first);
+        let mut panel = task % panels;
+        for (weight, out, own, y) in &jobs {
+            if panel < *own {
+                let x = &x[first * inner..][..count * inner];
+                let weight = &weight[panel * PANEL * inner..][..PANEL * inner];
+                let target = Columns { y, first, column: panel * PANEL, width: *out };
+                // SAFETY: each (rows, panel) pair is one task's, so the columns written are too.
+                unsafe { multiply(cpu.path(), output.into(), x, inner, weight, &target) };
+                return;
+            }
+            panel -= own;
+        }
+    });
+}
+
+/// Rows a task takes: as many as stay in cache, fewer when there are too few panels for the threads.
+fn row_range(rows: usize, inner: usize, panels: usize, threads: usize) -> usize {
+    let cached = (ROWS_IN_CACHE / inner.max(1)).max(MAX_ROWS);
+    let shared = (rows * panels).div_ceil(3 * threads);
+    let range = cached.min(if panels >= 3 * threads { rows } else { shared / panels + MAX_ROWS });
+    range.clamp(1, rows.max(1)).next_multiple_of(MAX_ROWS)
+}
+
+/// Up to 48 columns of some rows of an output.
+struct Columns<'a> {
+    y: &'a Disjoint<'a, f32>,
+    first: usize,
+    column: usize,
+    width: usize,
+}
+
+/// `y[first.., column..] = a B` for dense `a [rows, k]` and a panel `B [k, 48]`.
+///
+/// # Safety
+/// No other task touches these rows of these columns.
+unsafe fn multiply(path: Path, store: Store, a: &[f32], k: usize, panel: &[f32], target: &Columns<'_>) {
+    let rows = a.len().checked_div(k).unwrap_or(0);
+    let width = target.width;
+    let columns = PANEL.min(width - target.column);
+    assert!(panel.len() >= k * PANEL && rows > 0 && (target.first + rows) * width <= target.y.len());
+    let mut row = 0;
+    while row < rows {
+        // A rest of 9 to 15 rows goes as two tiles of about the same height.
+        let left = rows - row;
+        let count = if left > MAX_ROWS && left < 2 * MAX_ROWS { left.div_ceil(2) } else { left.min(MAX_ROWS) };
+        // SAFETY: rows below `first + rows`, columns below `width`: inside y by the check above.
+        let c = unsafe { target.y.as_mut_ptr().add((target.first + row) * width + target.column) };
+        let a = a[row * k..].as_ptr();
+        let b = panel.as_ptr();
+        let tile = Tile { k, a, a_row: k, a_k: 1, b, b_k: PANEL, b_vec: 16, c, c_row: width, c_vec: 16 };
+        // SAFETY: `a` has `count` rows of `k`, the panel `k` rows of 48; C as above.
+        unsafe {
+            if columns.is_multiple_of(16) {
+                run(path, count, columns / 16, store, &tile);
+            } else {
+                run_narrow(path, count, columns, store, &tile);
+            }
+        }
+        row += count;
+    }
+}
+
+/// A tile whose last vector is not full: by way of a buffer.
+///
+/// # Safety
+/// As [`run`], with `columns` valid columns of C.
+unsafe fn run_narrow(path: Path, rows: usize, columns: usize, store: Store, tile: &Tile) {
+    let mut block = [0.0f32; MAX_ROWS * PANEL];
+    for (r, line) in block.chunks_exact_mut(PANEL).take(rows).enumerate() {
+        // SAFETY: `columns` valid columns in each of the rows; the caller alone touches them.
+        let c = unsafe { std::slice::from_raw_parts_mut(tile.c.add(r * tile.c_row), columns) };
+        line[..columns].copy_from_slice(c);
+    }
+    // SAFETY: A and B as the caller promises; C is the block.
+    unsafe { run(path, rows, columns.div_ceil(16), store, &Tile { c: block.as_mut_ptr(), c_row: PANEL, ..*tile }) };
+    for (r, line) in block.chunks_exact(PANEL).take(rows).enumerate() {
+        // SAFETY: as above.
+        let c = unsafe { std::slice::from_raw_parts_mut(tile.c.add(r * tile.c_row), columns) };
+        c.copy_from_slice(&line[..columns]);
+    }
+}
+
+/// `dx = dy W` for `dy [rows, out]`, `dx [rows, in]`; with [`Output::Continue`] the chain goes on over a further matrix
+/// (or a further range of panels) with the same input.
+///
+/// # Panics
+/// When a length does not fit the shapes.
+pub fn backward_input(cpu: &Cpu, dy: &[f32], out: usize, weight: &[f32], inner: usize, output: Output, dx: &mut [f32]) {
+    let rows = dy.len() / out;
+    let sizes = (rows * out, packed_len(out, inner), rows * inner);
+    assert_eq!((dy.len(), weight.len(), dx.len()), sizes, "{out} x {inner}, {rows} rows");
+    let panels = inner.div_ceil(PANEL);
+    // Each task transposes its slice of W, so rows are cut only where threads would have nothing to do.
+    let parts = if panels >= cpu.pool().threads() { 1 } else { cpu.pool().threads().div_ceil(panels) };
+    let range = rows.div_ceil(parts).next_multiple_of(MAX_ROWS);
+    let dx = Disjoint::new(dx);
+    cpu.pool().run(panels * rows.div_ceil(range), |task| {
+        let (panel, first) = (task % panels, task / panels * range);
+        let count = range.min(rows - first);
+        scratch::with(out * PANEL, |columns| {
+            transpose_columns(weight, out, inner, panel * PANEL, columns);
+            let dy = &dy[first * out..][..count * out];
+            let target = Columns { y: &dx, first, column: panel * PANEL, width: inner };
+            // SAFETY: each (rows, panel) pair is one task's.
+            unsafe { multiply(cpu.path(), output.into(), dy, out, columns, &target) };
+        });
+    });
+}
+
+/// Columns `first..first + 48` of a packed `[out, in]` matrix as `[out, 48]`; zeros past the last column.
+fn transpose_columns(weight: &[f32], out: usize, inner: usize, first: usize, columns: &mut [f32]) {
+    let width = PANEL.min(inner - first);
+    for (block, panel) in columns.chunks_mut(PANEL * PANEL).zip(weight.chunks_exact(PANEL * inner)) {
+        let source = &panel[first * PANEL..][..width * PANEL];
+        for (lane, line) in block.chunks_exact_mut(PANEL).enumerate() {
+            for k in 0..width {
+                line[k] = source[k * PANEL + lane];
+            }
+            line[width..].fill(0.0);
+        }
+    }
+    debug_assert_eq!(columns.len(), out * PANEL);
+}
+
+/// `dW += dy^T x` into the packed layout, one chain per element over all tokens ever added.
+///
+/// # Panics
+/// When a length does not fit the shapes.
+pub fn backward_weight(cpu: &Cpu, x: &RowPacked, dy: &[f32], out: usize, gradient: &mut [f32]) {
+    let (rows, inner) = (x.rows(), x.inner());
+    assert_eq!((dy.len(), gradient.len()), (rows * out, packed_len(out, inner)), "{out} x {inner}, {rows} rows");
+    let panels = out.div_ceil(PANEL);
+    let groups = inner.div_ceil(GROUP);
+    // Each task regroups its columns of dy, so x is cut only where threads would have nothing to do.
+    let parts = if panels >= 3 * cpu.pool().threads() { 1 } else { (3 * cpu.pool().threads()).div_ceil(panels).min(groups) };
+    let range = groups.div_ceil(parts);
+    let gradient = Disjoint::new(gradient);
+    cpu.pool().run(panels * groups.div_ceil(range), |task| {
+        let (panel, first) = (task % panels, task / panels * range);
+        let last = (first + range).min(groups);
+        let start = panel * PANEL * inner + first * GROUP * PANEL;
+        let len = (last * GROUP).min(inner) * PANEL - first * GROUP * PANEL;
+        // SAFETY: each (panel, groups) pair is one task's.
+        let gradient = unsafe { gradient.slice(start, len) };
+        scratch::with(rows * PANEL, |columns| {
+            gather_columns(dy, out, panel * PANEL, columns);
+            weight_panel(cpu.path(), x, first..last, columns, gradient);
+        });
+    });
+}
+
+/// Columns `first..first + 48` of `dy [rows, out]` as `[rows, 48]`; zeros past the last column.
+fn gather_columns(dy: &[f32], out: usize, first: usize, columns: &mut [f32]) {
+    let width = PANEL.min(out - first);
+    for (line, row) in columns.chunks_exact_mut(PANEL).zip(dy.chunks_exact(out)) {
+        line[..width].copy_from_slice(&row[first..first + width]);
+        line[width..].fill(0.0);
+    }
+}
+
+/// The gradient of one panel for some groups of 8 inputs: `gradient [inputs, 48]`, `columns [rows, 48]`.
+fn weight_panel(path: Path, x: &RowPacked, groups: std::ops::Range<usize>, columns: &[f32], gradient: &mut [f32]) {
+    let mut token = 0;
+    while token < x.rows() {
+        let tokens = TOKENS_IN_CACHE.min(x.rows() - token);
+        for (index, lines) in gradient.chunks_mut(GROUP * PANEL).enumerate() {
+            let a = &x.group(groups.start + index)[token * GROUP..][..tokens * GROUP];
+            let b = &columns[token * PANEL..][..tokens * PANEL];
+            let (a, b, c) = (a.as_ptr(), b.as_ptr(), lines.as_mut_ptr());
+            let tile = Tile { k: tokens, a, a_row: 1, a_k: GROUP, b, b_k: PANEL, b_vec: 16, c, c_row: PANEL, c_vec: 16 };
+            // SAFETY: A is `tokens` rows of 8, B `tokens` rows of 48, C `lines.len() / 48` (at most 8) rows of 48.
+            unsafe { run(path, lines.len() / PANEL, 3, Store::Chain, &tile) };
+        }
+        token += tokens;
+    }
+}

@@ -1,0 +1,31 @@
+//! `y = x W^T`, its two gradients, and the packed layout of W.
+//!
+//! A matrix `W [out, in]` is kept in panels of [`PANEL`] rows: element `(n, k)` lies at
+//! `(n / 48) * 48 * in + k * 48 + n % 48`. The rows that fill the last panel are zero and stay zero. Gradients and
+//! moments have the same layout. A range of whole panels is itself a packed matrix.
+//!
+//! Each element is one chain: `y[m, n]` over `k`, `dx[m, k]` over `n`, `dW[n, k]` over `m`, all ascending (C1).
+#![expect(unsafe_code, reason = "hands operands to the microkernel, whose bounds are checked here")]
+mod cpu;
+mod pack;
+#[cfg(test)]
+mod parity;
+#[cfg(test)]
+mod reference;
+
+pub use cpu::{Projection, backward_input, backward_weight, forward};
+pub use pack::{RowPacked, pack, packed_index, packed_len, unpack};
+
+/// Rows of W (columns of y) in a panel.
+pub const PANEL: usize = 48;
+
+/// What happens to the output that was there.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Output {
+    /// It is replaced.
+    Set,
+    /// Its chains go on: as if this call's terms followed those of the call that wrote it.
+    Continue,
+    /// The product is added to it (the residual stream).
+    Add,
+}

@@ -1,0 +1,78 @@
+//! Draws over a row of logits, chunk by chunk in a fixed order.
+use crate::Path;
+use crate::lanes::{Lanes, each, load, load_tail, splat, sum};
+use crate::logprob::{CHUNK, RowStats};
+use crate::math::{exp, exp16};
+use crate::path::kernel;
+
+/// The token whose share of the distribution contains `u` (in (0, 1)), tokens in ascending order. A token whose
+/// probability rounds to zero is never chosen. `stats` are the row's, from [`logprob::row`](crate::logprob::row).
+#[must_use]
+pub fn categorical(path: Path, logits: &[f32], stats: &RowStats, u: f64) -> u32 {
+    let weights: Vec<f64> = logits.chunks(CHUNK).map(|part| f64::from(weight(path, part, *stats))).collect();
+    let target = u * weights.iter().sum::<f64>();
+    let mut before = 0.0;
+    let mut chosen = None;
+    for (index, weight) in weights.iter().enumerate() {
+        if *weight > 0.0 {
+            chosen = Some((index, target - before));
+            if before + weight > target {
+                break;
+            }
+        }
+        before += weight;
+    }
+    let Some((index, rest)) = chosen else { return argmax(logits) };
+    let start = index * CHUNK;
+    let part = &logits[start..logits.len().min(start + CHUNK)];
+    (start + search(part, *stats, rest)) as u32
+}
+
+kernel! {
+    /// Sum of `e^(z - max)` of a chunk, in 16 lanes.
+    fn weight(logits: &[f32], stats: RowStats) -> f32 {
+        let share = |v: Lanes| exp16(each(|i| v[i] / stats.temperature - stats.max));
+        let chunks = logits.chunks_exact(16);
+        let tail = chunks.remainder();
+        let mut sums = splat(0.0);
+        for v in chunks {
+            let e = share(load(v));
+            sums = each(|i| sums[i] + e[i]);
+        }
+        if !tail.is_empty() {
+            let e = share(load_tail(tail, f32::NEG_INFINITY));
+            sums = each(|i| sums[i] + e[i]);
+        }
+        sum(sums)
+    }
+}
+
+/// First token of a chunk at which the running sum passes `rest`; the last one with any weight when rounding lets it
+/// pass none.
+fn search(logits: &[f32], stats: RowStats, rest: f64) -> usize {
+    let mut sum = 0.0f64;
+    let mut last = 0;
+    for (index, logit) in logits.iter().enumerate() {
+        let share = exp(logit / stats.temperature - stats.max);
+        if share > 0.0 {
+            last = index;
+            sum += f64::from(share);
+            if sum > rest {
+                break;
+            }
+        }
+    }
+    last
+}
+
+/// The lowest token among those with the largest logit; 0 for an empty or all-NaN row.
+#[must_use]
+pub fn argmax(logits: &[f32]) -> u32 {
+    let mut best = (0, f32::NEG_INFINITY);
+    for (index, logit) in logits.iter().enumerate() {
+        if *logit > best.1 {
+            best = (index as u32, *logit);
+        }
+    }
+    best.0
+}

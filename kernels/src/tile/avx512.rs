@@ -1,0 +1,60 @@
+//! Up to 8 x 48 or 6 x 64 in 512-bit registers.
+use super::{Store, Tile};
+use std::arch::x86_64::{_mm512_add_ps, _mm512_fmadd_ps, _mm512_loadu_ps, _mm512_set1_ps, _mm512_setzero_ps, _mm512_storeu_ps};
+
+#[target_feature(enable = "avx512f")]
+#[expect(clippy::needless_range_loop, reason = "the index is also a stride's factor")]
+unsafe fn tile<const R: usize, const V: usize>(store: Store, t: &Tile) {
+    let mut acc = [[_mm512_setzero_ps(); V]; R];
+    // SAFETY: the caller's promise about the tile's strides.
+    unsafe {
+        if store == Store::Chain {
+            for r in 0..R {
+                for v in 0..V {
+                    acc[r][v] = _mm512_loadu_ps(t.c.add(r * t.c_row + v * t.c_vec));
+                }
+            }
+        }
+        let (mut a, mut b) = (t.a, t.b);
+        for _ in 0..t.k {
+            let mut columns = [_mm512_setzero_ps(); V];
+            for v in 0..V {
+                columns[v] = _mm512_loadu_ps(b.add(v * t.b_vec));
+            }
+            for r in 0..R {
+                let value = _mm512_set1_ps(*a.add(r * t.a_row));
+                for v in 0..V {
+                    acc[r][v] = _mm512_fmadd_ps(value, columns[v], acc[r][v]);
+                }
+            }
+            a = a.wrapping_add(t.a_k);
+            b = b.wrapping_add(t.b_k);
+        }
+        for r in 0..R {
+            for v in 0..V {
+                let c = t.c.add(r * t.c_row + v * t.c_vec);
+                let value = if store == Store::Add { _mm512_add_ps(_mm512_loadu_ps(c), acc[r][v]) } else { acc[r][v] };
+                _mm512_storeu_ps(c, value);
+            }
+        }
+    }
+}
+
+/// See [`super::run`].
+///
+/// # Safety
+/// As there, and the machine has AVX-512 F.
+pub(super) unsafe fn run(rows: usize, vecs: usize, store: Store, t: &Tile) {
+    macro_rules! rows {
+        ($v:literal: $($r:literal)*) => {
+            // SAFETY: the caller's promise.
+            match rows { $($r => unsafe { tile::<$r, $v>(store, t) },)* _ => debug_assert!(false, "{rows} rows") }
+        };
+    }
+    match vecs {
+        1 => rows!(1: 1 2 3 4 5 6 7 8),
+        2 => rows!(2: 1 2 3 4 5 6 7 8),
+        3 => rows!(3: 1 2 3 4 5 6 7 8),
+        _ => rows!(4: 1 2 3 4 5 6),
+    }
+}

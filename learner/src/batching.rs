@@ -1,0 +1,206 @@
+//! From groups to micro-batches under a token budget.
+//!
+//! Invariants
+//! - **B1** the plan is a function of the groups in intent order and the budget alone: never of arrival or memory.
+//! - **B2** a sequence is whole in one micro-batch, samples keep their order, and every micro-batch but a lone oversized
+//!   sequence fits the budget.
+//! - **B3** the divisors count all samples of the step, also those without a sampled token, before anything is split.
+use crate::algo::Denominators;
+use cohort_engine::{PackedBatch, PackedSequence};
+use cohort_protocol::{GroupId, GroupPayload, SampleIx, ScoredTrajectory};
+use std::ops::Range;
+
+/// One sequence to learn from.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Sample {
+    /// For messages: whose it is.
+    pub id: (GroupId, SampleIx),
+    /// Tokens up to the last target; what comes after it cannot change a log-prob that is wanted. `[T]`
+    pub tokens: Vec<u32>,
+    /// Positions of the sampled tokens, ascending. `[N]`
+    pub targets: Vec<u32>,
+    /// Temperature of the log-probs.
+    pub temperature: f32,
+    /// Stored log-prob of each target. `[N]`
+    pub logp_old: Vec<f32>,
+    /// Stored log-prob under the distribution really drawn from. `[N]`
+    pub logp_sampled: Vec<f32>,
+    /// Its advantage.
+    pub advantage: f64,
+}
+
+impl Sample {
+    /// What the learner needs of a trajectory. The masked tokens are the targets.
+    #[must_use]
+    pub fn from_trajectory(scored: &ScoredTrajectory, advantage: f64) -> Self {
+        let t = &scored.trajectory;
+        let targets = masked(&t.mask);
+        let column = |values: &[f32]| targets.iter().map(|&i| values[i as usize]).collect();
+        Self {
+            id: (t.group, t.sample),
+            tokens: up_to_last(&t.token_ids, &targets),
+            logp_old: column(&t.logp),
+            logp_sampled: column(&t.logp_sampled),
+            targets,
+            temperature: t.temperature,
+            advantage,
+        }
+    }
+
+    /// A sequence to imitate where `mask` is 1 (`mask[0]` is not looked at: the first token has no context).
+    /// `row` is for messages.
+    #[must_use]
+    pub fn supervised(row: u64, tokens: &[u32], mask: &[u8]) -> Self {
+        let targets = masked(mask);
+        let zeros = vec![0.0; targets.len()];
+        Self {
+            id: (GroupId(row), SampleIx(0)),
+            tokens: up_to_last(tokens, &targets),
+            logp_old: zeros.clone(),
+            logp_sampled: zeros,
+            targets,
+            temperature: 1.0,
+            advantage: 1.0,
+        }
+    }
+}
+
+/// Sequences computed together, with what the loss reads beside their log-probs.
+#[derive(Debug, Clone, PartialEq, Default)]
+pub struct MicroBatch {
+    /// Input of the engine.
+    pub batch: PackedBatch,
+    /// Whose each sequence is. `[S]`
+    pub ids: Vec<(GroupId, SampleIx)>,
+    /// Targets of each sequence. `[S]`
+    pub sequences: Vec<Range<usize>>,
+    /// Advantage of each sequence. `[S]`
+    pub advantages: Vec<f64>,
+    /// Stored log-prob of each target. `[N]`
+    pub logp_old: Vec<f32>,
+    /// Stored log-prob under the distribution really drawn from. `[N]`
+    pub logp_sampled: Vec<f32>,
+}
+
+impl MicroBatch {
+    fn push(&mut self, sample: Sample) {
+        let start = self.logp_old.len();
+        self.sequences.push(start..start + sample.targets.len());
+        self.ids.push(sample.id);
+        self.advantages.push(sample.advantage);
+        self.logp_old.extend(sample.logp_old);
+        self.logp_sampled.extend(sample.logp_sampled);
+        let Sample { tokens, targets, temperature, .. } = sample;
+        self.batch.sequences.push(PackedSequence { tokens, targets, temperature });
+    }
+
+    /// Whose target `i` is.
+    #[must_use]
+    pub fn owner(&self, i: usize) -> (GroupId, SampleIx) {
+        let at = self.sequences.iter().position(|range| range.contains(&i));
+        at.map_or((GroupId(0), SampleIx(0)), |at| self.ids[at])
+    }
+}
+
+/// A step's work.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Plan {
+    /// In order.
+    pub micro_batches: Vec<MicroBatch>,
+    /// Counted over the whole step.
+    pub totals: Denominators,
+}
+
+impl Plan {
+    /// Packs samples, in order, into micro-batches of at most `budget` tokens. Samples without a target count in the
+    /// divisors and are not computed.
+    #[must_use]
+    pub fn new(samples: impl IntoIterator<Item = Sample>, budget: usize) -> Self {
+        let mut plan = Self { micro_batches: Vec::new(), totals: Denominators { sequences: 0, tokens: 0 } };
+        let mut open = MicroBatch::default();
+        for sample in samples {
+            plan.totals.sequences += 1;
+            plan.totals.tokens += sample.targets.len() as u64;
+            if sample.targets.is_empty() {
+                continue;
+            }
+            if !open.ids.is_empty() && open.batch.tokens() + sample.tokens.len() > budget {
+                plan.micro_batches.push(std::mem::take(&mut open));
+            }
+            open.push(sample);
+        }
+        if !open.ids.is_empty() {
+            plan.micro_batches.push(open);
+        }
+        plan
+    }
+
+    /// The plan of a step's groups.
+    #[must_use]
+    pub fn of_groups(groups: &[GroupPayload], budget: usize) -> Self {
+        let samples = groups.iter().flat_map(|g| g.samples.iter().zip(&g.advantages));
+        Self::new(samples.map(|(scored, &advantage)| Sample::from_trajectory(scored, advantage)), budget)
+    }
+}
+
+fn masked(mask: &[u8]) -> Vec<u32> {
+    (1u32..).zip(mask.iter().skip(1)).filter(|&(_, &m)| m == 1).map(|(i, _)| i).collect()
+}
+
+fn up_to_last(tokens: &[u32], targets: &[u32]) -> Vec<u32> {
+    let len = targets.last().map_or(0, |&last| last as usize + 1);
+    tokens[..len.min(tokens.len())].to_vec()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+
+    fn sample(row: u64, mask: &[u8]) -> Sample {
+        Sample::supervised(row, &(0..mask.len() as u32).collect::<Vec<_>>(), mask)
+    }
+
+    #[test]
+    fn masked_tokens_are_the_targets_and_the_tail_is_cut() {
+        let s = sample(3, &[1, 0, 1, 1, 0, 0]);
+        assert_eq!((s.tokens.as_slice(), s.targets.as_slice()), ([0, 1, 2, 3].as_slice(), [2, 3].as_slice()));
+    }
+
+    #[test]
+    fn an_oversized_sequence_goes_alone() {
+        let plan = Plan::new([sample(0, &[0, 1]), sample(1, &[0, 0, 0, 0, 0, 1]), sample(2, &[0, 1])], 4);
+        let rows: Vec<Vec<u64>> = plan.micro_batches.iter().map(|m| m.ids.iter().map(|id| id.0.0).collect()).collect();
+        assert_eq!(rows, [vec![0], vec![1], vec![2]]);
+    }
+
+    #[test]
+    fn a_sample_without_targets_still_counts() {
+        let plan = Plan::new([sample(0, &[0, 0]), sample(1, &[0, 1])], 64);
+        assert_eq!(plan.totals, Denominators { sequences: 2, tokens: 1 });
+        assert_eq!(plan.micro_batches[0].ids.len(), 1);
+    }
+
+    proptest! {
+        #[test]
+        fn nothing_is_lost_and_the_order_stays(
+            masks in proptest::collection::vec(proptest::collection::vec(0u8..=1, 1..40), 0..30),
+            budget in 1usize..100,
+        ) {
+            let samples: Vec<Sample> = masks.iter().enumerate().map(|(i, m)| sample(i as u64, m)).collect();
+            let plan = Plan::new(samples.clone(), budget);
+            let kept: Vec<&Sample> = samples.iter().filter(|s| !s.targets.is_empty()).collect();
+            let ids: Vec<_> = plan.micro_batches.iter().flat_map(|m| m.ids.clone()).collect();
+            prop_assert_eq!(ids, kept.iter().map(|s| s.id).collect::<Vec<_>>());
+            prop_assert_eq!(plan.totals.sequences, samples.len() as u64);
+            prop_assert_eq!(plan.totals.tokens, kept.iter().map(|s| s.targets.len() as u64).sum::<u64>());
+            for m in &plan.micro_batches {
+                prop_assert!(m.batch.tokens() <= budget || m.ids.len() == 1);
+                prop_assert_eq!(m.logp_old.len(), m.batch.targets());
+                for (range, sequence) in m.sequences.iter().zip(&m.batch.sequences) {
+                    prop_assert_eq!(range.len(), sequence.targets.len());
+                }
+            }
+        }
+    }
+}

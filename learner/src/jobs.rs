@@ -1,0 +1,182 @@
+//! How each job is done: on the engine's thread, on the disk, in the ring.
+//!
+//! Invariant **J1**: a job that fails says what it leaves ([`Aftermath`]); only a load and a step with several inner
+//! epochs can leave weights that are no version.
+use crate::checkpoint::{self, CheckpointError, OptimizerState, TrainState};
+use crate::publish::publish;
+use crate::state::{Aftermath, Failure, Job, Outcome};
+use crate::step::{self, StepError};
+use crate::training::Training;
+use cohort_engine::{Backend, EngineError, EngineHandle, WeightRing};
+use cohort_model::{ModelError, ModelFiles, Tensor, WeightSet};
+use cohort_protocol::messages::learner::{CheckpointRequest, Load, LoadFrom, PublishRequest, StepRequest};
+use cohort_protocol::{PolicyVersion, StepCommit};
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::Instant;
+
+/// What jobs work on.
+#[derive(Debug)]
+pub struct Workshop {
+    /// The policy.
+    pub engine: EngineHandle,
+    /// The frozen reference, where the loss needs one.
+    pub reference: Option<EngineHandle>,
+    /// Where rollout workers take weights from.
+    pub ring: Arc<dyn WeightRing>,
+    /// The plan.
+    pub training: Training,
+    /// The base model, and the files beside the weights of a checkpoint.
+    pub model: ModelFiles,
+    /// The run directory.
+    pub run_dir: PathBuf,
+    /// Micro-batches done since the start.
+    pub micro_batches: Arc<AtomicU64>,
+}
+
+impl Workshop {
+    /// Does a job.
+    pub async fn run(self: Arc<Self>, job: Job) -> Outcome {
+        let done = match job {
+            Job::Load(load) => self.load(load).await,
+            Job::Step(request) => self.step(request).await,
+            Job::Hash(commit) => self.hash(commit).await,
+            Job::Publish(request) => self.publish(request).await,
+            Job::Checkpoint(request) => self.checkpoint(request).await,
+        };
+        done.unwrap_or_else(Outcome::Failed)
+    }
+
+    async fn load(self: Arc<Self>, load: Load) -> Result<Outcome, Failure> {
+        let (version, shop) = (load.version, self.clone());
+        let state = blocking(move || shop.read(load)).await?;
+        let imported = self.engine.with_backend(move |engine| {
+            engine.zero_grad();
+            engine.import(&state.weights)?;
+            let (first, second, updates) = state.optimizer.into_parts();
+            engine.optimizer_import(&first, &second, updates)
+        });
+        imported.await.and_then(|done| done).map_err(|e| engine_failure(&e, Aftermath::WeightsLost))?;
+        let (digest, sha256) = self.name(version, true).await?;
+        Ok(Outcome::Loaded { version, digest, sha256 })
+    }
+
+    /// The state that a load asks for.
+    fn read(&self, load: Load) -> Result<TrainState, Failure> {
+        let spec = self.engine.spec();
+        let state = match load.from {
+            LoadFrom::Base => {
+                let weights = self.model.weights().map_err(|e| model_failure(&e))?;
+                let optimizer = OptimizerState::new(zeros_like(&weights), zeros_like(&weights), 0);
+                let (seed, cursor_json) = (self.training.seed, "{}".to_owned());
+                TrainState { version: PolicyVersion(0), weights, optimizer, seed, cursor_json }
+            }
+            LoadFrom::Checkpoint(dir) => checkpoint::load(&self.run_dir.join(dir), spec).map_err(|e| checkpoint_failure(&e))?,
+        };
+        let ours = (load.version, self.training.seed);
+        if (state.version, state.seed) != ours {
+            let (version, seed) = (state.version, state.seed);
+            let error = format!("the state has version {version} and seed {seed}, the run asks for {} and {}", ours.0, ours.1);
+            return Err(Failure { error, fatal: true, aftermath: Aftermath::WeightsLost });
+        }
+        Ok(state)
+    }
+
+    async fn step(self: Arc<Self>, request: StepRequest) -> Result<Outcome, Failure> {
+        let logp_ref = match (&self.reference, self.training.loss.needs_reference()) {
+            (Some(reference), true) => Some(self.reference_logp(reference, &request).await?),
+            _ => None,
+        };
+        let (shop, intent, hash) = (self.clone(), request.intent.clone(), request.hash);
+        let stepped = self.engine.with_backend(move |engine| {
+            let mut watch = |_, _| {
+                shop.micro_batches.fetch_add(1, Ordering::Relaxed);
+            };
+            step::run(engine, &shop.training, &request, logp_ref.as_deref(), &mut watch)
+        });
+        let metrics = stepped.await.map_err(|e| engine_failure(&e, Aftermath::WeightsLost))?.map_err(|failure| {
+            let aftermath = if failure.updates == 0 { Aftermath::Intact } else { Aftermath::WeightsLost };
+            step_failure(&failure.error, aftermath)
+        })?;
+        let version = intent.base.next();
+        let (weights_digest, weights_sha256) = self.name(version, hash).await?;
+        Ok(Outcome::Stepped(StepCommit { step: intent.step, version, weights_sha256, weights_digest, metrics }))
+    }
+
+    async fn reference_logp(&self, reference: &EngineHandle, request: &StepRequest) -> Result<Vec<Vec<f32>>, Failure> {
+        let plan = step::plan(&self.training, request).map_err(|e| step_failure(&e, Aftermath::Intact))?;
+        let forward = reference.with_backend(move |backend: &mut dyn Backend| step::reference_logp(backend, &plan));
+        let logp = forward.await.map_err(|e| engine_failure(&e, Aftermath::Intact))?;
+        logp.map_err(|e| step_failure(&e, Aftermath::Intact))
+    }
+
+    async fn hash(self: Arc<Self>, commit: StepCommit) -> Result<Outcome, Failure> {
+        let (_, weights_sha256) = self.name(commit.version, true).await?;
+        Ok(Outcome::Stepped(StepCommit { weights_sha256, ..commit }))
+    }
+
+    async fn publish(self: Arc<Self>, request: PublishRequest) -> Result<Outcome, Failure> {
+        let started = Instant::now();
+        let label = publish(&self.engine, self.ring.clone(), request.slot, request.version).await;
+        let digest = label.map_err(|e| engine_failure(&e, Aftermath::Intact))?.digest;
+        let publish_us = u64::try_from(started.elapsed().as_micros()).unwrap_or(u64::MAX);
+        Ok(Outcome::Published { digest, publish_us })
+    }
+
+    async fn checkpoint(self: Arc<Self>, request: CheckpointRequest) -> Result<Outcome, Failure> {
+        let exported = self.engine.with_backend(|engine| Ok((engine.export()?, engine.optimizer_export()?)));
+        let (weights, (first, second, updates)) =
+            exported.await.and_then(|done: Result<_, EngineError>| done).map_err(|e| engine_failure(&e, Aftermath::Intact))?;
+        let state = TrainState {
+            version: request.version,
+            weights,
+            optimizer: OptimizerState::new(first, second, updates),
+            seed: self.training.seed,
+            cursor_json: request.cursor_json,
+        };
+        let saved = blocking(move || {
+            let keep = self.training.checkpoint.keep as usize;
+            checkpoint::save(&self.run_dir, &self.model, &state, keep).map_err(|e| checkpoint_failure(&e))
+        });
+        let saved = saved.await?;
+        Ok(Outcome::Saved { dir: saved.dir, manifest_sha256: saved.manifest_sha256 })
+    }
+
+    /// Labels the engine's weights as a version; gives their digest and, where asked for, their SHA-256.
+    async fn name(&self, version: PolicyVersion, sha256: bool) -> Result<(u64, String), Failure> {
+        let named = self.engine.snapshot(version.0).await;
+        let (weights, label) = named.map_err(|e| engine_failure(&e, Aftermath::WeightsLost))?;
+        let sum = if sha256 { blocking(move || Ok(weights.sha256())).await? } else { String::new() };
+        Ok((label.digest, sum))
+    }
+}
+
+async fn blocking<T: Send + 'static>(work: impl FnOnce() -> Result<T, Failure> + Send + 'static) -> Result<T, Failure> {
+    let joined = tokio::task::spawn_blocking(work).await;
+    joined.unwrap_or_else(|e| Err(Failure { error: e.to_string(), fatal: true, aftermath: Aftermath::WeightsLost }))
+}
+
+fn zeros_like(weights: &WeightSet) -> WeightSet {
+    let zero = |t: &Tensor| Tensor { shape: t.shape.clone(), data: vec![0.0; t.data.len()] };
+    WeightSet(weights.0.iter().map(|(name, t)| (name.clone(), zero(t))).collect())
+}
+
+fn engine_failure(error: &EngineError, aftermath: Aftermath) -> Failure {
+    let aftermath = if matches!(error, EngineError::Stopped(_)) { Aftermath::EngineLost } else { aftermath };
+    Failure { error: error.to_string(), fatal: !matches!(error, EngineError::Capacity(_) | EngineError::Stopped(_)), aftermath }
+}
+
+fn step_failure(error: &StepError, aftermath: Aftermath) -> Failure {
+    Failure { error: error.to_string(), fatal: error.is_fatal(), aftermath }
+}
+
+fn model_failure(error: &ModelError) -> Failure {
+    Failure { error: error.to_string(), fatal: true, aftermath: Aftermath::WeightsLost }
+}
+
+fn checkpoint_failure(error: &CheckpointError) -> Failure {
+    // With room on the disk again, or from an older checkpoint, the run can go on; the coordinator decides for how long.
+    let fatal = matches!(error, CheckpointError::Foreign { .. } | CheckpointError::Cursor(_));
+    Failure { error: error.to_string(), fatal, aftermath: Aftermath::Intact }
+}

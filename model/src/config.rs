@@ -1,0 +1,104 @@
+//! The `[model]` section of the configuration.
+use schemars::JsonSchema;
+use serde::{Deserialize, Serialize};
+
+/// Which model is trained, and what computes it.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(default, deny_unknown_fields)]
+pub struct ModelConfig {
+    /// Where the model comes from: `builtin://order-desk` (default), a Hugging Face directory, a `.gguf` file,
+    /// `hf://org/name`, `random://tiny?seed=0` (tests) or `stub://name` (no model: scripted answers).
+    pub path: String,
+    /// What computes it: `native` (default; CPU, exact) or `candle` (parity reference on the CPU; needed for CUDA).
+    pub engine: EngineKind,
+    /// Number format of weights and activations. `f32` (default) is the only one so far.
+    pub dtype: DtypeKind,
+    /// Where it is computed: `cpu` (default) or `cuda` (needs `engine = "candle"` and a CUDA build).
+    pub device: DeviceKind,
+}
+
+/// An engine by name.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "snake_case")]
+pub enum EngineKind {
+    /// Own kernels on the CPU.
+    #[default]
+    Native,
+    /// candle.
+    Candle,
+}
+
+/// A number format by name.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "snake_case")]
+pub enum DtypeKind {
+    /// IEEE single precision.
+    #[default]
+    F32,
+}
+
+/// A device by name.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "snake_case")]
+pub enum DeviceKind {
+    /// The host's processor.
+    #[default]
+    Cpu,
+    /// The first NVIDIA GPU.
+    Cuda,
+}
+
+/// Settings that exclude each other.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
+pub enum ModelConfigError {
+    /// The native engine has no GPU kernels.
+    #[error("model.device = \"cuda\" needs model.engine = \"candle\": the native engine computes on the CPU")]
+    NativeOnCuda,
+    /// No path.
+    #[error("model.path is empty: give builtin://order-desk, a directory, a .gguf file or hf://org/name")]
+    EmptyPath,
+}
+
+impl Default for ModelConfig {
+    fn default() -> Self {
+        Self {
+            path: "builtin://order-desk".to_owned(),
+            engine: EngineKind::Native,
+            dtype: DtypeKind::F32,
+            device: DeviceKind::Cpu,
+        }
+    }
+}
+
+impl ModelConfig {
+    /// Refuses combinations that cannot run.
+    pub fn check(&self) -> Result<(), ModelConfigError> {
+        if self.path.trim().is_empty() {
+            return Err(ModelConfigError::EmptyPath);
+        }
+        if self.engine == EngineKind::Native && self.device == DeviceKind::Cuda {
+            return Err(ModelConfigError::NativeOnCuda);
+        }
+        Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_default_is_usable_and_exclusive_settings_are_refused() {
+        assert_eq!(ModelConfig::default().check(), Ok(()));
+        let on_gpu = ModelConfig { device: DeviceKind::Cuda, ..ModelConfig::default() };
+        assert_eq!(on_gpu.check(), Err(ModelConfigError::NativeOnCuda));
+        assert_eq!(ModelConfig { engine: EngineKind::Candle, ..on_gpu }.check(), Ok(()));
+        assert_eq!(ModelConfig { path: " ".into(), ..ModelConfig::default() }.check(), Err(ModelConfigError::EmptyPath));
+    }
+
+    #[test]
+    fn unknown_keys_are_refused() {
+        let error = serde_json::from_str::<ModelConfig>(r#"{"path":"x","dtypo":"f32"}"#).unwrap_err();
+        assert!(error.to_string().contains("dtypo"), "{error}");
+    }
+}

@@ -1,0 +1,316 @@
+//! Round trips of arbitrary messages: the same bits come back, NaNs and all, from every table.
+#![expect(clippy::unwrap_used, reason = "outside of `#[test]` functions the lint does not see that this is a test")]
+use cohort_protocol::codec::Column;
+use cohort_protocol::messages::WireMessage;
+use cohort_protocol::messages::handshake::{Handshake, Hello, Refused, Welcome};
+use cohort_protocol::messages::learner::{
+    CheckpointRequest, CheckpointSaved, CoordinatorToLearner, LearnerBeat, LearnerFailed, LearnerToCoordinator, Load, LoadFrom,
+    Loaded, PublishRequest, Published, StepRequest, Stepped,
+};
+use cohort_protocol::messages::reward::{
+    CoordinatorToReward, RewardBeat, RewardToCoordinator, SampleToScore, ScoreReply, ScoreRequest,
+};
+use cohort_protocol::messages::rollout::{
+    CancelLease, CoordinatorToRollout, LeaseFailed, Ready, RolloutBeat, RolloutToCoordinator, WeightsReady,
+};
+use cohort_protocol::score::SampleOutcome;
+use cohort_protocol::{
+    AttemptId, Epoch, FinishReason, Frame, GroupId, GroupLease, GroupPayload, LeasePurpose, PolicyVersion, Role, RunId, SampleIx,
+    SampledItem, SamplingParams, Score, ScoreOutcome, ScoredTrajectory, StepCommit, StepId, StepIntent, ToolCall, ToolResult,
+    Trajectory, TrajectoryBatch, Turn, TurnRole, VersionSpan, WorkerId,
+};
+use proptest::collection::vec;
+use proptest::option::of;
+use proptest::prelude::*;
+
+/// Any text, with the characters that tempt a codec.
+fn text() -> impl Strategy<Value = String> {
+    "[a-z{}\"\\\\\u{0}\u{7f}é語\u{1f375}]{0,12}"
+}
+
+fn f64s() -> impl Strategy<Value = f64> {
+    any::<u64>().prop_map(f64::from_bits)
+}
+
+fn f32s() -> impl Strategy<Value = f32> {
+    any::<u32>().prop_map(f32::from_bits)
+}
+
+fn version() -> impl Strategy<Value = PolicyVersion> {
+    any::<u64>().prop_map(PolicyVersion)
+}
+
+fn purpose() -> impl Strategy<Value = LeasePurpose> {
+    prop_oneof![Just(LeasePurpose::Train), any::<(u64, bool)>().prop_map(|(step, greedy)| LeasePurpose::Eval { step, greedy })]
+}
+
+/// What every answer is fenced by.
+fn fence() -> impl Strategy<Value = (Epoch, LeasePurpose, GroupId, AttemptId)> {
+    (any::<(u64, u64, u32)>(), purpose()).prop_map(|((e, g, a), purpose)| (Epoch(e), purpose, GroupId(g), AttemptId(a)))
+}
+
+fn turn() -> impl Strategy<Value = Turn> {
+    let role = prop_oneof![Just(TurnRole::System), Just(TurnRole::User), Just(TurnRole::Assistant), Just(TurnRole::Tool)];
+    let call = (text(), text()).prop_map(|(name, arguments)| ToolCall { name, arguments });
+    let result = (text(), text(), any::<bool>()).prop_map(|(name, content, is_error)| ToolResult { name, content, is_error });
+    (role, text(), any::<(u32, u32)>(), of(f64s()), vec(call, 0..2), vec(result, 0..2)).prop_map(
+        |(role, content, (start, len), reward, tool_calls, tool_results)| Turn {
+            role,
+            content,
+            start,
+            len,
+            reward,
+            tool_calls,
+            tool_results,
+        },
+    )
+}
+
+fn trajectory() -> impl Strategy<Value = Trajectory> {
+    let span = any::<(u32, u32, u64)>().prop_map(|(start, len, v)| VersionSpan { start, len, version: PolicyVersion(v) });
+    let finish = prop_oneof![
+        Just(FinishReason::Stop),
+        Just(FinishReason::Length),
+        Just(FinishReason::Context),
+        Just(FinishReason::MaxTurns)
+    ];
+    let columns = (vec(any::<u32>(), 0..20), vec(any::<u8>(), 0..20), vec(f32s(), 0..20), vec(f32s(), 0..20));
+    (any::<(u64, u16, u64)>(), columns, vec(span, 0..3), f32s(), vec(turn(), 0..3), finish, text()).prop_map(
+        |((group, sample, generate_us), (ids, mask, logp, sampled), spans, temperature, turns, finish, context_json)| {
+            Trajectory {
+                group: GroupId(group),
+                sample: SampleIx(sample),
+                token_ids: Column(ids),
+                mask,
+                logp: Column(logp),
+                logp_sampled: Column(sampled),
+                spans,
+                temperature,
+                turns,
+                finish,
+                generate_us,
+                context_json,
+            }
+        },
+    )
+}
+
+fn score() -> impl Strategy<Value = Score> {
+    (f64s(), vec((text(), f64s()), 0..3), text()).prop_map(|(score, breakdown, metadata_json)| Score {
+        score,
+        breakdown,
+        metadata_json,
+    })
+}
+
+fn handshake() -> impl Strategy<Value = Handshake> {
+    let role = prop_oneof![Just(Role::Coordinator), Just(Role::Rollout), Just(Role::Reward), Just(Role::Learner)];
+    let hello = (any::<(u16, u16, u64, u16, u32, u32)>(), role, text()).prop_map(
+        |((protocol_min, protocol_max, run, index, pid, incarnation), role, numerics)| Hello {
+            protocol_min,
+            protocol_max,
+            run: RunId(run),
+            worker: WorkerId { role, index },
+            pid,
+            incarnation,
+            numerics,
+        },
+    );
+    prop_oneof![
+        hello.prop_map(Handshake::Hello),
+        any::<(u16, u64)>().prop_map(|(protocol, e)| Handshake::Welcome(Welcome { protocol, epoch: Epoch(e) })),
+        text().prop_map(|reason| Handshake::Refused(Refused { reason })),
+    ]
+}
+
+fn rollout_to_coordinator() -> impl Strategy<Value = RolloutToCoordinator> {
+    let batch = (fence(), vec(trajectory(), 0..3)).prop_map(|((epoch, purpose, group, attempt), trajectories)| {
+        RolloutToCoordinator::Trajectories(TrajectoryBatch { epoch, purpose, group, attempt, trajectories })
+    });
+    let failed = (fence(), text(), any::<bool>()).prop_map(|((epoch, purpose, group, attempt), error, retryable)| {
+        RolloutToCoordinator::LeaseFailed(LeaseFailed { epoch, purpose, group, attempt, error, retryable })
+    });
+    prop_oneof![
+        (of(version()), any::<u16>()).prop_map(|(version, capacity)| RolloutToCoordinator::Ready(Ready { version, capacity })),
+        batch,
+        failed,
+        any::<(u64, u16)>().prop_map(|(tokens, running)| RolloutToCoordinator::Beat(RolloutBeat { tokens, running })),
+    ]
+}
+
+fn coordinator_to_rollout() -> impl Strategy<Value = CoordinatorToRollout> {
+    let sampling = (f32s(), any::<(bool, u32)>()).prop_map(|(temperature, (greedy, max_new_tokens))| SamplingParams {
+        temperature,
+        greedy,
+        max_new_tokens,
+    });
+    let lease = (fence(), version(), any::<(u16, u64, u64)>(), text(), sampling).prop_map(
+        |((epoch, purpose, group, attempt), version, (samples, row, seed), json, sampling)| {
+            let item = SampledItem { row, json };
+            CoordinatorToRollout::Lease(GroupLease { epoch, purpose, group, attempt, version, samples, item, seed, sampling })
+        },
+    );
+    prop_oneof![
+        (version(), any::<(u32, u64)>())
+            .prop_map(|(version, (slot, digest))| { CoordinatorToRollout::Weights(WeightsReady { version, slot, digest }) }),
+        lease,
+        fence().prop_map(|(_, purpose, group, attempt)| CoordinatorToRollout::Cancel(CancelLease { purpose, group, attempt })),
+        text().prop_map(CoordinatorToRollout::Drain),
+    ]
+}
+
+fn reward_to_coordinator() -> impl Strategy<Value = RewardToCoordinator> {
+    let outcome = prop_oneof![
+        score().prop_map(ScoreOutcome::Scored),
+        (text(), any::<bool>()).prop_map(|(error, retryable)| ScoreOutcome::Failed { error, retryable }),
+    ];
+    let outcome = (any::<u16>(), outcome).prop_map(|(s, outcome)| SampleOutcome { sample: SampleIx(s), outcome });
+    let reply = (fence(), vec(outcome, 0..4), any::<u64>()).prop_map(|((epoch, purpose, group, attempt), outcomes, score_us)| {
+        RewardToCoordinator::Scored(ScoreReply { epoch, purpose, group, attempt, outcomes, score_us })
+    });
+    let beat = (any::<(u64, u16)>(), vec((text(), text()), 0..3))
+        .prop_map(|((scored, running), breakers)| RewardToCoordinator::Beat(RewardBeat { scored, running, breakers }));
+    prop_oneof![any::<u16>().prop_map(RewardToCoordinator::Ready), reply, beat]
+}
+
+fn coordinator_to_reward() -> impl Strategy<Value = CoordinatorToReward> {
+    let sample = (any::<u16>(), vec(turn(), 0..3), text()).prop_map(|(s, turns, context_json)| SampleToScore {
+        sample: SampleIx(s),
+        turns,
+        context_json,
+    });
+    let request = (fence(), text(), any::<u64>(), vec(sample, 0..3)).prop_map(
+        |((epoch, purpose, group, attempt), item_json, seed, samples)| {
+            CoordinatorToReward::Score(ScoreRequest { epoch, purpose, group, attempt, item_json, seed, samples })
+        },
+    );
+    prop_oneof![request, text().prop_map(CoordinatorToReward::Drain)]
+}
+
+fn learner_to_coordinator() -> impl Strategy<Value = LearnerToCoordinator> {
+    let epoch = || any::<u64>().prop_map(Epoch);
+    let commit = (any::<(u64, u64, u64)>(), text(), vec((text(), f64s()), 0..4)).prop_map(
+        |((step, version, weights_digest), weights_sha256, metrics)| {
+            let (step, version) = (StepId(step), PolicyVersion(version));
+            StepCommit { step, version, weights_sha256, weights_digest, metrics }
+        },
+    );
+    prop_oneof![
+        of(version()).prop_map(LearnerToCoordinator::Ready),
+        (epoch(), version(), any::<u64>(), text()).prop_map(|(epoch, version, digest, sha256)| {
+            LearnerToCoordinator::Loaded(Loaded { epoch, version, digest, sha256 })
+        }),
+        (epoch(), commit).prop_map(|(epoch, commit)| LearnerToCoordinator::Stepped(Stepped { epoch, commit })),
+        (epoch(), version(), any::<(u32, u64, u64)>()).prop_map(|(epoch, version, (slot, digest, publish_us))| {
+            LearnerToCoordinator::Published(Published { epoch, version, slot, digest, publish_us })
+        }),
+        (epoch(), version(), text(), text()).prop_map(|(epoch, version, dir, manifest_sha256)| {
+            LearnerToCoordinator::CheckpointSaved(CheckpointSaved { epoch, version, dir, manifest_sha256 })
+        }),
+        (epoch(), text(), text(), any::<bool>()).prop_map(|(epoch, what, error, fatal)| {
+            LearnerToCoordinator::Failed(LearnerFailed { epoch, what, error, fatal })
+        }),
+        (of(version()), of(any::<u64>()), any::<u64>()).prop_map(|(version, step, micro_batches)| {
+            LearnerToCoordinator::Beat(LearnerBeat { version, step: step.map(StepId), micro_batches })
+        }),
+    ]
+}
+
+fn coordinator_to_learner() -> impl Strategy<Value = CoordinatorToLearner> {
+    let epoch = || any::<u64>().prop_map(Epoch);
+    let from = prop_oneof![Just(LoadFrom::Base), text().prop_map(LoadFrom::Checkpoint)];
+    let scored = (trajectory(), score()).prop_map(|(trajectory, score)| ScoredTrajectory { trajectory, score });
+    let group = (any::<u64>(), vec(scored, 0..3), vec(f64s(), 0..3)).prop_map(|(g, samples, advantages)| GroupPayload {
+        group: GroupId(g),
+        samples,
+        advantages,
+    });
+    let intent = (any::<(u64, u64)>(), vec(any::<u64>(), 0..4), vec(text(), 0..4)).prop_map(|((step, base), groups, digests)| {
+        let groups = groups.into_iter().map(GroupId).collect();
+        StepIntent { step: StepId(step), base: PolicyVersion(base), groups, digests }
+    });
+    let step = (epoch(), intent, vec(group, 0..3), any::<(bool, bool)>()).prop_map(|(epoch, intent, groups, (replay, hash))| {
+        CoordinatorToLearner::Step(StepRequest { epoch, intent, groups, replay, hash })
+    });
+    prop_oneof![
+        (epoch(), from, version()).prop_map(|(epoch, from, version)| CoordinatorToLearner::Load(Load { epoch, from, version })),
+        step,
+        (epoch(), version(), any::<u32>())
+            .prop_map(|(epoch, version, slot)| { CoordinatorToLearner::Publish(PublishRequest { epoch, version, slot }) }),
+        (epoch(), version(), text()).prop_map(|(epoch, version, cursor_json)| {
+            CoordinatorToLearner::Checkpoint(CheckpointRequest { epoch, version, cursor_json })
+        }),
+        text().prop_map(CoordinatorToLearner::Drain),
+    ]
+}
+
+/// Over the wire and back; frames are compared, since a NaN differs from itself.
+fn round_trip<M: WireMessage>(message: &M) -> Result<(), TestCaseError> {
+    let frame = message.to_frame().unwrap();
+    let bytes = frame.to_bytes();
+    prop_assert_eq!(bytes.len() as u64, frame.wire_len());
+    let received = Frame::from_payload(&bytes[4..]).unwrap();
+    let again = M::from_frame(&received).unwrap().to_frame().unwrap();
+    prop_assert_eq!(again, frame);
+    Ok(())
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig { failure_persistence: None, ..ProptestConfig::default() })]
+
+    #[test]
+    fn handshake_round_trips(message in handshake()) { round_trip(&message)? }
+
+    #[test]
+    fn rollout_to_coordinator_round_trips(message in rollout_to_coordinator()) { round_trip(&message)? }
+
+    #[test]
+    fn coordinator_to_rollout_round_trips(message in coordinator_to_rollout()) { round_trip(&message)? }
+
+    #[test]
+    fn reward_to_coordinator_round_trips(message in reward_to_coordinator()) { round_trip(&message)? }
+
+    #[test]
+    fn coordinator_to_reward_round_trips(message in coordinator_to_reward()) { round_trip(&message)? }
+
+    #[test]
+    fn learner_to_coordinator_round_trips(message in learner_to_coordinator()) { round_trip(&message)? }
+
+    #[test]
+    fn coordinator_to_learner_round_trips(message in coordinator_to_learner()) { round_trip(&message)? }
+
+    /// Whatever bytes come, decoding ends in a message that encodes to just them, or in an error.
+    #[test]
+    fn arbitrary_frames_never_panic(direction in 0u8..9, tag in 0u8..9, body in vec(prop_oneof![Just(0u8), any::<u8>()], 0..160)) {
+        let frame = Frame { direction, tag, body };
+        canonical::<Handshake>(&frame);
+        canonical::<RolloutToCoordinator>(&frame);
+        canonical::<CoordinatorToRollout>(&frame);
+        canonical::<RewardToCoordinator>(&frame);
+        canonical::<CoordinatorToReward>(&frame);
+        canonical::<LearnerToCoordinator>(&frame);
+        canonical::<CoordinatorToLearner>(&frame);
+    }
+}
+
+fn canonical<M: WireMessage>(frame: &Frame) {
+    if let Ok(message) = M::from_frame(frame) {
+        assert_eq!(&message.to_frame().unwrap(), frame);
+    }
+}
+
+/// A short body that claims long contents takes memory in proportion to its own length.
+#[test]
+fn claims_do_not_allocate() {
+    let mut body = Vec::new();
+    body.extend_from_slice(&[0; 8]); // epoch
+    body.extend_from_slice(&[0; 4]); // purpose: train
+    body.extend_from_slice(&[0; 12]); // group, attempt
+    for claimed in [1u64 << 20, 200 << 20, u64::MAX / 1000] {
+        let mut body = body.clone();
+        body.extend_from_slice(&claimed.to_le_bytes());
+        let frame = Frame { direction: 2, tag: 2, body };
+        let error = RolloutToCoordinator::from_frame(&frame).unwrap_err().to_string();
+        assert!(error.contains("LimitExceeded"), "{claimed} trajectories: {error}");
+    }
+}

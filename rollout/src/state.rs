@@ -1,0 +1,356 @@
+//! What a rollout worker decides: pure, driven by [`Event`]s, answering with [`Command`]s.
+//!
+//! Invariants
+//! - **W1** of one lease (group, attempt) at most one generation runs, and at most one batch or failure leaves.
+//! - **W2** nothing of an older epoch leaves: with a new epoch every running lease is forgotten.
+//! - **W3** a lease is taken only for the weights in the engine; any other is refused as retryable.
+//! - **W4** at most `capacity` leases run; one more is refused as retryable.
+use cohort_protocol::messages::rollout::{CancelLease, LeaseFailed, Ready, RolloutBeat, WeightsReady};
+use cohort_protocol::{AttemptId, Epoch, GroupId, GroupLease, LeasePurpose, PolicyVersion, Trajectory, TrajectoryBatch};
+use std::collections::BTreeSet;
+
+/// One attempt at one group.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct LeaseKey {
+    /// Epoch of the coordinator that gave it.
+    pub epoch: Epoch,
+    /// Training or evaluation.
+    pub purpose: LeasePurpose,
+    /// The group.
+    pub group: GroupId,
+    /// Which attempt.
+    pub attempt: AttemptId,
+}
+
+impl LeaseKey {
+    /// Of a lease.
+    #[must_use]
+    pub fn of(lease: &GroupLease) -> Self {
+        Self { epoch: lease.epoch, purpose: lease.purpose, group: lease.group, attempt: lease.attempt }
+    }
+}
+
+/// Why a generation came to nothing.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Failure {
+    /// Place, value and remedy.
+    pub error: String,
+    /// Whether another worker or a later try could do it.
+    pub retryable: bool,
+}
+
+/// Something happened.
+#[derive(Debug)]
+pub enum Event {
+    /// A session with the coordinator began, the first or another.
+    Connected(Epoch),
+    /// New weights are in the ring.
+    Weights(WeightsReady),
+    /// A swap ended; `Err` where the engine still holds what it held.
+    Swapped(PolicyVersion, Result<(), String>),
+    /// A lease came.
+    Leased(Box<GroupLease>),
+    /// A lease's samples are complete, in order, or will not be.
+    Generated(LeaseKey, Result<Vec<Trajectory>, Failure>),
+    /// A batch could not be delivered though the epoch is the same.
+    Undelivered(LeaseKey, String),
+    /// A lease is no longer wanted.
+    Cancelled(CancelLease),
+    /// The coordinator lets the worker go.
+    Drained(String),
+    /// A second has passed; tokens sampled so far.
+    Ticked(u64),
+}
+
+/// Something to do.
+#[derive(Debug, PartialEq)]
+pub enum Command {
+    /// Move the engine to these weights and report `Swapped`.
+    Swap(WeightsReady),
+    /// Generate a lease's samples and report `Generated`.
+    Generate(Box<GroupLease>),
+    /// Stop generating; nothing is to be reported.
+    Abort(LeaseKey),
+    /// Control message.
+    Ready(Ready),
+    /// Control message.
+    Beat(RolloutBeat),
+    /// Control message.
+    Fail(LeaseFailed),
+    /// Bulk message.
+    Send(Box<TrajectoryBatch>),
+    /// End the worker.
+    Leave(String),
+}
+
+/// See the module.
+#[derive(Debug)]
+pub struct RolloutState {
+    capacity: u16,
+    epoch: Option<Epoch>,
+    version: Option<PolicyVersion>,
+    /// The swap in work and the one that came meanwhile.
+    swapping: Option<WeightsReady>,
+    next_swap: Option<WeightsReady>,
+    running: BTreeSet<LeaseKey>,
+}
+
+impl RolloutState {
+    /// A worker that takes `capacity` leases at once and has no weights yet.
+    #[must_use]
+    pub fn new(capacity: u16) -> Self {
+        Self { capacity, epoch: None, version: None, swapping: None, next_swap: None, running: BTreeSet::new() }
+    }
+
+    /// Leases in work.
+    #[must_use]
+    pub fn running(&self) -> usize {
+        self.running.len()
+    }
+
+    /// Decides.
+    pub fn on_event(&mut self, event: Event, out: &mut Vec<Command>) {
+        match event {
+            Event::Connected(epoch) => self.on_connected(epoch, out),
+            Event::Weights(weights) => self.on_weights(weights, out),
+            Event::Swapped(version, result) => self.on_swapped(version, result, out),
+            Event::Leased(lease) => self.on_leased(lease, out),
+            Event::Generated(key, result) => self.on_generated(key, result, out),
+            Event::Undelivered(key, error) => {
+                if self.epoch == Some(key.epoch) {
+                    out.push(failed(key, Failure { error, retryable: true }));
+                }
+            }
+            Event::Cancelled(cancel) => self.on_cancelled(&cancel, out),
+            Event::Drained(reason) => {
+                self.abort_all(out);
+                out.push(Command::Leave(reason));
+            }
+            Event::Ticked(tokens) => {
+                let running = u16::try_from(self.running.len()).unwrap_or(u16::MAX);
+                out.push(Command::Beat(RolloutBeat { tokens, running }));
+            }
+        }
+    }
+
+    fn on_connected(&mut self, epoch: Epoch, out: &mut Vec<Command>) {
+        if self.epoch != Some(epoch) {
+            self.abort_all(out);
+            self.epoch = Some(epoch);
+        }
+        // A swap in work will say `Ready` itself.
+        if self.swapping.is_none() {
+            out.push(self.ready());
+        }
+    }
+
+    fn on_weights(&mut self, weights: WeightsReady, out: &mut Vec<Command>) {
+        if self.swapping.is_some() {
+            self.next_swap = Some(weights);
+            return;
+        }
+        self.swapping = Some(weights.clone());
+        out.push(Command::Swap(weights));
+    }
+
+    fn on_swapped(&mut self, version: PolicyVersion, result: Result<(), String>, out: &mut Vec<Command>) {
+        self.swapping = None;
+        match result {
+            Ok(()) => self.version = Some(version),
+            Err(error) => tracing::warn!(target: "cohort::rollout", version = version.0, %error, "swap_failed"),
+        }
+        if let Some(next) = self.next_swap.take() {
+            self.on_weights(next, out);
+            return;
+        }
+        // After a failure this says which version is still there: the coordinator publishes again.
+        out.push(self.ready());
+    }
+
+    fn on_leased(&mut self, lease: Box<GroupLease>, out: &mut Vec<Command>) {
+        let key = LeaseKey::of(&lease);
+        if self.epoch != Some(lease.epoch) || self.running.contains(&key) {
+            return;
+        }
+        let refusal = if self.swapping.is_some() || self.version != Some(lease.version) {
+            let holds = self.version.map_or_else(|| "none".into(), |v| v.to_string());
+            Some(format!("the lease is for version {}, this worker holds {holds}", lease.version))
+        } else if self.running.len() >= usize::from(self.capacity) {
+            Some(format!("this worker already runs its {} leases", self.capacity))
+        } else {
+            None
+        };
+        match refusal {
+            Some(error) => out.push(failed(key, Failure { error, retryable: true })),
+            None => {
+                self.running.insert(key);
+                out.push(Command::Generate(lease));
+            }
+        }
+    }
+
+    fn on_generated(&mut self, key: LeaseKey, result: Result<Vec<Trajectory>, Failure>, out: &mut Vec<Command>) {
+        if !self.running.remove(&key) || self.epoch != Some(key.epoch) {
+            return;
+        }
+        let LeaseKey { epoch, purpose, group, attempt } = key;
+        out.push(match result {
+            Ok(trajectories) => Command::Send(Box::new(TrajectoryBatch { epoch, purpose, group, attempt, trajectories })),
+            Err(failure) => failed(key, failure),
+        });
+    }
+
+    fn on_cancelled(&mut self, cancel: &CancelLease, out: &mut Vec<Command>) {
+        let Some(epoch) = self.epoch else { return };
+        let key = LeaseKey { epoch, purpose: cancel.purpose, group: cancel.group, attempt: cancel.attempt };
+        if self.running.remove(&key) {
+            out.push(Command::Abort(key));
+        }
+    }
+
+    fn abort_all(&mut self, out: &mut Vec<Command>) {
+        out.extend(std::mem::take(&mut self.running).into_iter().map(Command::Abort));
+    }
+
+    fn ready(&self) -> Command {
+        Command::Ready(Ready { version: self.version, capacity: self.capacity })
+    }
+}
+
+fn failed(key: LeaseKey, failure: Failure) -> Command {
+    let LeaseKey { epoch, purpose, group, attempt } = key;
+    let Failure { error, retryable } = failure;
+    Command::Fail(LeaseFailed { epoch, purpose, group, attempt, error, retryable })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use cohort_protocol::{SampledItem, SamplingParams};
+    use proptest::prelude::*;
+
+    fn lease(epoch: u64, group: u64, attempt: u32, version: u64) -> Box<GroupLease> {
+        Box::new(GroupLease {
+            epoch: Epoch(epoch),
+            purpose: LeasePurpose::Train,
+            group: GroupId(group),
+            attempt: AttemptId(attempt),
+            version: PolicyVersion(version),
+            samples: 2,
+            item: SampledItem { row: 0, json: "{}".into() },
+            seed: 1,
+            sampling: SamplingParams { temperature: 1.0, greedy: false, max_new_tokens: 4 },
+        })
+    }
+
+    fn weights(version: u64) -> WeightsReady {
+        WeightsReady { version: PolicyVersion(version), slot: 0, digest: 0 }
+    }
+
+    fn feed(state: &mut RolloutState, event: Event) -> Vec<Command> {
+        let mut out = Vec::new();
+        state.on_event(event, &mut out);
+        out
+    }
+
+    fn at_version(capacity: u16, version: u64) -> RolloutState {
+        let mut state = RolloutState::new(capacity);
+        feed(&mut state, Event::Connected(Epoch(1)));
+        feed(&mut state, Event::Weights(weights(version)));
+        feed(&mut state, Event::Swapped(PolicyVersion(version), Ok(())));
+        state
+    }
+
+    #[test]
+    fn weights_first_then_leases() {
+        let mut state = RolloutState::new(2);
+        let ready = |version: Option<u64>| Command::Ready(Ready { version: version.map(PolicyVersion), capacity: 2 });
+        assert_eq!(feed(&mut state, Event::Connected(Epoch(1))), [ready(None)]);
+        assert!(matches!(
+            feed(&mut state, Event::Leased(lease(1, 0, 1, 0)))[..],
+            [Command::Fail(LeaseFailed { retryable: true, .. })]
+        ));
+        assert_eq!(feed(&mut state, Event::Weights(weights(0))), [Command::Swap(weights(0))]);
+        assert_eq!(feed(&mut state, Event::Weights(weights(1))), []);
+        assert_eq!(feed(&mut state, Event::Swapped(PolicyVersion(0), Ok(()))), [Command::Swap(weights(1))]);
+        assert_eq!(feed(&mut state, Event::Swapped(PolicyVersion(1), Err("torn".into()))), [ready(Some(0))]);
+        assert!(matches!(feed(&mut state, Event::Leased(lease(1, 0, 1, 0)))[..], [Command::Generate(_)]));
+        assert_eq!(feed(&mut state, Event::Leased(lease(1, 0, 1, 0))), [], "the same lease twice is one lease");
+        assert!(matches!(feed(&mut state, Event::Leased(lease(1, 1, 1, 1)))[..], [Command::Fail(_)]));
+    }
+
+    #[test]
+    fn a_new_epoch_forgets_the_leases_of_the_old_one() {
+        let mut state = at_version(2, 0);
+        feed(&mut state, Event::Leased(lease(1, 0, 1, 0)));
+        let key = LeaseKey::of(&lease(1, 0, 1, 0));
+        assert!(matches!(feed(&mut state, Event::Connected(Epoch(1)))[..], [Command::Ready(_)]), "the same epoch goes on");
+        assert!(matches!(feed(&mut state, Event::Connected(Epoch(2)))[..], [Command::Abort(k), Command::Ready(_)] if k == key));
+        assert_eq!(feed(&mut state, Event::Generated(key, Ok(vec![]))), []);
+        assert_eq!(feed(&mut state, Event::Leased(lease(1, 0, 1, 0))), [], "a lease of the old epoch is no lease");
+    }
+
+    #[derive(Debug, Clone)]
+    enum Step {
+        Lease(u64, u32),
+        Done(u64, u32, bool),
+        Cancel(u64, u32),
+        Connect(u64),
+    }
+
+    fn step() -> impl Strategy<Value = Step> {
+        prop_oneof![
+            (0u64..4, 1u32..3).prop_map(|(g, a)| Step::Lease(g, a)),
+            (0u64..4, 1u32..3, any::<bool>()).prop_map(|(g, a, ok)| Step::Done(g, a, ok)),
+            (0u64..4, 1u32..3).prop_map(|(g, a)| Step::Cancel(g, a)),
+            (1u64..3).prop_map(Step::Connect),
+        ]
+    }
+
+    proptest! {
+        #[test]
+        fn each_generation_started_ends_once(steps in prop::collection::vec(step(), 0..60), capacity in 1u16..4) {
+            let mut state = at_version(capacity, 0);
+            let mut epoch = 1;
+            let mut started = BTreeSet::new();
+            for step in steps {
+                let key = |g, a| LeaseKey::of(&lease(epoch, g, a, 0));
+                let out = match step {
+                    Step::Lease(g, a) => feed(&mut state, Event::Leased(lease(epoch, g, a, 0))),
+                    Step::Done(g, a, ok) => {
+                        let result = if ok { Ok(vec![]) } else { Err(Failure { error: "e".into(), retryable: false }) };
+                        feed(&mut state, Event::Generated(key(g, a), result))
+                    }
+                    Step::Cancel(g, a) => {
+                        let cancel = CancelLease { purpose: LeasePurpose::Train, group: GroupId(g), attempt: AttemptId(a) };
+                        feed(&mut state, Event::Cancelled(cancel))
+                    }
+                    Step::Connect(e) => {
+                        epoch = e;
+                        feed(&mut state, Event::Connected(Epoch(e)))
+                    }
+                };
+                for command in out {
+                    match command {
+                        Command::Generate(lease) => prop_assert!(started.insert(LeaseKey::of(&lease))),
+                        Command::Abort(key) => prop_assert!(started.remove(&key)),
+                        Command::Send(batch) => {
+                            prop_assert_eq!(batch.epoch, Epoch(epoch));
+                            let TrajectoryBatch { epoch, purpose, group, attempt, .. } = *batch;
+                            let was_started = started.remove(&LeaseKey { epoch, purpose, group, attempt });
+                            prop_assert!(was_started);
+                        }
+                        Command::Fail(failed) => {
+                            let LeaseFailed { epoch, purpose, group, attempt, retryable, .. } = failed;
+                            let was_started = started.remove(&LeaseKey { epoch, purpose, group, attempt });
+                            prop_assert!(was_started || retryable);
+                        }
+                        _ => {}
+                    }
+                }
+                prop_assert_eq!(started.len(), state.running());
+                prop_assert!(started.len() <= usize::from(capacity));
+            }
+        }
+    }
+}

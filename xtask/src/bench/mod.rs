@@ -1,0 +1,153 @@
+//! `cargo xtask bench`: the engine's work as ratios to this machine's own ceilings.
+//!
+//! One object on stdout's last line with `--json`. Figures are medians of at least five runs of a release build.
+//! `decode` runs the rollout path (scheduler, sampling, log-probs) and leaves the prefill out; `token_hash` is the one that
+//! `cluster generate --greedy` gives for the same prompts (`--prompts-out`). `bench/peers/peer.py` does the same work in
+//! PyTorch, transformers and TRL.
+mod ceilings;
+mod decode;
+mod grpo;
+mod learn;
+
+use anyhow::{Context, Result, bail};
+use clap::Args;
+use cohort_engine::{Backend, EngineHandle, EngineOptions};
+use cohort_engine::native::NativeEngine;
+use cohort_model::{DecoderSpec, ModelFiles, WeightSet};
+use serde_json::{Map, Value, json};
+use std::path::PathBuf;
+use std::time::Instant;
+
+/// What to measure.
+#[derive(Debug, Args)]
+pub(crate) struct BenchArgs {
+    /// Print one JSON object on the last line.
+    #[arg(long)]
+    json: bool,
+    /// Only these, comma separated: decode, prefill, train, grpo.
+    #[arg(long, value_delimiter = ',')]
+    only: Vec<String>,
+    /// Compute dtype.
+    #[arg(long, default_value = "f32")]
+    dtype: String,
+    /// Model: directory, GGUF file or `builtin://order-desk`.
+    #[arg(long)]
+    model: Option<String>,
+    /// Compute threads.
+    #[arg(long, default_value_t = 2)]
+    threads: usize,
+    /// Runs of each figure; the median is given.
+    #[arg(long, default_value_t = 5)]
+    runs: usize,
+    /// Write the decode prompts as input for `cluster generate`.
+    #[arg(long)]
+    prompts_out: Option<PathBuf>,
+}
+
+/// A model ready to be measured.
+pub(crate) struct Subject {
+    pub(crate) spec: DecoderSpec,
+    pub(crate) threads: usize,
+    pub(crate) runs: usize,
+    weights: WeightSet,
+}
+
+impl Subject {
+    /// An engine of its own with the model's weights.
+    pub(crate) fn engine(&self) -> Result<EngineHandle> {
+        let (spec, threads, weights) = (self.spec.clone(), self.threads, self.weights.clone());
+        let make = move || {
+            let mut engine = NativeEngine::new(spec, threads, 2 << 30)?;
+            engine.import(&weights)?;
+            Ok(Box::new(engine) as Box<dyn Backend>)
+        };
+        Ok(EngineHandle::start(make, EngineOptions::default())?)
+    }
+
+    /// Prompts of pseudo-random tokens that depend on nothing but their place. `rows x len`
+    pub(crate) fn prompts(&self, rows: usize, len: usize) -> Vec<Vec<u32>> {
+        let vocab = self.spec.vocab as u64;
+        let (low, high) = (vocab / 500, vocab - vocab / 10);
+        let token = |i: u64| (low + i.wrapping_mul(0x9e37_79b9_7f4a_7c15).rotate_left(23) % (high - low)) as u32;
+        (0..rows).map(|r| (0..len).map(|t| token((r * len + t + 1) as u64)).collect()).collect()
+    }
+
+    /// Floating-point operations of one token's forward pass through the matrices.
+    pub(crate) fn flops_a_token(&self) -> f64 {
+        let matrices: usize = self.spec.tensors().iter().filter(|t| t.shape.len() == 2).map(|t| t.shape.iter().product::<usize>()).sum();
+        // An untied embedding is looked up, not multiplied.
+        let looked_up = if self.spec.tied_embeddings { 0 } else { self.spec.vocab * self.spec.hidden };
+        2.0 * (matrices - looked_up) as f64
+    }
+}
+
+/// Runs what was asked for.
+pub(crate) fn run(args: &BenchArgs) -> Result<()> {
+    if cfg!(debug_assertions) {
+        bail!("a debug build is not measured: use `cargo xtask bench`, which builds in release");
+    }
+    if args.dtype != "f32" {
+        bail!("--dtype {}: the native engine computes in f32", args.dtype);
+    }
+    const ALL: [&str; 4] = ["decode", "prefill", "train", "grpo"];
+    if let Some(unknown) = args.only.iter().find(|o| !ALL.contains(&o.as_str())) {
+        bail!("--only {unknown}: expected some of {}", ALL.join(", "));
+    }
+    let model = args.model.clone().unwrap_or_else(default_model);
+    let files = ModelFiles::open(&model).with_context(|| format!("--model {model}"))?;
+    let weights = files.weights()?;
+    let subject = Subject { spec: files.spec.clone(), threads: args.threads, runs: args.runs.max(5), weights };
+    let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(1).enable_all().build()?;
+    let wanted = |name: &str| args.only.is_empty() || args.only.iter().any(|o| o == name);
+    let mut report = Map::new();
+    report.insert("model".into(), json!(model));
+    report.insert("threads".into(), json!(args.threads));
+    report.insert("dtype".into(), json!(args.dtype));
+    report.insert("ceilings".into(), ceilings::measure(args.threads));
+    let mut add = |name: &str, value: Value| {
+        eprintln!("{name}: {value}");
+        report.insert(name.into(), value);
+    };
+    if wanted("decode") {
+        add("decode", runtime.block_on(decode::decode(&subject, args.prompts_out.as_deref()))?);
+    }
+    if wanted("prefill") {
+        add("prefill", runtime.block_on(decode::prefill(&subject))?);
+    }
+    if wanted("train") {
+        add("train", runtime.block_on(learn::train(&subject))?);
+    }
+    if wanted("grpo") {
+        add("grpo", runtime.block_on(grpo::step(&subject))?);
+    }
+    if args.json {
+        println!("{}", Value::Object(report));
+    }
+    Ok(())
+}
+
+/// The fetched real model where it is, else the embedded one.
+fn default_model() -> String {
+    std::fs::read_dir("models")
+        .ok()
+        .and_then(|dir| dir.flatten().map(|e| e.path()).find(|p| p.extension().is_some_and(|x| x == "gguf")))
+        .map_or_else(|| "builtin://order-desk".into(), |p| p.display().to_string())
+}
+
+/// Seconds of each of `runs` calls after one warm-up; the median.
+pub(crate) fn median(mut seconds: Vec<f64>) -> f64 {
+    seconds.sort_by(f64::total_cmp);
+    seconds[seconds.len() / 2]
+}
+
+/// Seconds since `start`.
+pub(crate) fn since(start: Instant) -> f64 {
+    start.elapsed().as_secs_f64()
+}
+
+/// Peak resident memory of this process so far, MiB.
+pub(crate) fn peak_mib() -> f64 {
+    let status = std::fs::read_to_string("/proc/self/status").unwrap_or_default();
+    let line = status.lines().find_map(|l| l.strip_prefix("VmHWM:"));
+    line.and_then(|l| l.split_whitespace().next()).and_then(|n| n.parse::<f64>().ok()).unwrap_or(f64::NAN) / 1024.0
+}
