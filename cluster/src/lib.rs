@@ -10,6 +10,7 @@ pub mod config;
 pub mod controller;
 pub mod coordinator;
 pub mod ledger;
+pub mod logging;
 pub mod preflight;
 pub mod progress;
 pub mod run;

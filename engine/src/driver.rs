@@ -30,6 +30,8 @@ pub(crate) struct GenerateCommand {
     pub(crate) append: Vec<u32>,
     pub(crate) decoding: Decoding,
     pub(crate) reply: oneshot::Sender<Result<Completion, EngineError>>,
+    /// Its place among the jobs, given back when the engine has forgotten it.
+    pub(crate) place: OwnedSemaphorePermit,
 }
 
 /// The backend with the name of its weights.
@@ -64,6 +66,7 @@ struct Job {
     decoding: Decoding,
     made: Completion,
     reply: oneshot::Sender<Result<Completion, EngineError>>,
+    _place: OwnedSemaphorePermit,
 }
 
 pub(crate) struct Driver {
@@ -129,7 +132,7 @@ impl Driver {
     }
 
     fn admit(&mut self, command: GenerateCommand) {
-        let GenerateCommand { session, alive, append, decoding, reply } = command;
+        let GenerateCommand { session, alive, append, decoding, reply, place } = command;
         let first = !self.alive.contains_key(&session);
         if first {
             self.alive.insert(session, alive);
@@ -150,7 +153,7 @@ impl Driver {
                     spans: Vec::new(),
                     finish: crate::scheduler::Finish::Length,
                 };
-                self.jobs.insert(session, Job { decoding, made, reply });
+                self.jobs.insert(session, Job { decoding, made, reply, _place: place });
             }
             // A caller that no longer waits needs no answer, here and below.
             Err(error) => {
@@ -240,6 +243,7 @@ impl Driver {
 
     fn sample_all(&mut self, feeds: &[Feed], version: u64) {
         let vocab = self.core.backend.spec().vocab;
+        let mut failed = Vec::new();
         for (feed, logits) in feeds.iter().zip(self.logits.chunks_exact(vocab)) {
             self.scheduler.fed(feed);
             if !feed.samples {
@@ -251,10 +255,7 @@ impl Driver {
             let drawn = match sample(self.path, logits, &job.decoding, position) {
                 Ok(drawn) => drawn,
                 Err(error) => {
-                    if let Some(job) = self.jobs.remove(&feed.session) {
-                        let _ = job.reply.send(Err(error));
-                    }
-                    self.alive.remove(&feed.session);
+                    failed.push((feed.session, error));
                     continue;
                 }
             };
@@ -273,6 +274,9 @@ impl Driver {
                 job.made.finish = finish;
                 let _ = job.reply.send(Ok(job.made));
             }
+        }
+        for (session, error) in failed {
+            self.fail(session, error);
         }
     }
 }

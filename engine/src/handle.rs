@@ -227,13 +227,13 @@ impl EngineHandle {
         .await?
     }
 
-    /// Moves to a published version. An engine that already holds it only compares digests.
+    /// Moves to a published version; nothing is copied where the engine already holds it, by version and digest.
     ///
     /// Errors: [`EngineError::Input`] when the digest is not the one announced; those of the ring.
     pub async fn swap(&self, ring: Arc<dyn WeightRing>, slot: u32, version: u64, want: u64) -> Result<(), EngineError> {
         self.with_core(move |core| {
-            if let Some(label) = core.label.filter(|l| l.version == version) {
-                return if label.digest == want { Ok(()) } else { Err(wrong_digest("swap", version, label.digest, want)) };
+            if core.label == Some(Label { version, digest: want }) {
+                return Ok(());
             }
             let weights = ring.fetch(slot, version)?;
             let got = weights.digest();
@@ -314,10 +314,16 @@ impl Session {
             return Err(EngineError::Input("this session's last generation was cancelled or failed".into()));
         }
         self.broken = true;
-        let Ok(_job) = self.engine.shared.jobs.clone().acquire_owned().await else { return Err(self.engine.stopped()) };
+        let Ok(place) = self.engine.shared.jobs.clone().acquire_owned().await else { return Err(self.engine.stopped()) };
         let (reply, answer) = oneshot::channel();
-        let command =
-            GenerateCommand { session: self.id, alive: Arc::downgrade(&self.alive), append: tokens.to_vec(), decoding, reply };
+        let command = GenerateCommand {
+            session: self.id,
+            alive: Arc::downgrade(&self.alive),
+            append: tokens.to_vec(),
+            decoding,
+            reply,
+            place,
+        };
         self.engine.send(Command::Generate(Box::new(command))).await?;
         let done = answer.await.map_err(|_| self.engine.stopped())?;
         self.broken = done.is_err();

@@ -22,20 +22,37 @@ pub(crate) fn each(f: impl Fn(usize) -> f32) -> Lanes {
     out
 }
 
-/// The lanes of a slice of 16.
+/// Number of blocks of 16 that hold `len` values.
 #[inline(always)]
-pub(crate) fn load(from: &[f32]) -> Lanes {
-    let mut out = [0.0; 16];
-    out.copy_from_slice(&from[..16]);
+pub(crate) fn blocks(len: usize) -> usize {
+    len.div_ceil(16)
+}
+
+/// Values `16 index ..` of `x`, with `fill` in the lanes past its end.
+#[inline(always)]
+pub(crate) fn block(x: &[f32], index: usize, fill: f32) -> Lanes {
+    let rest = &x[16 * index..];
+    let mut out = [fill; 16];
+    match rest.first_chunk::<16>() {
+        Some(full) => out = *full,
+        None => out[..rest.len()].copy_from_slice(rest),
+    }
     out
 }
 
-/// Up to 16 values; `fill` in the lanes behind them.
+/// Sum of the products of two slices of one length, by lanes.
 #[inline(always)]
-pub(crate) fn load_tail(from: &[f32], fill: f32) -> Lanes {
-    let mut out = [fill; 16];
-    out[..from.len()].copy_from_slice(from);
-    out
+pub(crate) fn dot(x: &[f32], y: &[f32]) -> f32 {
+    let y = &y[..x.len()];
+    let ((xs, x_tail), (ys, y_tail)) = (x.as_chunks::<16>(), y.as_chunks::<16>());
+    let mut sums = splat(0.0);
+    for (a, b) in xs.iter().zip(ys) {
+        sums = each(|i| a[i].mul_add(b[i], sums[i]));
+    }
+    for (i, (a, b)) in x_tail.iter().zip(y_tail).enumerate() {
+        sums[i] = a.mul_add(*b, sums[i]);
+    }
+    sum(sums)
 }
 
 /// Folds the lanes into their sum.
@@ -70,49 +87,9 @@ pub(crate) fn larger(a: f32, b: f32) -> f32 {
     if b > a { b } else { a }
 }
 
-/// Calls `full(index, lanes)` for each 16 values of `x` and once for what is left, with zeros behind.
-#[inline(always)]
-pub(crate) fn for_each(x: &[f32], mut f: impl FnMut(Lanes)) {
-    let chunks = x.chunks_exact(16);
-    let tail = chunks.remainder();
-    for chunk in chunks {
-        f(load(chunk));
-    }
-    if !tail.is_empty() {
-        f(load_tail(tail, 0.0));
-    }
-}
-
-/// As [`for_each`] over two slices of one length.
-#[inline(always)]
-pub(crate) fn for_each_pair(x: &[f32], y: &[f32], mut f: impl FnMut(Lanes, Lanes)) {
-    let (xs, ys) = (x.chunks_exact(16), y[..x.len()].chunks_exact(16));
-    let tails = (xs.remainder(), ys.remainder());
-    for (a, b) in xs.zip(ys) {
-        f(load(a), load(b));
-    }
-    if !tails.0.is_empty() {
-        f(load_tail(tails.0, 0.0), load_tail(tails.1, 0.0));
-    }
-}
-
-/// As [`for_each`] over three slices of one length.
-#[inline(always)]
-pub(crate) fn for_each_triple(x: &[f32], y: &[f32], z: &[f32], mut f: impl FnMut(Lanes, Lanes, Lanes)) {
-    let (y, z) = (&y[..x.len()], &z[..x.len()]);
-    let (xs, ys, zs) = (x.chunks_exact(16), y.chunks_exact(16), z.chunks_exact(16));
-    let tails = (xs.remainder(), ys.remainder(), zs.remainder());
-    for ((a, b), c) in xs.zip(ys).zip(zs) {
-        f(load(a), load(b), load(c));
-    }
-    if !tails.0.is_empty() {
-        f(load_tail(tails.0, 0.0), load_tail(tails.1, 0.0), load_tail(tails.2, 0.0));
-    }
-}
-
 #[cfg(test)]
 mod tests {
-    use super::{each, for_each, max, splat, sum};
+    use super::{block, blocks, each, max, splat, sum};
 
     #[test]
     fn folds_have_the_documented_shape() {
@@ -126,9 +103,10 @@ mod tests {
     }
 
     #[test]
-    fn tails_are_padded_with_zeros() {
-        let mut total = 0.0;
-        for_each(&[1.0; 35], |v| total += sum(v));
-        assert_eq!(total, 35.0);
+    fn blocks_cover_a_slice_and_fill_its_end() {
+        let x: Vec<f32> = (0..35).map(|i| i as f32).collect();
+        let all: Vec<f32> = (0..blocks(35)).flat_map(|i| block(&x, i, -1.0)).collect();
+        assert_eq!((&all[..35], &all[35..]), (&x[..], &[-1.0; 13][..]));
+        assert_eq!(blocks(0), 0);
     }
 }

@@ -46,12 +46,11 @@ impl Cpu {
         Self::with_path(Path::detect(), threads, nice)
     }
 
-    /// As [`Cpu::new`] with a given path; one that this machine lacks becomes [`Path::Portable`].
+    /// As [`Cpu::new`] with a given path.
     #[must_use]
     pub fn with_path(path: Path, threads: usize, nice: i32) -> Self {
         let cores = || std::thread::available_parallelism().map_or(1, usize::from);
         let threads = if threads == 0 { cores() } else { threads };
-        let path = if path.is_supported() { path } else { Path::Portable };
         Self { path, pool: Pool::new(threads, nice) }
     }
 

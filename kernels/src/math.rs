@@ -44,7 +44,11 @@ pub fn exp(x: f32) -> f32 {
 /// [`exp`] of 16 values.
 #[inline(always)]
 pub(crate) fn exp16(x: Lanes) -> Lanes {
-    x.map(exp)
+    let mut y = [0.0; 16];
+    for i in 0..16 {
+        y[i] = exp(x[i]);
+    }
+    y
 }
 
 /// e^x for moderate `x` (the result a normal number).
@@ -158,6 +162,6 @@ mod tests {
             let (s, c) = sin_cos(x);
             [ln(x) as f32, s as f32, c as f32, exp64(x / 100.0) as f32]
         });
-        assert_eq!(fingerprint(&tables.collect::<Vec<_>>()), 0, "ln, sin, cos, exp64");
+        assert_eq!(fingerprint(&tables.collect::<Vec<_>>()), 0x590a_88ee_d044_8b7d, "ln, sin, cos, exp64");
     }
 }

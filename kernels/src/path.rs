@@ -1,13 +1,19 @@
 //! Which instructions run, decided once at run time.
 //!
-//! Invariant **P1**: every path gives the same bits. All of them perform the same correctly rounded operations
-//! (`+ - * /`, square root, fused multiply-add) in the same order; a path only chooses how many lanes go at once.
+//! Invariants
+//! - **P1** every path gives the same bits. All of them perform the same correctly rounded operations (`+ - * /`, square
+//!   root, fused multiply-add) in the same order; a path only chooses how many lanes go at once.
+//! - **P2** a [`Path`] exists only where its instructions do: that makes calling the copies compiled for them sound.
 use std::fmt;
 use std::sync::OnceLock;
 
-/// An instruction set that the kernels are compiled for.
+/// An instruction set that the kernels are compiled for and this machine has.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
-pub enum Path {
+pub struct Path(Set);
+
+/// The instruction sets.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub(crate) enum Set {
     /// 512-bit vectors (x86-64 with AVX-512 F, VL, BW, DQ).
     Avx512,
     /// 256-bit vectors with fused multiply-add (x86-64 with AVX2 and FMA).
@@ -20,56 +26,67 @@ pub enum Path {
 pub const PATH_VARIABLE: &str = "COHORT_KERNELS";
 
 impl Path {
+    /// Runs on every machine.
+    pub const PORTABLE: Self = Self(Set::Portable);
+
     /// The best path of this machine, or the one that [`PATH_VARIABLE`] names. Read once per process.
     #[must_use]
     pub fn detect() -> Self {
         static DETECTED: OnceLock<Path> = OnceLock::new();
         *DETECTED.get_or_init(|| {
-            let available = Self::available();
-            let forced = std::env::var(PATH_VARIABLE).ok();
-            let forced = available.iter().copied().find(|path| forced.as_deref() == Some(path.name()));
-            forced.or_else(|| available.first().copied()).unwrap_or(Self::Portable)
+            let forced = std::env::var(PATH_VARIABLE).ok().and_then(|name| Self::named(&name));
+            forced.or_else(|| Self::available().first().copied()).unwrap_or(Self::PORTABLE)
         })
     }
 
-    /// Every path of this machine, best first.
+    /// Every path of this machine, best first, [`Path::PORTABLE`] last.
     #[must_use]
     pub fn available() -> Vec<Self> {
-        [Self::Avx512, Self::Avx2, Self::Portable].into_iter().filter(|path| path.is_supported()).collect()
+        [Set::Avx512, Set::Avx2, Set::Portable].into_iter().filter(|set| set.is_supported()).map(Self).collect()
     }
 
-    /// Whether this machine can run it.
+    /// The path of this [`name`](Self::name), if this machine has it.
     #[must_use]
+    pub fn named(name: &str) -> Option<Self> {
+        Self::available().into_iter().find(|path| path.name() == name)
+    }
+
+    /// The name that [`PATH_VARIABLE`] takes.
+    #[must_use]
+    pub fn name(self) -> &'static str {
+        match self.0 {
+            Set::Avx512 => "avx512",
+            Set::Avx2 => "avx2",
+            Set::Portable => "portable",
+        }
+    }
+
+    /// What to run.
+    #[inline(always)]
+    pub(crate) fn set(self) -> Set {
+        self.0
+    }
+}
+
+impl Set {
     #[cfg(target_arch = "x86_64")]
-    pub fn is_supported(self) -> bool {
+    fn is_supported(self) -> bool {
         match self {
             Self::Avx512 => {
                 is_x86_feature_detected!("avx512f")
                     && is_x86_feature_detected!("avx512vl")
                     && is_x86_feature_detected!("avx512bw")
                     && is_x86_feature_detected!("avx512dq")
-                    && is_x86_feature_detected!("fma")
+                    && Self::Avx2.is_supported()
             }
             Self::Avx2 => is_x86_feature_detected!("avx2") && is_x86_feature_detected!("fma"),
             Self::Portable => true,
         }
     }
 
-    /// Whether this machine can run it.
-    #[must_use]
     #[cfg(not(target_arch = "x86_64"))]
-    pub fn is_supported(self) -> bool {
+    fn is_supported(self) -> bool {
         self == Self::Portable
-    }
-
-    /// The name that [`PATH_VARIABLE`] takes.
-    #[must_use]
-    pub fn name(self) -> &'static str {
-        match self {
-            Self::Avx512 => "avx512",
-            Self::Avx2 => "avx2",
-            Self::Portable => "portable",
-        }
     }
 }
 
@@ -82,7 +99,7 @@ impl fmt::Display for Path {
 /// Defines a function whose one body is compiled for every [`Path`]; the path comes as an extra first argument.
 ///
 /// The body must be made of slices, fixed arrays and `#[inline(always)]` functions for the compiler to use the wider
-/// vectors. A path that the machine lacks falls back to the portable copy, so that a call is always sound.
+/// vectors.
 macro_rules! kernel {
     ($(#[$meta:meta])* $vis:vis fn $name:ident($($arg:ident: $ty:ty),* $(,)?) $(-> $ret:ty)? $body:block) => {
         $(#[$meta])*
@@ -100,14 +117,13 @@ macro_rules! kernel {
             #[target_feature(enable = "avx2,fma")]
             fn avx2($($arg: $ty),*) $(-> $ret)? { body($($arg),*) }
 
-            debug_assert!(path.is_supported());
-            match path {
-                // SAFETY: a `Path` of this kind exists only where its instructions were detected (see `Cpu::new`).
+            match path.set() {
+                // SAFETY: the path exists, so the machine has these instructions (P2).
                 #[cfg(target_arch = "x86_64")]
-                $crate::path::Path::Avx512 => unsafe { avx512($($arg),*) },
+                $crate::path::Set::Avx512 => unsafe { avx512($($arg),*) },
                 // SAFETY: as above.
                 #[cfg(target_arch = "x86_64")]
-                $crate::path::Path::Avx2 => unsafe { avx2($($arg),*) },
+                $crate::path::Set::Avx2 => unsafe { avx2($($arg),*) },
                 _ => body($($arg),*),
             }
         }
@@ -122,7 +138,9 @@ mod tests {
     #[test]
     fn the_portable_path_is_always_last() {
         let paths = Path::available();
-        assert_eq!(paths.last(), Some(&Path::Portable));
+        assert_eq!(paths.last(), Some(&Path::PORTABLE));
         assert!(paths.contains(&Path::detect()));
+        assert!(paths.iter().all(|path| Path::named(path.name()) == Some(*path)));
+        assert_eq!(Path::named("mmx"), None);
     }
 }

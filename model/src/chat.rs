@@ -120,7 +120,9 @@ impl ChatTemplate {
         let whole = self.render(&marked, true)?;
         let mut parts = whole.split(SENTINEL);
         let (Some(_), Some(after), None) = (parts.next(), parts.next(), parts.next()) else {
-            return Err(fail("it does not show the assistant's message exactly once, so a conversation cannot be continued".into()));
+            return Err(fail(
+                "it does not show the assistant's message exactly once, so a conversation cannot be continued".into(),
+            ));
         };
         let closed = closed.unwrap_or_default();
         Ok(after.strip_prefix(closed).unwrap_or(after).to_owned())
@@ -263,12 +265,23 @@ mod tests {
     fn python_is_understood() {
         assert_eq!(render("{{ bos_token }}{{ messages[0].content.strip() }}").unwrap(), "<s>hi & <bye>");
         assert_eq!(render("{{ messages[0]['content'].split('&')[0].upper() }}").unwrap(), "  HI ");
-        assert_eq!(render("{%- for m in messages %}\n  {%- generation %}{{ m.role }}{% endgeneration -%}\n{% endfor %}").unwrap(), "user");
+        assert_eq!(
+            render("{%- for m in messages %}\n  {%- generation %}{{ m.role }}{% endgeneration -%}\n{% endfor %}").unwrap(),
+            "user"
+        );
         assert_eq!(render("{{ messages[0] | tojson }}").unwrap(), r#"{"role": "user", "content": "  hi & <bye> "}"#);
         assert_eq!(render("{{ [1, {'b': []}] | tojson(indent=2) }}").unwrap(), "[\n  1,\n  {\n    \"b\": []\n  }\n]");
         assert_eq!(render("{{ strftime_now('%d %b %Y') }}").unwrap(), "26 Jul 2024");
-        assert_eq!(render("{% if tools is not none and tools %}x{% endif %}{% if messages[0].tool_calls is defined %}y{% endif %}").unwrap(), "");
-        assert_eq!(render("{% set ns = namespace(n=0) %}{% for m in messages %}{% set ns.n = ns.n + 1 %}{% endfor %}{{ ns.n }}").unwrap(), "1");
+        assert_eq!(
+            render("{% if tools is not none and tools %}x{% endif %}{% if messages[0].tool_calls is defined %}y{% endif %}")
+                .unwrap(),
+            ""
+        );
+        assert_eq!(
+            render("{% set ns = namespace(n=0) %}{% for m in messages %}{% set ns.n = ns.n + 1 %}{% endfor %}{{ ns.n }}")
+                .unwrap(),
+            "1"
+        );
     }
 
     #[test]
@@ -285,8 +298,12 @@ mod tests {
     #[test]
     fn a_continuation_is_what_follows_the_assistants_message() {
         let template = chat(CHATML);
-        let messages =
-            [ChatMessage::new("user", "a"), ChatMessage::new("assistant", "b"), ChatMessage::new("tool", "c"), ChatMessage::new("user", "d")];
+        let messages = [
+            ChatMessage::new("user", "a"),
+            ChatMessage::new("assistant", "b"),
+            ChatMessage::new("tool", "c"),
+            ChatMessage::new("user", "d"),
+        ];
         let tail = "\n<|im_start|>tool\nc<|im_end|>\n<|im_start|>user\nd<|im_end|>\n<|im_start|>assistant\n";
         assert_eq!(template.continuation(&messages, 1, Some("<|im_end|>")).unwrap(), tail);
         assert_eq!(template.continuation(&messages, 1, None).unwrap(), format!("<|im_end|>{tail}"));

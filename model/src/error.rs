@@ -90,7 +90,9 @@ pub enum ModelError {
         problem: String,
     },
     /// The model hub did not give the files.
-    #[error("cannot fetch hf://{id}: {problem}; check the network and the id, or download the model and give its directory as [model] path")]
+    #[error(
+        "cannot fetch hf://{id}: {problem}; check the network and the id, or download the model and give its directory as [model] path"
+    )]
     Hub {
         /// `org/name`.
         id: String,

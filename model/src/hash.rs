@@ -150,9 +150,7 @@ mod tests {
     use proptest::prelude::*;
 
     fn set(entries: &[(&str, &[usize], Vec<f32>)]) -> WeightSet {
-        WeightSet(
-            entries.iter().map(|(n, s, d)| ((*n).to_owned(), Tensor { shape: s.to_vec(), data: d.clone() })).collect(),
-        )
+        WeightSet(entries.iter().map(|(n, s, d)| ((*n).to_owned(), Tensor { shape: s.to_vec(), data: d.clone() })).collect())
     }
 
     #[test]

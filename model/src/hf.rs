@@ -245,8 +245,15 @@ fn shard_paths(dir: &Path) -> Result<Vec<PathBuf>, ModelError> {
     let mut names = BTreeSet::new();
     for file in map.values() {
         match file.as_str() {
-            Some(name) if !name.is_empty() && Path::new(name).file_name().is_some_and(|plain| plain == name) => names.insert(name),
-            _ => return Err(ModelError::corrupt(place, format!("weight_map names {file}, which is not a file of this directory"))),
+            Some(name) if !name.is_empty() && Path::new(name).file_name().is_some_and(|plain| plain == name) => {
+                names.insert(name)
+            }
+            _ => {
+                return Err(ModelError::corrupt(
+                    place,
+                    format!("weight_map names {file}, which is not a file of this directory"),
+                ));
+            }
         };
     }
     Ok(names.into_iter().map(|name| dir.join(name)).collect())

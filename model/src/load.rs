@@ -105,7 +105,8 @@ impl ModelFiles {
                 _ => Err(ModelError::Missing {
                     place: path.display().to_string(),
                     what: "a model".into(),
-                    remedy: "a single file is read when it is a .gguf; for safetensors give the directory with its config.json".into(),
+                    remedy: "a single file is read when it is a .gguf; for safetensors give the directory with its config.json"
+                        .into(),
                 }),
             };
         }
@@ -127,7 +128,8 @@ impl ModelFiles {
         let shards = Shards::open(dir, &spec)?;
         let tokenizer_path = dir.join("tokenizer.json");
         if !tokenizer_path.is_file() {
-            let remedy = "save the tokenizer in the fast format: AutoTokenizer.from_pretrained(..).save_pretrained(..)".to_owned();
+            let remedy =
+                "save the tokenizer in the fast format: AutoTokenizer.from_pretrained(..).save_pretrained(..)".to_owned();
             return Err(ModelError::Missing { place: dir.display().to_string(), what: "tokenizer.json".into(), remedy });
         }
         let json = std::fs::read(&tokenizer_path).map_err(ModelError::io("read", &tokenizer_path))?;
@@ -174,9 +176,10 @@ impl ModelFiles {
             return Err(ModelError::Missing {
                 place,
                 what: "this embedded model".into(),
-                remedy: "builtin://order-desk is the only one, and this binary was built with its files in model/assets/order-desk \
+                remedy:
+                    "builtin://order-desk is the only one, and this binary was built with its files in model/assets/order-desk \
                          or without any"
-                    .into(),
+                        .into(),
             });
         };
         let config = parse_object(config, &format!("{place}/config.json"))?;
@@ -243,7 +246,11 @@ impl ModelFiles {
         if tokenizer.vocab_size() > spec.vocab {
             return Err(ModelError::Tokenizer {
                 place: source,
-                problem: format!("it has {} tokens and the model {}; they do not belong together", tokenizer.vocab_size(), spec.vocab),
+                problem: format!(
+                    "it has {} tokens and the model {}; they do not belong together",
+                    tokenizer.vocab_size(),
+                    spec.vocab
+                ),
             });
         }
         let context = ChatContext {

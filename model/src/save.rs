@@ -32,7 +32,8 @@ impl ModelFiles {
         };
         let spec = &self.spec;
         let mut out = self.settings.config.clone();
-        let defaults = [("architectures", json!(["LlamaForCausalLM"])), ("model_type", json!("llama")), ("hidden_act", json!("silu"))];
+        let defaults =
+            [("architectures", json!(["LlamaForCausalLM"])), ("model_type", json!("llama")), ("hidden_act", json!("silu"))];
         for (key, value) in defaults {
             out.entry(key).or_insert(value);
         }

@@ -68,7 +68,8 @@ fn shards_are_read_through_their_index() {
     fs::remove_file(dir.path().join("model.safetensors")).unwrap();
     let mut map = serde_json::Map::new();
     for (i, part) in ["model-00001-of-00002.safetensors", "model-00002-of-00002.safetensors"].iter().enumerate() {
-        let mine: WeightSet = WeightSet(weights.0.clone().into_iter().enumerate().filter(|(n, _)| n % 2 == i).map(|(_, e)| e).collect());
+        let mine: WeightSet =
+            WeightSet(weights.0.clone().into_iter().enumerate().filter(|(n, _)| n % 2 == i).map(|(_, e)| e).collect());
         map.extend(mine.0.keys().map(|name| (name.clone(), json!(part))));
         write_file(&dir.path().join(part), &mine, SaveDtype::F32).unwrap();
     }
@@ -84,7 +85,9 @@ fn damage_is_named() {
     type Damage = fn(&Path);
     let cases: [(&str, Damage); 8] = [
         ("config.json is missing", |d| fs::remove_file(d.join("config.json")).unwrap()),
-        ("tokenizer.json is missing; save the tokenizer in the fast format", |d| fs::remove_file(d.join("tokenizer.json")).unwrap()),
+        ("tokenizer.json is missing; save the tokenizer in the fast format", |d| {
+            fs::remove_file(d.join("tokenizer.json")).unwrap()
+        }),
         ("model.safetensors is missing", |d| fs::remove_file(d.join("model.safetensors")).unwrap()),
         ("pickled weights", |d| fs::rename(d.join("model.safetensors"), d.join("pytorch_model.bin")).unwrap()),
         ("not a JSON object", |d| fs::write(d.join("config.json"), "{\"a\":").unwrap()),

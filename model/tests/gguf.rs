@@ -58,7 +58,10 @@ fn file() -> &'static [u8] {
             ("tokenizer.ggml.model".into(), text("gpt2")),
             ("tokenizer.ggml.pre".into(), text("smollm")),
             ("tokenizer.ggml.tokens".into(), Value::Array(tokens.into_iter().map(Value::String).collect())),
-            ("tokenizer.ggml.token_type".into(), Value::Array((0..260).map(|id| Value::I32(if (256..259).contains(&id) { 3 } else { 1 })).collect())),
+            (
+                "tokenizer.ggml.token_type".into(),
+                Value::Array((0..260).map(|id| Value::I32(if (256..259).contains(&id) { 3 } else { 1 })).collect()),
+            ),
             ("tokenizer.ggml.merges".into(), Value::Array(vec![text("Ġ !")])),
             ("tokenizer.ggml.bos_token_id".into(), Value::U32(256)),
             ("tokenizer.ggml.eos_token_id".into(), Value::U32(258)),

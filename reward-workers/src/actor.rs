@@ -218,10 +218,15 @@ struct Report {
 impl Drop for Report {
     fn drop(&mut self) {
         let request = &self.request;
-        let outcomes = self.outcomes.take().unwrap_or_else(|| {
-            let panicked = "the grader panicked; the log has the place. This is a bug of the grader";
-            vec![failed("rewards", panicked, false); request.samples.len()]
-        });
+        let outcomes = match self.outcomes.take() {
+            Some(outcomes) => outcomes,
+            None if std::thread::panicking() => {
+                let panicked = "the grader panicked; the log has the place. This is a bug of the grader";
+                vec![failed("rewards", panicked, false); request.samples.len()]
+            }
+            // Aborted: the worker leaves, and the coordinator asks another one.
+            None => return,
+        };
         for outcome in &outcomes {
             if let ScoreOutcome::Failed { error, retryable } = outcome {
                 warn!(target: "cohort::reward", group = request.group.0, attempt = request.attempt.0, retryable, error, "sample_not_graded");

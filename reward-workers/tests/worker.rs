@@ -3,9 +3,7 @@ use async_trait::async_trait;
 use cohort_actors::transport::inproc::{InprocAddress, InprocListener};
 use cohort_actors::{AcceptTerms, Deadlines, Listener, PeerLink, Shutdown, accept_worker};
 use cohort_protocol::messages::handshake::Hello;
-use cohort_protocol::messages::reward::{
-    CoordinatorToReward, RewardToCoordinator, SampleToScore, ScoreReply, ScoreRequest,
-};
+use cohort_protocol::messages::reward::{CoordinatorToReward, RewardToCoordinator, SampleToScore, ScoreReply, ScoreRequest};
 use cohort_protocol::{
     AttemptId, Epoch, GroupId, LeasePurpose, Role, RunId, SampleIx, Score, ScoreOutcome, Turn, TurnRole, WorkerId, version,
 };
@@ -42,9 +40,8 @@ impl Reward for Gate {
         self.open.acquire().await.unwrap().forget();
         self.running.fetch_sub(1, Ordering::SeqCst);
         assert!(!input.item.contains_key("panic"), "asked to");
-        let one = |score: usize| {
-            ScoreOutcome::Scored(Score { score: score as f64, breakdown: vec![], metadata_json: "{}".into() })
-        };
+        let one =
+            |score: usize| ScoreOutcome::Scored(Score { score: score as f64, breakdown: vec![], metadata_json: "{}".into() });
         input.samples.iter().map(|s| one(s.last_turn().len())).collect()
     }
     fn breakers(&self) -> Vec<(String, String)> {
@@ -78,8 +75,7 @@ impl Bench {
 
     /// Welcomes the worker to an epoch and hears its `Ready`.
     async fn welcome(&self, epoch: u64) -> Link {
-        let terms =
-            AcceptTerms { run: RunId(1), epoch: Epoch(epoch), numerics: String::new(), deadline: Duration::from_secs(5) };
+        let terms = AcceptTerms { run: RunId(1), epoch: Epoch(epoch), numerics: String::new(), deadline: Duration::from_secs(5) };
         let connection = self.listener.accept().await.unwrap();
         let link: Link = accept_worker(connection, &terms, |_| Ok(())).await.unwrap().into_link();
         assert!(matches!(link.recv().await.unwrap(), (RewardToCoordinator::Ready(_), None)));
@@ -167,12 +163,16 @@ async fn an_unacknowledged_reply_is_sent_again_to_the_same_epoch_only() {
 async fn bad_items_and_panics_are_failures_of_their_group() {
     let bench = Bench::start(Gate::new(100), 2);
     let link = bench.welcome(1).await;
-    for (group, item, want) in [(0, "[1]", "item of group 0 is not a JSON object"), (1, "{\"panic\": 1}", "the grader panicked")] {
+    for (group, item, want) in [(0, "[1]", "item of group 0 is not a JSON object"), (1, "{\"panic\": 1}", "the grader panicked")]
+    {
         link.sender().send_bulk(&request(1, group, item)).await.unwrap();
         let reply = reply(&link, true).await;
         assert_eq!(reply.outcomes.len(), 2);
         for outcome in &reply.outcomes {
-            assert!(matches!(&outcome.outcome, ScoreOutcome::Failed { error, retryable: false } if error.contains(want)), "{outcome:?}");
+            assert!(
+                matches!(&outcome.outcome, ScoreOutcome::Failed { error, retryable: false } if error.contains(want)),
+                "{outcome:?}"
+            );
         }
     }
     link.sender().send_bulk(&request(1, 2, "{}")).await.unwrap();

@@ -3,7 +3,7 @@ use crate::environments::Environment;
 use crate::scene::{Scene, Staging, TokenHook};
 use crate::transcript::Ending;
 use crate::{Agent, RolloutError, draw};
-use cohort_engine::{DrawKey, EngineHandle};
+use cohort_engine::{DrawKey, EngineError, EngineHandle};
 use cohort_protocol::{FinishReason, GroupLease, LeasePurpose, SampleIx, Trajectory, Turn, TurnRole};
 use std::sync::Arc;
 use std::time::Instant;
@@ -56,7 +56,11 @@ impl Stage {
             opening.insert(0, Turn::text(TurnRole::System, prompt));
         }
         let mut scene = Scene::new(staging, episode, opening);
-        let finish = play(self.agent.as_ref(), &mut scene).await?;
+        let finish = play(self.agent.as_ref(), &mut scene).await.map_err(|error| match error {
+            // What the engine refuses for its contents comes from the row.
+            RolloutError::Engine(EngineError::Input(problem)) => RolloutError::Item { row: lease.item.row, problem },
+            other => other,
+        })?;
         let context = scene.episode.context(scene.turns(), finish);
         let temperature = scene.temperature();
         scene.transcript.finish(Ending {

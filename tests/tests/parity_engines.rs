@@ -12,7 +12,8 @@ const KV: usize = 1 << 20;
 /// Log-prob and gradient distances of one training pass.
 fn compare(spec: &DecoderSpec, weights: &WeightSet, batch: &PackedBatch) -> Result<(f32, String, f64)> {
     let n = batch.targets();
-    let (d_logp, d_entropy): (Vec<f32>, Vec<f32>) = (0..n).map(|i| ((i as f32 * 0.7).sin(), (i as f32 * 0.3).cos() * 0.1)).unzip();
+    let (d_logp, d_entropy): (Vec<f32>, Vec<f32>) =
+        (0..n).map(|i| ((i as f32 * 0.7).sin(), (i as f32 * 0.3).cos() * 0.1)).unzip();
     let upstream = Upstream { d_logp: &d_logp, d_entropy: Some(&d_entropy) };
     let run = |engine: &mut dyn Backend| -> Result<_> {
         engine.import(weights)?;
@@ -56,7 +57,12 @@ fn random_models_agree_to_every_gradient() -> Result<()> {
         weights.0.values_mut().filter(|t| t.shape.len() == 2).for_each(|t| t.data.iter_mut().for_each(|x| *x *= 6.0));
         let vocab = spec.vocab as u32;
         let batch = PackedBatch {
-            sequences: vec![sequence(70, 5, vocab, 1.0), sequence(1, 3, vocab, 1.0), sequence(33, 9, vocab, 0.8), sequence(2, 1, vocab, 1.5)],
+            sequences: vec![
+                sequence(70, 5, vocab, 1.0),
+                sequence(1, 3, vocab, 1.0),
+                sequence(33, 9, vocab, 0.8),
+                sequence(2, 1, vocab, 1.5),
+            ],
         };
         let (logp, name, gradient) = compare(&spec, &weights, &batch)?;
         eprintln!("random, tied {}: logp {logp:e}, gradient {gradient:e} ({name})", spec.tied_embeddings);
@@ -112,7 +118,8 @@ fn training_steps_end_in_the_same_weights() -> Result<()> {
 #[test]
 fn smollm2_agrees_to_every_gradient() -> Result<()> {
     let Some(model) = smollm2("smollm2_agrees_to_every_gradient")? else { return Ok(()) };
-    let sequence = |ids: &[u32]| PackedSequence { tokens: ids.to_vec(), targets: (1..ids.len() as u32).collect(), temperature: 1.0 };
+    let sequence =
+        |ids: &[u32]| PackedSequence { tokens: ids.to_vec(), targets: (1..ids.len() as u32).collect(), temperature: 1.0 };
     let prompts = smollm2_prompts()?;
     let batch = PackedBatch { sequences: prompts[1..4].iter().map(|p| sequence(&p.ids)).collect() };
     let (logp, name, gradient) = compare(&model.spec, &model.weights()?, &batch)?;

@@ -29,7 +29,9 @@ fn tiny_llamas_give_transformers_numbers() -> Result<()> {
             let (weight, weight_h) = (golden.all(|s| &s.weight), golden.all(|s| &s.weight_entropy));
             engine.backward(Upstream { d_logp: &weight, d_entropy: Some(&weight_h) })?;
             let (tensor, gradient) = worst_tensor(&engine.gradients()?, &golden.gradients)?;
-            eprintln!("{name} {engine_name}: logits {logits:e}, logp {logp:e}, entropy {entropy:e}, gradient {gradient:e} ({tensor})");
+            eprintln!(
+                "{name} {engine_name}: logits {logits:e}, logp {logp:e}, entropy {entropy:e}, gradient {gradient:e} ({tensor})"
+            );
             assert!(logits < 1e-4 && logp < 1e-4 && entropy < 1e-4, "{name} {engine_name}");
             assert!(gradient < 1e-3, "{name} {engine_name}: {tensor} {gradient:e}");
         }
@@ -45,7 +47,8 @@ fn logits_of(engine: &mut dyn Backend, golden: &TinyLlama) -> Result<Vec<f32>> {
     let longest = golden.sequences.iter().map(|s| s.tokens.len()).max().unwrap_or(0);
     for at in 0..longest {
         let alive: Vec<usize> = (0..memories.len()).filter(|i| golden.sequences[*i].tokens.len() > at).collect();
-        let work: Vec<_> = alive.iter().map(|i| Extend { kv: memories[*i], tokens: &golden.sequences[*i].tokens[at..=at] }).collect();
+        let work: Vec<_> =
+            alive.iter().map(|i| Extend { kv: memories[*i], tokens: &golden.sequences[*i].tokens[at..=at] }).collect();
         let mut logits = vec![0.0; work.len() * vocab];
         engine.extend(&work, &mut logits)?;
         for (i, row) in alive.iter().zip(logits.chunks_exact(vocab)) {

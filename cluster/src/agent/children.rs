@@ -72,7 +72,7 @@ impl Children<'_> {
         ];
         let mut args: Vec<OsString> = args.into_iter().map(OsString::from).collect();
         args.extend([OsString::from("--run-dir"), self.options.paths.root().into()]);
-        let log = self.options.paths.root().join("logs").join(format!("{who}.log"));
+        let log = self.options.logs.join(format!("{who}.log"));
         Ok(ProcessSpec {
             id: ChildId::from(who.to_string()),
             restart: Restart::Transient,

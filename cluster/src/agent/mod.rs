@@ -76,6 +76,8 @@ pub struct AgentOptions {
     pub run: RunId,
     /// Its directory, locked by the caller.
     pub paths: RunPaths,
+    /// Folder of this launch's logs.
+    pub logs: PathBuf,
     /// Slots of the weight ring.
     pub slots: u32,
 }

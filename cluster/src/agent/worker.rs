@@ -65,6 +65,7 @@ pub fn run(options: WorkerOptions) -> Result<(), WorkerFailure> {
     parent::exit_with_parent(&shutdown).map_err(hopeless)?;
     let text = std::fs::read_to_string(RunPaths::new(&options.run_dir).config()).map_err(hopeless)?;
     let config: Config = toml::from_str(&text).map_err(hopeless)?;
+    crate::logging::to_stderr(&config.logging);
     let wiring = Wiring::open(Arc::new(config), options.run, &options.run_dir).map_err(hopeless)?;
     let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build().map_err(passing)?;
     runtime.block_on(async {

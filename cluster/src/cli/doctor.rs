@@ -95,7 +95,7 @@ fn existing(path: &Path) -> PathBuf {
 fn kernels() -> Check {
     let path = cohort_kernels::Path::detect();
     let fix = "results are the same bits, but slower: AVX2 or AVX-512 makes it several times as fast";
-    let status = if path == cohort_kernels::Path::Portable { Status::Warn } else { Status::Ok };
+    let status = if path == cohort_kernels::Path::PORTABLE { Status::Warn } else { Status::Ok };
     let cores = std::thread::available_parallelism().map_or(0, usize::from);
     let check = check("kernels", status, format!("{path}, {cores} cores"), fix);
     match cfg!(debug_assertions) {

@@ -11,7 +11,7 @@ use serde::de::{self, DeserializeSeed, IntoDeserializer, Visitor};
 use std::fmt;
 
 /// Reads a typed value from a tree.
-pub fn from_node<T: de::DeserializeOwned>(node: &Node) -> Result<T, ConfigError> {
+pub(super) fn from_node<T: de::DeserializeOwned>(node: &Node) -> Result<T, ConfigError> {
     T::deserialize(Reader { node, path: None }).map_err(|error| match error.place {
         Some((path, origin)) => ConfigError::new(error.problem, path, origin),
         None => ConfigError::new(error.problem, String::new(), node.origin.clone()),
@@ -20,7 +20,7 @@ pub fn from_node<T: de::DeserializeOwned>(node: &Node) -> Result<T, ConfigError>
 
 /// A problem that may not know its place yet.
 #[derive(Debug)]
-pub struct ReadError {
+pub(super) struct ReadError {
     problem: Problem,
     place: Option<(String, Origin)>,
 }

@@ -1,6 +1,7 @@
 //! The reference of all keys, generated from the types (`docs/config.md`).
 use super::root::Config;
 use super::schema::{KeyDoc, keys};
+use std::collections::{BTreeMap, BTreeSet};
 use std::fmt::Write;
 
 const HEAD: &str = "\
@@ -53,30 +54,59 @@ fn profiles(out: &mut String) {
     }
 }
 
-/// One table for each `type` that has keys of its own, the common keys first.
+/// One table for each `type` that has keys of its own; keys that every type of a table has stand once, before them.
 fn tables(out: &mut String, prefix: &str, keys: &[&KeyDoc]) {
-    let mut last: Option<(String, Option<&str>)> = None;
+    let shared: Vec<&KeyDoc> = shared_keys(keys);
+    let mut last: Option<(&str, Option<&str>)> = None;
     for key in keys {
         let parent = key.path.rsplit_once('.').map_or("", |(parent, _)| parent);
+        let is_shared = shared.iter().any(|s| s.path == key.path);
+        if is_shared && !shared.iter().any(|s| std::ptr::eq(*s, *key)) {
+            continue;
+        }
         let group = match &key.when {
-            Some(when) => (parent.to_owned(), Some(when.as_str())),
-            None => (prefix.trim_end_matches('.').to_owned(), None),
+            Some(_) if is_shared => (parent, Some("")),
+            Some(when) => (parent, Some(when.as_str())),
+            None => (prefix.trim_end_matches('.'), None),
         };
         if last.as_ref() != Some(&group) {
-            if let Some(when) = group.1 {
-                let _written = writeln!(out, "\n`{}` with `type = \"{when}\"`:", group.0);
-            }
+            let _written = match group.1 {
+                Some("") => writeln!(out, "\n`{}`, every type:", group.0),
+                Some(when) => writeln!(out, "\n`{}` with `type = \"{when}\"`:", group.0),
+                None => Ok(()),
+            };
             out.push_str("\n| key | value | default | meaning |\n|---|---|---|---|\n");
             last = Some(group);
         }
-        let default = match key.default.as_deref() {
-            None | Some("") => String::new(),
-            Some("required") => "required".to_owned(),
-            Some(value) => format!("`{value}`"),
-        };
-        let cells = [key.kind.as_str(), default.as_str(), key.doc.as_str()].map(|c| c.replace("\\|", "|").replace('|', "\\|"));
-        let _written = writeln!(out, "| `{}` | {} | {} | {} |", key.path, cells[0], cells[1], cells[2]);
+        row(out, key);
     }
+}
+
+/// The first of each key that all types of its table have alike.
+fn shared_keys<'a>(keys: &[&'a KeyDoc]) -> Vec<&'a KeyDoc> {
+    let mut types: BTreeMap<&str, BTreeSet<&str>> = BTreeMap::new();
+    let mut holders: BTreeMap<(&str, &str), Vec<&'a KeyDoc>> = BTreeMap::new();
+    for &key in keys {
+        if let (Some(when), Some((parent, _))) = (&key.when, key.path.rsplit_once('.')) {
+            types.entry(parent).or_default().insert(when);
+            holders.entry((parent, &key.path)).or_default().push(key);
+        }
+    }
+    let alike = |a: &KeyDoc, b: &KeyDoc| (&a.kind, &a.default, &a.doc) == (&b.kind, &b.default, &b.doc);
+    let everywhere = |parent: &str, held: &[&KeyDoc]| {
+        held.len() > 1 && Some(held.len()) == types.get(parent).map(BTreeSet::len) && held.iter().all(|k| alike(k, held[0]))
+    };
+    holders.into_iter().filter(|((parent, _), held)| everywhere(parent, held)).map(|(_, held)| held[0]).collect()
+}
+
+fn row(out: &mut String, key: &KeyDoc) {
+    let default = match key.default.as_deref() {
+        None | Some("") => String::new(),
+        Some("required") => "required".to_owned(),
+        Some(value) => format!("`{value}`"),
+    };
+    let cells = [key.kind.as_str(), default.as_str(), key.doc.as_str()].map(|c| c.replace("\\|", "|").replace('|', "\\|"));
+    let _written = writeln!(out, "| `{}` | {} | {} | {} |", key.path, cells[0], cells[1], cells[2]);
 }
 
 #[cfg(test)]

@@ -8,7 +8,7 @@ type Table = Map<String, Value>;
 /// Prints a serialised configuration; origins come from the tree it was read from.
 ///
 /// Errors: a whole number past TOML's 64 signed bits, by its path.
-pub fn with_origins(config: &Table, tree: &Node) -> Result<String, String> {
+pub(super) fn with_origins(config: &Table, tree: &Node) -> Result<String, String> {
     let mut printer = Printer { tree, path: Vec::new(), lines: Vec::new() };
     printer.table(config)?;
     let lines = printer.lines;

@@ -1,4 +1,5 @@
 //! The whole configuration: one section a concern, each defined by the crate that uses it.
+use super::error::nearest;
 use super::profile::Profile;
 use super::sections::{ClusterConfig, LoggingConfig};
 use super::tree::Node;
@@ -10,6 +11,7 @@ use cohort_rollout::{AgentConfig, EnvironmentConfig, RolloutError, registry};
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 use std::path::Path;
+use tracing_subscriber::EnvFilter;
 
 /// The configuration of a run.
 #[derive(Debug, Clone, PartialEq, Default, Serialize, Deserialize, JsonSchema)]
@@ -46,14 +48,16 @@ impl Config {
         self.model.check().map_err(|error| ("model".to_owned(), error.to_string()))?;
         Training::try_from(&self.training).map_err(|error| (error.path.clone(), format!("{} {}", error.value, error.rule)))?;
         if !registry::AGENTS.contains(&self.agent.r#type.as_str()) {
-            let why = format!("no agent {:?}; there are {}", self.agent.r#type, registry::AGENTS.join(", "));
-            return Err(("agent.type".to_owned(), why));
+            let kind = &self.agent.r#type;
+            let meant = nearest(kind, registry::AGENTS.into_iter()).map_or(String::new(), |near| format!("; did you mean {near:?}?"));
+            return Err(("agent.type".to_owned(), format!("no agent {kind:?}{meant} There are {}", registry::AGENTS.join(", "))));
         }
         match registry::environment(&self.environment) {
             Err(RolloutError::Config { place, problem }) => return Err((place.to_owned(), problem)),
             Err(other) => return Err(("environment".to_owned(), other.to_string())),
             Ok(_) => {}
         }
+        EnvFilter::try_new(&self.logging.level).map_err(|error| ("logging.level".to_owned(), error.to_string()))?;
         match Registry::builtin().build(&self.rewards) {
             Ok(_) => Ok(()),
             Err(RewardError::Config { place, why }) => {

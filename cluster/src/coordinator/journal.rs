@@ -2,7 +2,7 @@
 //!
 //! Queue: [`QUEUE`] requests; when it is full the coordinator waits, and with it every worker that delivers.
 use crate::controller::RecordId;
-use crate::ledger::{Accepted, Entry, Ledger, LedgerError};
+use crate::ledger::{Accepted, Entry, Ledger, LedgerError, RunLock};
 use cohort_protocol::messages::reward::ScoreReply;
 use cohort_protocol::{GroupId, TrajectoryBatch};
 use std::thread::JoinHandle;
@@ -35,13 +35,18 @@ impl std::fmt::Debug for Request {
 }
 
 impl Journal {
-    /// Gives the ledger a thread. `recorded` is called there, in order, for each batch of facts.
+    /// Gives the ledger a thread, and the lock that keeps other coordinators from it. `recorded` is called there, in order,
+    /// for each batch of facts.
     pub(super) fn start(
         ledger: Ledger,
+        lock: RunLock,
         recorded: impl Fn(Result<RecordId, LedgerError>) + Send + 'static,
     ) -> std::io::Result<(Self, JoinHandle<()>)> {
         let (sender, inbox) = mpsc::channel(QUEUE);
-        let thread = std::thread::Builder::new().name("journal".into()).spawn(move || write_all(ledger, inbox, &recorded))?;
+        let thread = std::thread::Builder::new().name("journal".into()).spawn(move || {
+            write_all(ledger, inbox, &recorded);
+            drop(lock);
+        })?;
         Ok((Self(sender), thread))
     }
 

@@ -89,7 +89,7 @@ pub async fn run(args: CoordinatorArgs, listener: Arc<dyn Listener>, shutdown: S
     let exports = Exports::start(args.paths.clone(), &past).map_err(|e| LedgerError::io("start a thread for", args.paths.root(), e))?;
     // Bounded by the records that wait for the journal, whose queue is.
     let (recorded_tx, recorded) = mpsc::unbounded_channel();
-    let (journal, journal_thread) = Journal::start(ledger, move |result| {
+    let (journal, journal_thread) = Journal::start(ledger, lock, move |result| {
         // A core that has ended needs no news.
         let _ = recorded_tx.send(result);
     })
@@ -113,9 +113,7 @@ pub async fn run(args: CoordinatorArgs, listener: Arc<dyn Listener>, shutdown: S
         Err(error) => format!("the coordinator has failed: {error}"),
     };
     core.dismiss(&reason, inbox).await;
-    let ended = conclude(&args, core, result, journal_thread).await;
-    drop(lock);
-    ended
+    conclude(&args, core, result, journal_thread).await
 }
 
 type Opened = (RunLock, RunMeta, crate::ledger::Past, cohort_protocol::Epoch, Ledger);
@@ -200,3 +198,6 @@ async fn welcome(
         Err(error) => tracing::warn!(target: "cohort::coordinator", %error, "not_welcomed"),
     }
 }
+
+#[cfg(test)]
+mod tests;

@@ -18,6 +18,7 @@ use crate::agent::{self, AgentError, AgentOptions};
 use crate::config::{ConfigError, Resolved};
 use crate::coordinator::CoordinatorError;
 use crate::ledger::LedgerError;
+use crate::logging;
 use crate::progress::{LaunchReport, ProgressSink};
 use cohort_actors::{Shutdown, crash};
 use directory::Prepared;
@@ -94,6 +95,7 @@ pub fn launch(resolved: &Resolved, options: &LaunchOptions, progress: Arc<dyn Pr
     crash::arm_from_env().map_err(|error| RunError::System { what: "arm crash points", source: std::io::Error::other(error) })?;
     let config = Arc::new(resolved.config.clone());
     let prepared = directory::prepare(resolved, options)?;
+    let log = logging::to_run(&config.logging, &prepared.paths).map_err(system("open the log file"))?;
     let wiring = Wiring::open(config.clone(), prepared.run(), prepared.paths.root())?;
     let runtime = tokio::runtime::Builder::new_multi_thread()
         .worker_threads(2)
@@ -105,7 +107,8 @@ pub fn launch(resolved: &Resolved, options: &LaunchOptions, progress: Arc<dyn Pr
         let signals = watch_signals(shutdown.clone()).map_err(system("watch signals"))?;
         let report = if config.cluster.processes {
             let (run, paths) = (prepared.run(), prepared.paths.clone());
-            let options = AgentOptions { config, run, paths, slots: source::RING_SLOTS };
+            let logs = log.parent().unwrap_or(paths.root()).to_owned();
+            let options = AgentOptions { config, run, paths, logs, slots: source::RING_SLOTS };
             agent::run(options, progress, shutdown).await.map_err(RunError::from)
         } else {
             inproc::run(&wiring, &prepared.paths, begun, progress, shutdown).await

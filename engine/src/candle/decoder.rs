@@ -114,7 +114,8 @@ impl Decoder<'_> {
 
     /// Causal attention of packed queries. `[N, heads * d]` -> the same
     fn attend(&self, query: &Tensor, keys: &Tensor, values: &Tensor, groups: &Groups) -> Result<Tensor> {
-        let parts = groups.groups.iter().map(|group| self.attend_group(query, keys, values, group)).collect::<Result<Vec<_>>>()?;
+        let parts =
+            groups.groups.iter().map(|group| self.attend_group(query, keys, values, group)).collect::<Result<Vec<_>>>()?;
         Tensor::cat(&parts, 0)?.index_select(&groups.back, 0)
     }
 

@@ -158,7 +158,9 @@ pub(super) struct Writer<'a> {
 
 impl KeyValue for Writer<'_> {
     fn put(&mut self, layer: usize, keys: Tensor, values: Tensor) -> Result<(Tensor, Tensor)> {
-        let Some((all_keys, all_values)) = self.stores.get(layer) else { candle_core::bail!("no key/value store for layer {layer}") };
+        let Some((all_keys, all_values)) = self.stores.get(layer) else {
+            candle_core::bail!("no key/value store for layer {layer}")
+        };
         all_keys.scatter_set(&self.rows, &keys.contiguous()?, 0)?;
         all_values.scatter_set(&self.rows, &values.contiguous()?, 0)?;
         Ok((all_keys.clone(), all_values.clone()))

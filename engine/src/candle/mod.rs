@@ -291,7 +291,8 @@ impl Backend for CandleEngine {
 }
 
 fn check_spec(spec: &DecoderSpec) -> Result<(), EngineError> {
-    let counts = [spec.hidden, spec.layers, spec.heads, spec.kv_heads, spec.head_dim, spec.intermediate, spec.vocab, spec.max_context];
+    let counts =
+        [spec.hidden, spec.layers, spec.heads, spec.kv_heads, spec.head_dim, spec.intermediate, spec.vocab, spec.max_context];
     let fits = counts.iter().all(|n| *n > 0)
         && spec.heads.is_multiple_of(spec.kv_heads)
         && spec.head_dim.is_multiple_of(2)

@@ -180,6 +180,8 @@ fn upload(weights: &WeightSet, name: &str, device: &Device) -> Result<Tensor> {
 }
 
 fn download<'a>(tensors: impl Iterator<Item = (&'a String, &'a Tensor)>) -> Result<WeightSet> {
-    let get = |t: &Tensor| -> Result<Canonical> { Ok(Canonical { shape: t.dims().to_vec(), data: t.flatten_all()?.to_vec1::<f32>()? }) };
+    let get = |t: &Tensor| -> Result<Canonical> {
+        Ok(Canonical { shape: t.dims().to_vec(), data: t.flatten_all()?.to_vec1::<f32>()? })
+    };
     Ok(WeightSet(tensors.map(|(name, tensor)| -> Result<_> { Ok((name.clone(), get(tensor)?)) }).collect::<Result<_>>()?))
 }

@@ -115,7 +115,8 @@ fn the_sampler_and_the_learner_agree_however_tokens_are_cut() {
             }
         }
         if i < 19 {
-            let work = [Extend { kv: ka, tokens: &a.tokens[20 + i..=20 + i] }, Extend { kv: kb, tokens: &b.tokens[3 + i..=3 + i] }];
+            let work =
+                [Extend { kv: ka, tokens: &a.tokens[20 + i..=20 + i] }, Extend { kv: kb, tokens: &b.tokens[3 + i..=3 + i] }];
             engine.extend(&work, &mut logits).unwrap();
         }
     }

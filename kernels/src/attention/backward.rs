@@ -2,7 +2,7 @@
 use super::Heads;
 use super::forward::{Block, probabilities};
 use super::pages::{Append, write};
-use crate::lanes::{each, for_each_pair, splat, sum};
+use crate::lanes;
 use crate::path::kernel;
 use crate::pool::Disjoint;
 use crate::tile::{self, MAX_ROWS, Store, Tile};
@@ -221,8 +221,6 @@ kernel! {
 
 kernel! {
     fn dot(x: &[f32], y: &[f32]) -> f32 {
-        let mut sums = splat(0.0);
-        for_each_pair(x, y, |a, b| sums = each(|i| a[i].mul_add(b[i], sums[i])));
-        sum(sums)
+        lanes::dot(x, y)
     }
 }

@@ -1,6 +1,6 @@
 //! Tiles of up to 8 query rows: the heads that share a key/value head, at one or a few positions.
 use super::{Heads, PAGE};
-use crate::lanes::{Lanes, each, larger, load_tail, max, splat, sum};
+use crate::lanes::{block, blocks, each, larger, max, splat, sum};
 use crate::math::{exp, exp16};
 use crate::path::kernel;
 use crate::pool::Disjoint;
@@ -171,22 +171,16 @@ kernel! {
 fn exponentials(scores: &mut [f32], seen: usize, scale: f32) -> f32 {
     let (own, others) = scores.split_at_mut(seen);
     others.fill(0.0);
-    let scaled = |v: Lanes| each(|i| v[i] * scale);
-    let (full, tail) = own.as_chunks_mut::<16>();
     let mut largest = splat(f32::NEG_INFINITY);
-    for v in full.iter() {
-        let z = scaled(*v);
-        largest = each(|i| larger(largest[i], z[i]));
-    }
-    if !tail.is_empty() {
-        let z = scaled(load_tail(tail, f32::NEG_INFINITY));
-        largest = each(|i| larger(largest[i], z[i]));
+    for index in 0..blocks(seen) {
+        let v = block(own, index, f32::NEG_INFINITY);
+        largest = each(|i| larger(largest[i], v[i] * scale));
     }
     let largest = max(largest);
     let mut sums = splat(0.0);
+    let (full, tail) = own.as_chunks_mut::<16>();
     for v in full {
-        let z = scaled(*v);
-        *v = exp16(each(|i| z[i] - largest));
+        *v = exp16(each(|i| v[i] * scale - largest));
         sums = each(|i| sums[i] + v[i]);
     }
     for (v, sum) in tail.iter_mut().zip(&mut sums) {

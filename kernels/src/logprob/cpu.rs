@@ -1,7 +1,7 @@
 //! Chunks in 16 lanes, rows from chunks.
 use super::CHUNK;
 use crate::Path;
-use crate::lanes::{Lanes, each, larger, load, load_tail, max, splat, sum};
+use crate::lanes::{Lanes, block, blocks, each, larger, max, splat, sum};
 use crate::math::{exp, exp16, ln};
 use crate::path::kernel;
 
@@ -48,37 +48,32 @@ kernel! {
     /// Statistics of up to [`CHUNK`] logits.
     #[must_use]
     pub fn chunk(logits: &[f32], temperature: f32) -> ChunkStats {
-        let scaled = |v: Lanes| if temperature == 1.0 { v } else { each(|i| v[i] / temperature) };
-        let chunks = || logits.chunks_exact(16).map(load);
-        let tail = logits.chunks_exact(16).remainder();
         let mut largest = splat(f32::NEG_INFINITY);
-        for v in chunks() {
-            let z = scaled(v);
-            largest = each(|i| larger(largest[i], z[i]));
-        }
-        if !tail.is_empty() {
-            let z = scaled(load_tail(tail, f32::NEG_INFINITY));
+        for index in 0..blocks(logits.len()) {
+            let z = scaled(block(logits, index, f32::NEG_INFINITY), temperature);
             largest = each(|i| larger(largest[i], z[i]));
         }
         let largest = max(largest);
         // Without a number above -infinity the sum stays 0 (or becomes NaN by a NaN).
         let base = if largest == f32::NEG_INFINITY { 0.0 } else { largest };
         let (mut sums, mut dots) = (splat(0.0), splat(0.0));
-        let mut add = |z: Lanes| {
+        for index in 0..blocks(logits.len()) {
+            let z = scaled(block(logits, index, f32::NEG_INFINITY), temperature);
             let d = each(|i| z[i] - base);
             let e = exp16(d);
             sums = each(|i| sums[i] + e[i]);
             // A token of probability zero adds nothing, even where its z is -infinity.
-            dots = each(|i| if e[i] == 0.0 { dots[i] } else { e[i].mul_add(d[i], dots[i]) });
-        };
-        for v in chunks() {
-            add(scaled(v));
-        }
-        if !tail.is_empty() {
-            add(scaled(load_tail(tail, f32::NEG_INFINITY)));
+            let finite = each(|i| if e[i] == 0.0 { 0.0 } else { d[i] });
+            dots = each(|i| e[i].mul_add(finite[i], dots[i]));
         }
         ChunkStats { max: largest, sum: sum(sums), dot: sum(dots) }
     }
+}
+
+/// `z` of 16 logits; dividing by 1 changes nothing.
+#[inline(always)]
+fn scaled(logits: Lanes, temperature: f32) -> Lanes {
+    if temperature == 1.0 { logits } else { each(|i| logits[i] / temperature) }
 }
 
 /// A row from its chunks, in order.

@@ -1,7 +1,7 @@
 //! Rows in parallel; the weight's gradient in parallel over columns, each a chain over the rows.
-use crate::Cpu;
-use crate::lanes::{each, for_each, for_each_triple, splat, sum};
+use crate::lanes::dot;
 use crate::path::kernel;
+use crate::{Cpu, scratch};
 
 /// Rows of a task: enough work to be worth handing over.
 const ROWS: usize = 16;
@@ -23,9 +23,7 @@ kernel! {
     fn normalize(x: &[f32], weight: &[f32], eps: f32, y: &mut [f32], rstd: &mut [f32]) {
         let n = weight.len();
         for ((x, y), rstd) in x.chunks_exact(n).zip(y.chunks_exact_mut(n)).zip(rstd) {
-            let mut squares = splat(0.0);
-            for_each(x, |v| squares = each(|i| v[i].mul_add(v[i], squares[i])));
-            *rstd = 1.0 / (sum(squares) / n as f32 + eps).sqrt();
+            *rstd = 1.0 / (dot(x, x) / n as f32 + eps).sqrt();
             for ((y, x), w) in y.iter_mut().zip(x).zip(weight) {
                 *y = (x * *rstd) * w;
             }
@@ -60,21 +58,24 @@ pub fn backward(cpu: &Cpu, job: Backward<'_>) {
     assert_eq!((dy.len(), x.len(), dx.len(), d_weight.len()), (size, size, size, n), "rmsnorm of rows of {n}");
     let rows = dy.chunks(ROWS * n).zip(x.chunks(ROWS * n)).zip(rstd.chunks(ROWS));
     let mut jobs: Vec<_> = rows.zip(dx.chunks_mut(ROWS * n)).collect();
-    cpu.pool().each(&mut jobs, |_, (((dy, x), rstd), dx)| inputs(cpu.path(), dy, x, weight, rstd, dx));
+    cpu.pool().each(&mut jobs, |_, (((dy, x), rstd), dx)| {
+        scratch::with(n, |products| inputs(cpu.path(), dy, x, weight, rstd, dx, products))
+    });
     cpu.pool().parts(d_weight, COLUMNS, |part, sums| columns(cpu.path(), dy, x, rstd, n, part * COLUMNS, sums));
 }
 
 kernel! {
     /// `dx += rstd * (g - x_hat * mean(g * x_hat))`, `g = dy * w`, `x_hat = x * rstd`.
-    fn inputs(dy: &[f32], x: &[f32], weight: &[f32], rstd: &[f32], dx: &mut [f32]) {
+    fn inputs(dy: &[f32], x: &[f32], weight: &[f32], rstd: &[f32], dx: &mut [f32], products: &mut [f32]) {
         let n = weight.len();
         let rows = dy.chunks_exact(n).zip(x.chunks_exact(n)).zip(rstd).zip(dx.chunks_exact_mut(n));
         for (((dy, x), rstd), dx) in rows {
-            let mut products = splat(0.0);
-            for_each_triple(dy, weight, x, |d, w, v| products = each(|i| (d[i] * w[i]).mul_add(v[i] * rstd, products[i])));
-            let mean = sum(products) / n as f32;
-            for (((dx, dy), x), w) in dx.iter_mut().zip(dy).zip(x).zip(weight) {
-                *dx += rstd * (x * rstd).mul_add(-mean, dy * w);
+            for ((product, dy), w) in products.iter_mut().zip(dy).zip(weight) {
+                *product = dy * w;
+            }
+            let mean = dot(products, x) * rstd / n as f32;
+            for ((dx, product), x) in dx.iter_mut().zip(&*products).zip(x) {
+                *dx += rstd * (x * rstd).mul_add(-mean, *product);
             }
         }
     }

@@ -1,6 +1,6 @@
 //! Draws over a row of logits, chunk by chunk in a fixed order.
 use crate::Path;
-use crate::lanes::{Lanes, each, load, load_tail, splat, sum};
+use crate::lanes::{block, blocks, each, splat, sum};
 use crate::logprob::{CHUNK, RowStats};
 use crate::math::{exp, exp16};
 use crate::path::kernel;
@@ -31,16 +31,10 @@ pub fn categorical(path: Path, logits: &[f32], stats: &RowStats, u: f64) -> u32 
 kernel! {
     /// Sum of `e^(z - max)` of a chunk, in 16 lanes.
     fn weight(logits: &[f32], stats: RowStats) -> f32 {
-        let share = |v: Lanes| exp16(each(|i| v[i] / stats.temperature - stats.max));
-        let chunks = logits.chunks_exact(16);
-        let tail = chunks.remainder();
         let mut sums = splat(0.0);
-        for v in chunks {
-            let e = share(load(v));
-            sums = each(|i| sums[i] + e[i]);
-        }
-        if !tail.is_empty() {
-            let e = share(load_tail(tail, f32::NEG_INFINITY));
+        for index in 0..blocks(logits.len()) {
+            let v = block(logits, index, f32::NEG_INFINITY);
+            let e = exp16(each(|i| v[i] / stats.temperature - stats.max));
             sums = each(|i| sums[i] + e[i]);
         }
         sum(sums)

@@ -14,7 +14,7 @@ mod portable;
 #[cfg(test)]
 mod reference;
 
-use crate::path::Path;
+use crate::path::{Path, Set};
 
 /// Most rows of a tile.
 pub(crate) const MAX_ROWS: usize = 8;
@@ -65,13 +65,13 @@ pub(crate) unsafe fn run(path: Path, rows: usize, vecs: usize, store: Store, til
         }
         return;
     }
-    // SAFETY: the caller's promise; a path exists only where its instructions do.
+    // SAFETY: the caller's promise; the machine has the path's instructions (P2).
     unsafe {
-        match path {
+        match path.set() {
             #[cfg(target_arch = "x86_64")]
-            Path::Avx512 => avx512::run(rows, vecs, store, tile),
+            Set::Avx512 => avx512::run(rows, vecs, store, tile),
             #[cfg(target_arch = "x86_64")]
-            Path::Avx2 => avx2::run(rows, vecs, store, tile),
+            Set::Avx2 => avx2::run(rows, vecs, store, tile),
             _ => portable::run(rows, vecs, store, tile),
         }
     }

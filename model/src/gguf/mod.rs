@@ -281,7 +281,8 @@ impl<R: Read> Reader<'_, R> {
                 place: self.place.to_owned(),
                 tensor: name,
                 dtype: format!("GGML type {code}"),
-                remedy: "F32, F16, BF16, Q4_0, Q4_1, Q5_0, Q5_1, Q8_0 and Q2_K to Q6_K are read; take another quantization".into(),
+                remedy: "F32, F16, BF16, Q4_0, Q4_1, Q5_0, Q5_1, Q8_0 and Q2_K to Q6_K are read; take another quantization"
+                    .into(),
             });
         };
         let start = self.u64()?;

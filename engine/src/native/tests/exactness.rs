@@ -64,7 +64,7 @@ fn company_threads_instructions_and_training_change_no_bit() {
     for path in Path::available() {
         for threads in [1, 2] {
             let mut engine = engine(&spec, path, threads);
-            let count = if path == Path::Portable { 3 } else { 33 };
+            let count = if path == Path::PORTABLE { 3 } else { 33 };
             for batch in [1, 3, 8, 33] {
                 for (part, want) in sequences[..count].chunks(batch).zip(want.chunks(batch)) {
                     assert_eq!(
@@ -83,7 +83,7 @@ fn decoding_and_any_cut_of_a_prompt_give_the_bits_of_the_forward() {
     let spec = odd_spec();
     let sequences: Vec<_> = [150, 70, 65, 64, 17, 3].into_iter().zip(0..).map(|(n, seed)| sequence(&spec, n, seed)).collect();
     for path in Path::available() {
-        let count = if path == Path::Portable { 2 } else { 6 };
+        let count = if path == Path::PORTABLE { 2 } else { 6 };
         let sequences = &sequences[sequences.len() - count..];
         let mut engine = engine(&spec, path, 2);
         let want = scores(&mut engine, sequences, true);

@@ -21,7 +21,7 @@ fn step(engine: &mut NativeEngine, seed: u64) {
 fn updates_have_the_same_bits_on_every_machine() {
     let spec = odd_spec();
     let mut want = None;
-    for (path, threads) in Path::available().into_iter().filter(|p| *p != Path::Portable).flat_map(|p| [(p, 1), (p, 2), (p, 3)]) {
+    for (path, threads) in Path::available().into_iter().filter(|p| *p != Path::PORTABLE).flat_map(|p| [(p, 1), (p, 2), (p, 3)]) {
         let mut engine = engine(&spec, path, threads);
         (0..3).for_each(|seed| step(&mut engine, seed));
         let got = weight_bits(&engine);
@@ -37,7 +37,7 @@ fn the_portable_path_trains_to_the_same_bits() {
         step(&mut engine, 1);
         weight_bits(&engine)
     };
-    assert_eq!(train(Path::Portable), train(Path::detect()));
+    assert_eq!(train(Path::PORTABLE), train(Path::detect()));
 }
 
 #[test]

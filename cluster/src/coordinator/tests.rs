@@ -1,0 +1,440 @@
+//! A whole coordinator over the in-process transport, with workers that do no more than the messages ask for.
+use super::*;
+use crate::controller::{Deadlines, EvaluationPlan, OnFailure};
+use crate::ledger::audit;
+use crate::progress::Silent;
+use cohort_actors::transport::inproc::InprocAddress;
+use cohort_actors::{LinkError, LinkOptions, LinkSender, WorkerLink};
+use cohort_learner::advantage::rloo::Rloo;
+use cohort_protocol::messages::handshake::Hello;
+use cohort_protocol::messages::learner::*;
+use cohort_protocol::messages::reward::*;
+use cohort_protocol::messages::rollout::*;
+use cohort_protocol::score::SampleOutcome;
+use cohort_protocol::version::{PROTOCOL, PROTOCOL_MIN};
+use cohort_protocol::*;
+use std::sync::atomic::{AtomicU32, Ordering};
+use tokio::task::{JoinHandle, JoinSet};
+
+const NUMERICS: &str = "test numerics";
+const RUN: RunId = RunId(5);
+
+struct Rows;
+
+impl GroupSource for Rows {
+    fn item(&self, _: &Work, cursor: u64) -> SampledItem {
+        SampledItem { row: cursor, json: format!("{{\"answer\":{cursor}}}") }
+    }
+    fn sampling(&self, _: &Work) -> SamplingParams {
+        SamplingParams { temperature: 1.0, greedy: false, max_new_tokens: 8 }
+    }
+    fn seed(&self) -> u64 {
+        1
+    }
+}
+
+struct Nobody;
+
+impl Replacer for Nobody {
+    fn replace(&self, _: WorkerId, _: &str) {}
+}
+
+fn plan() -> Plan {
+    Plan {
+        steps: 4,
+        groups_per_step: 3,
+        group_size: 2,
+        max_staleness: 0,
+        rollout_workers: 2,
+        shared_engine: false,
+        slots: 3,
+        evaluation: Some(EvaluationPlan { every: 0, prompts: 2, samples: 2, greedy: true }),
+        checkpoint_every: 2,
+        on_failure: OnFailure::Stop,
+        max_failures: 3,
+        deadlines: Deadlines { retry: Duration::from_millis(1), ..Deadlines::default() },
+    }
+}
+
+fn id(role: Role, index: u16) -> WorkerId {
+    WorkerId { role, index }
+}
+
+fn workers() -> Vec<WorkerId> {
+    vec![id(Role::Learner, 0), id(Role::Reward, 0), id(Role::Rollout, 0), id(Role::Rollout, 1)]
+}
+
+fn args(paths: &RunPaths) -> CoordinatorArgs {
+    CoordinatorArgs {
+        paths: paths.clone(),
+        plan: plan(),
+        workers: workers(),
+        numerics: NUMERICS.into(),
+        groups: Arc::new(Rows),
+        advantage: Arc::new(Rloo),
+        progress: Arc::new(Silent),
+        replacer: Arc::new(Nobody),
+        incarnation: 0,
+        begun: Instant::now(),
+    }
+}
+
+fn new_run(dir: &std::path::Path) -> RunPaths {
+    let paths = RunPaths::new(dir);
+    let meta = RunMeta { run: RUN, numerics: NUMERICS.into(), config_hash: "c".into() };
+    drop(Ledger::create(&paths, &meta).unwrap());
+    paths
+}
+
+fn hello(worker: WorkerId) -> Hello {
+    let (pid, numerics) = (std::process::id(), NUMERICS.to_owned());
+    Hello { protocol_min: PROTOCOL_MIN, protocol_max: PROTOCOL, run: RUN, worker, pid, incarnation: 0, numerics }
+}
+
+/// Habits of the fake workers.
+#[derive(Default)]
+struct Habits {
+    /// So many first batches contradict themselves.
+    bad_batches: AtomicU32,
+    /// So many first scorings fail.
+    bad_scores: AtomicU32,
+    /// Milliseconds per lease.
+    slow: u64,
+}
+
+struct Place {
+    address: InprocAddress,
+    habits: Habits,
+    shutdown: Shutdown,
+}
+
+impl Place {
+    fn new(habits: Habits) -> Arc<Self> {
+        Arc::new(Self { address: InprocAddress::new("coordinator", Default::default()), habits, shutdown: Shutdown::new() })
+    }
+
+    fn staff(self: &Arc<Self>) -> JoinSet<()> {
+        let mut staff = JoinSet::new();
+        for worker in workers() {
+            let place = self.clone();
+            staff.spawn(async move {
+                let ended = match worker.role {
+                    Role::Rollout => place.rollout(worker).await,
+                    Role::Reward => place.reward(worker).await,
+                    _ => place.learner(worker).await,
+                };
+                assert!(matches!(ended, Ok(()) | Err(LinkError::Shutdown { .. } | LinkError::GaveUp { .. })), "{worker}: {ended:?}");
+            });
+        }
+        staff
+    }
+
+    async fn link<In: cohort_protocol::messages::WireMessage, Out: cohort_protocol::messages::WireMessage>(
+        &self,
+        worker: WorkerId,
+    ) -> Result<WorkerLink<In, Out>, LinkError> {
+        let dialer = Arc::new(self.address.dialer());
+        WorkerLink::connect(dialer, hello(worker), LinkOptions::default(), self.shutdown.child()).await
+    }
+
+    async fn rollout(&self, worker: WorkerId) -> Result<(), LinkError> {
+        let mut link: WorkerLink<CoordinatorToRollout, RolloutToCoordinator> = self.link(worker).await?;
+        let mut version = None;
+        let mut jobs = JoinSet::new();
+        let ready = |version| RolloutToCoordinator::Ready(Ready { version, capacity: 2 });
+        link.sender().send(&ready(version)).await?;
+        let mut beat = tokio::time::interval(Duration::from_millis(500));
+        loop {
+            let message = tokio::select! {
+                _ = beat.tick() => {
+                    let beat = RolloutBeat { tokens: 0, running: 0 };
+                    let _ = link.sender().send(&RolloutToCoordinator::Beat(beat)).await;
+                    continue;
+                }
+                message = link.recv() => message,
+            };
+            match message {
+                Ok((CoordinatorToRollout::Weights(w), _)) => {
+                    version = Some(w.version);
+                    link.sender().send(&ready(version)).await?;
+                }
+                Ok((CoordinatorToRollout::Lease(lease), _)) => {
+                    assert_eq!(Some(lease.version), version);
+                    let bad = self.habits.bad_batches.fetch_update(Ordering::SeqCst, Ordering::SeqCst, |n| n.checked_sub(1)).is_ok();
+                    let (sender, slow): (LinkSender<_>, _) = (link.sender(), self.habits.slow);
+                    jobs.spawn(async move {
+                        tokio::time::sleep(Duration::from_millis(slow)).await;
+                        let _ = sender.send_bulk(&RolloutToCoordinator::Trajectories(batch(&lease, bad))).await;
+                    });
+                }
+                Ok((CoordinatorToRollout::Drain(_), _)) => return Ok(()),
+                Ok(_) => {}
+                Err(LinkError::Lost(_)) => {
+                    link.reconnect().await?;
+                    link.sender().send(&ready(version)).await?;
+                }
+                Err(error) => return Err(error),
+            }
+        }
+    }
+
+    async fn reward(&self, worker: WorkerId) -> Result<(), LinkError> {
+        let mut link: WorkerLink<CoordinatorToReward, RewardToCoordinator> = self.link(worker).await?;
+        link.sender().send(&RewardToCoordinator::Ready(4)).await?;
+        let mut jobs = JoinSet::new();
+        let mut beat = tokio::time::interval(Duration::from_millis(500));
+        loop {
+            let message = tokio::select! {
+                _ = beat.tick() => {
+                    let beat = RewardBeat { scored: 0, running: 0, breakers: vec![] };
+                    let _ = link.sender().send(&RewardToCoordinator::Beat(beat)).await;
+                    continue;
+                }
+                message = link.recv() => message,
+            };
+            match message {
+                Ok((CoordinatorToReward::Score(request), ack)) => {
+                    ack.unwrap().accept();
+                    let bad = self.habits.bad_scores.fetch_update(Ordering::SeqCst, Ordering::SeqCst, |n| n.checked_sub(1)).is_ok();
+                    let sender = link.sender();
+                    jobs.spawn(async move {
+                        let _ = sender.send_bulk(&RewardToCoordinator::Scored(reply(&request, bad))).await;
+                    });
+                }
+                Ok((CoordinatorToReward::Drain(_), _)) => return Ok(()),
+                Err(LinkError::Lost(_)) => {
+                    link.reconnect().await?;
+                    link.sender().send(&RewardToCoordinator::Ready(4)).await?;
+                }
+                Err(error) => return Err(error),
+            }
+        }
+    }
+
+    async fn learner(&self, worker: WorkerId) -> Result<(), LinkError> {
+        let mut link: WorkerLink<CoordinatorToLearner, LearnerToCoordinator> = self.link(worker).await?;
+        let mut held = None::<(PolicyVersion, u64)>;
+        link.sender().send(&LearnerToCoordinator::Ready(None)).await?;
+        let mut beat = tokio::time::interval(Duration::from_millis(500));
+        loop {
+            let message = tokio::select! {
+                _ = beat.tick() => {
+                    let beat = LearnerBeat { version: None, step: None, micro_batches: 0 };
+                    let _ = link.sender().send(&LearnerToCoordinator::Beat(beat)).await;
+                    continue;
+                }
+                message = link.recv() => message,
+            };
+            let answer = match message {
+                Ok((CoordinatorToLearner::Load(load), _)) => {
+                    assert_eq!(load.from, LoadFrom::Base, "no checkpoint of these workers can be verified");
+                    held = Some((PolicyVersion(0), 77));
+                    let (epoch, version) = (load.epoch, load.version);
+                    LearnerToCoordinator::Loaded(Loaded { epoch, version, digest: 77, sha256: "0".repeat(64) })
+                }
+                Ok((CoordinatorToLearner::Step(request), ack)) => {
+                    ack.unwrap().accept();
+                    let (version, digest) = held.unwrap();
+                    assert_eq!(version, request.intent.base);
+                    held = Some((version.next(), stepped(digest, &request)));
+                    LearnerToCoordinator::Stepped(Stepped { epoch: request.epoch, commit: commit(&request, digest) })
+                }
+                Ok((CoordinatorToLearner::Publish(p), _)) => {
+                    let (epoch, version, slot, digest) = (p.epoch, p.version, p.slot, held.unwrap().1);
+                    LearnerToCoordinator::Published(Published { epoch, version, slot, digest, publish_us: 1 })
+                }
+                Ok((CoordinatorToLearner::Checkpoint(c), _)) => {
+                    let (dir, manifest_sha256) = (format!("checkpoints/step-{}", c.version), "m".into());
+                    LearnerToCoordinator::CheckpointSaved(CheckpointSaved { epoch: c.epoch, version: c.version, dir, manifest_sha256 })
+                }
+                Ok((CoordinatorToLearner::Drain(_), _)) => return Ok(()),
+                Err(LinkError::Lost(_)) => {
+                    link.reconnect().await?;
+                    LearnerToCoordinator::Ready(held.map(|h| h.0))
+                }
+                Err(error) => return Err(error),
+            };
+            let _ = link.sender().send(&answer).await;
+        }
+    }
+}
+
+fn batch(lease: &GroupLease, bad: bool) -> TrajectoryBatch {
+    let trajectory = |sample: u16| Trajectory {
+        group: lease.group,
+        sample: SampleIx(sample),
+        token_ids: vec![1, 2, 3 + lease.group.0 as u32, u32::from(sample)].into(),
+        mask: vec![0, 0, 1, 1],
+        logp: vec![0.0, 0.0, -0.5, if bad { f32::NAN } else { -0.25 }].into(),
+        logp_sampled: vec![0.0, 0.0, -0.5, -0.25].into(),
+        spans: vec![VersionSpan { start: 2, len: 2, version: lease.version }],
+        temperature: 1.0,
+        turns: vec![Turn::text(TurnRole::User, lease.item.json.clone()), Turn::text(TurnRole::Assistant, "so much")],
+        finish: FinishReason::Stop,
+        generate_us: 3,
+        context_json: "{}".into(),
+    };
+    TrajectoryBatch {
+        epoch: lease.epoch,
+        purpose: lease.purpose,
+        group: lease.group,
+        attempt: lease.attempt,
+        trajectories: (0..lease.samples).map(trajectory).collect(),
+    }
+}
+
+fn reply(request: &ScoreRequest, bad: bool) -> ScoreReply {
+    let outcome = |s: &SampleToScore| {
+        let score = f64::from(s.sample.0) / 2.0;
+        let scored = Score { score, breakdown: vec![("exact".into(), score)], metadata_json: "{}".into() };
+        let outcome = match bad {
+            true => ScoreOutcome::Failed { error: "judge: 503".into(), retryable: true },
+            false => ScoreOutcome::Scored(scored),
+        };
+        SampleOutcome { sample: s.sample, outcome }
+    };
+    ScoreReply {
+        epoch: request.epoch,
+        purpose: request.purpose,
+        group: request.group,
+        attempt: request.attempt,
+        outcomes: request.samples.iter().map(outcome).collect(),
+        score_us: 5,
+    }
+}
+
+fn stepped(base: u64, request: &StepRequest) -> u64 {
+    let text = format!("{base}{:?}", request.intent.digests);
+    u64::from_le_bytes(blake3::hash(text.as_bytes()).as_bytes()[..8].try_into().unwrap())
+}
+
+fn commit(request: &StepRequest, base: u64) -> StepCommit {
+    let rewards: Vec<f64> = request.groups.iter().flat_map(|g| &g.samples).map(|s| s.score.score).collect();
+    let reward = rewards.iter().sum::<f64>() / rewards.len() as f64;
+    StepCommit {
+        step: request.intent.step,
+        version: request.intent.base.next(),
+        weights_sha256: if request.hash { "ab".repeat(32) } else { String::new() },
+        weights_digest: stepped(base, request),
+        metrics: vec![("reward".into(), reward), ("rewards/exact/mean".into(), reward)],
+    }
+}
+
+fn start(place: &Arc<Place>, args: CoordinatorArgs) -> (Shutdown, JoinHandle<Result<LaunchReport, CoordinatorError>>) {
+    let shutdown = Shutdown::new();
+    let listener = Arc::new(place.address.listen());
+    (shutdown.clone(), tokio::spawn(run(args, listener, shutdown)))
+}
+
+fn commits(paths: &RunPaths) -> Vec<(u64, u64)> {
+    let past = Ledger::open(paths).unwrap().past().unwrap();
+    past.commits.values().map(|c| (c.step.0, c.weights_digest)).collect()
+}
+
+async fn within<T>(what: impl Future<Output = T>) -> T {
+    tokio::time::timeout(Duration::from_secs(60), what).await.expect("the test is stuck")
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_run_goes_from_base_to_summary() {
+    let dir = tempfile::tempdir().unwrap();
+    let paths = new_run(dir.path());
+    let place = Place::new(Habits { bad_batches: 2.into(), bad_scores: 2.into(), slow: 0 });
+    let staff = place.staff();
+    let (_, running) = start(&place, args(&paths));
+    let report = within(running).await.unwrap().unwrap();
+    assert!(report.finished && report.steps == 4);
+    assert_eq!(report.weights_sha256, "ab".repeat(32));
+    assert_eq!((report.reward_first5, report.heldout_before, report.heldout_after), (Some(0.25), Some(0.25), Some(0.25)));
+    assert_eq!((report.heldout_greedy_before, report.heldout_greedy_after), (Some(0.0), Some(0.0)));
+    assert_eq!(report.heldout_parts, [("exact".to_owned(), 0.25, 0.25)]);
+    assert_eq!(report.example_before.as_ref().unwrap().turns[1].content, "so much");
+    within(staff.join_all()).await;
+
+    let accounts = audit(&paths).unwrap();
+    assert!(accounts.balanced, "{:?}", accounts.findings);
+    assert_eq!((accounts.generated, accounts.consumed, accounts.in_flight), (12, 12, 0));
+    let summary: LaunchReport = serde_json::from_slice(&std::fs::read(paths.summary()).unwrap()).unwrap();
+    assert_eq!(summary, report);
+    let status: crate::progress::RunStatus = serde_json::from_slice(&std::fs::read(paths.status()).unwrap()).unwrap();
+    assert_eq!((status.step, status.actors.len(), status.phase), (4, 5, crate::progress::RunPhase::Finished));
+    let metrics = std::fs::read_to_string(paths.metrics()).unwrap();
+    assert_eq!(metrics.lines().count(), 4);
+    assert!(metrics.contains(COLLECT_S) && metrics.contains(STEP_S));
+    assert_eq!(std::fs::read_to_string(paths.evaluations()).unwrap().lines().count(), 4);
+}
+
+/// The coordinator dies again and again, at odd times, without a word; workers live on.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_coordinator_that_dies_again_and_again_ends_with_the_same_commits() {
+    let calm_dir = tempfile::tempdir().unwrap();
+    let calm = new_run(calm_dir.path());
+    let place = Place::new(Habits::default());
+    let staff = place.staff();
+    within(start(&place, args(&calm)).1).await.unwrap().unwrap();
+    within(staff.join_all()).await;
+
+    let dir = tempfile::tempdir().unwrap();
+    let paths = new_run(dir.path());
+    let place = Place::new(Habits { slow: 3, ..Habits::default() });
+    let staff = place.staff();
+    for life in 0..7u64 {
+        let (_, running) = start(&place, args(&paths));
+        tokio::time::sleep(Duration::from_millis(25 + 35 * life)).await;
+        running.abort();
+        // Gone with everything that it had not written.
+        let _ = running.await;
+    }
+    let report = within(start(&place, args(&paths)).1).await.unwrap().unwrap();
+    within(staff.join_all()).await;
+    assert!(report.finished);
+    assert_eq!(commits(&paths), commits(&calm));
+    let accounts = audit(&paths).unwrap();
+    assert!(accounts.balanced, "{:?}", accounts.findings);
+    assert_eq!((accounts.generated, accounts.consumed), (12, 12));
+    assert_eq!(std::fs::read_to_string(paths.metrics()).unwrap().lines().count(), 4);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_drained_run_says_so_and_goes_on() {
+    let dir = tempfile::tempdir().unwrap();
+    let paths = new_run(dir.path());
+    let place = Place::new(Habits { slow: 40, ..Habits::default() });
+    let staff = place.staff();
+    let (shutdown, running) = start(&place, args(&paths));
+    tokio::time::sleep(Duration::from_millis(400)).await;
+    shutdown.trigger("SIGTERM");
+    let report = within(running).await.unwrap().unwrap();
+    within(staff.join_all()).await;
+    assert!(audit(&paths).unwrap().balanced);
+    if report.steps < 4 {
+        assert!(!report.finished);
+    }
+    let staff = place.staff();
+    let report = within(start(&place, args(&paths)).1).await.unwrap().unwrap();
+    within(staff.join_all()).await;
+    assert!(report.finished && report.steps == 4);
+    assert!(audit(&paths).unwrap().balanced);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn failures_and_differences_are_named() {
+    let dir = tempfile::tempdir().unwrap();
+    let paths = new_run(dir.path());
+    let place = Place::new(Habits { bad_scores: 1000.into(), ..Habits::default() });
+    let staff = place.staff();
+    let other = CoordinatorArgs { numerics: "other numerics".into(), ..args(&paths) };
+    let error = within(start(&place, other).1).await.unwrap().unwrap_err().to_string();
+    assert!(error.contains(NUMERICS) && error.contains("other numerics"), "{error}");
+    let error = within(start(&place, args(&paths)).1).await.unwrap().unwrap_err().to_string();
+    assert!(error.contains("judge: 503") && error.contains("--resume"), "{error}");
+    within(staff.join_all()).await;
+    assert!(audit(&paths).unwrap().balanced);
+    // A worker that is not of this run is told why.
+    let (shutdown, running) = start(&place, args(&paths));
+    let stranger: Result<WorkerLink<CoordinatorToReward, RewardToCoordinator>, _> = place.link(id(Role::Reward, 9)).await;
+    let why = stranger.err().expect("a stranger was welcomed").to_string();
+    assert!(why.contains("no reward-9"), "{why}");
+    shutdown.trigger("done");
+    within(running).await.unwrap().unwrap();
+}
