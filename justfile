@@ -15,7 +15,3 @@ bench *ARGS:
 # Compile the CUDA build and run what needs no device.
 gpu:
     cargo xtask gpu-check
-
-# Longer runs of the reliability tests.
-soak *ARGS:
-    cargo xtask soak {{ARGS}}

@@ -106,7 +106,8 @@ impl Memory {
     /// One line: `learner needs 2.1 GiB (parameters 0.5 GiB, ..), has 20.1 GiB`.
     #[must_use]
     pub fn line(&self) -> String {
-        let parts: Vec<String> = self.need.parts().iter().map(|(name, bytes)| format!("{name} {}", memory_text(*bytes))).collect();
+        let parts: Vec<String> =
+            self.need.parts().iter().map(|(name, bytes)| format!("{name} {}", memory_text(*bytes))).collect();
         let has = self.available_bytes.map_or("an unknown amount".to_owned(), memory_text);
         format!("learner needs {} ({}), has {has}", memory_text(self.needed_bytes), parts.join(", "))
     }

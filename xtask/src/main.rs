@@ -1,5 +1,8 @@
 //! The workshop: checks, generated docs, benchmarks. `cargo xtask help` lists them.
+mod bench;
 mod desk_check;
+mod docs;
+mod gpu_check;
 mod pretrain;
 mod tidy;
 
@@ -16,6 +19,12 @@ struct Cli {
 enum Command {
     /// Check the house: dependency direction, file sizes, where unsafe and cfg(cuda) may stand.
     Tidy,
+    /// Write the generated pages: docs/cli.md and docs/config.md.
+    Docs,
+    /// Compile the CUDA build where nvcc is (or in a toolkit made by scripts/cuda_toolkit.sh).
+    GpuCheck,
+    /// Measure the engine beside this machine's own ceilings.
+    Bench(bench::BenchArgs),
     /// Make the embedded model, the order desk's base.
     Pretrain(pretrain::Args),
     /// Train the embedded model in one process and report held-out rewards.
@@ -25,6 +34,9 @@ enum Command {
 fn main() -> anyhow::Result<()> {
     match Cli::parse().command {
         Command::Tidy => tidy::run(),
+        Command::Docs => docs::run(),
+        Command::GpuCheck => gpu_check::run(),
+        Command::Bench(args) => bench::run(&args),
         Command::Pretrain(args) => pretrain::run(&args),
         Command::DeskCheck(args) => desk_check::run(&args),
     }

@@ -98,7 +98,9 @@ fn dependencies(root: &Path, report: &mut Report) -> Result<()> {
         let Some(may) = allowed.get(package.name.as_str()) else { continue };
         for dependency in package.dependencies.iter().filter(|d| d.kind.as_deref() != Some("dev")) {
             if dependency.name.starts_with("cohort-") && !may.contains(&dependency.name.as_str()) {
-                report.breaches.push(format!("{} depends on {}: arrows go down one floor or more", package.name, dependency.name));
+                report
+                    .breaches
+                    .push(format!("{} depends on {}: arrows go down one floor or more", package.name, dependency.name));
             }
         }
     }

@@ -44,7 +44,12 @@ impl Children<'_> {
     /// Every process of the run, the coordinator first.
     pub(super) fn specs(&self) -> Result<Vec<ProcessSpec>, AgentError> {
         let cluster = &self.options.config.cluster;
-        let places = [(Role::Coordinator, 1), (Role::Learner, 1), (Role::Reward, cluster.reward.get()), (Role::Rollout, cluster.rollout.get())];
+        let places = [
+            (Role::Coordinator, 1),
+            (Role::Learner, 1),
+            (Role::Reward, cluster.reward.get()),
+            (Role::Rollout, cluster.rollout.get()),
+        ];
         let mut specs = Vec::new();
         for (role, count) in places {
             for index in 0..count {

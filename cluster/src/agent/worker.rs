@@ -2,8 +2,8 @@
 //!
 //! Exit codes: 0 the work is done or the coordinator drained it; [`exit::NO_RESTART`] it cannot run and would not the next
 //! time either (configuration, model, a refusal); anything else: start it again.
-use super::handover::{self, Item};
 use super::children::{certificates, pid_of};
+use super::handover::{self, Item};
 use crate::config::Config;
 use crate::coordinator::{self, Replacer};
 use crate::ledger::RunPaths;
@@ -91,7 +91,8 @@ async fn role(options: &WorkerOptions, wiring: &Wiring, shutdown: Shutdown) -> R
         let listener = QuicListener::new(socket, &identity, quic).map_err(passing)?;
         let teller = handover::take(&options.handover, Item::Progress).map_err(passing)?;
         let progress = Arc::new(Teller(Mutex::new(teller.into())));
-        let around = Surroundings { shared_engine: false, progress, replacer: Arc::new(Killer(paths.clone())), begun: Instant::now() };
+        let around =
+            Surroundings { shared_engine: false, progress, replacer: Arc::new(Killer(paths.clone())), begun: Instant::now() };
         let args = coordinator_args(wiring, &paths, around).map_err(hopeless)?;
         return coordinator::run(args, Arc::new(listener), shutdown).await.map(|_| ()).map_err(|e| failure(&e));
     }

@@ -144,7 +144,9 @@ fn disk(root: &Path, wanted: u64) -> Check {
             let found = format!("{} free, a run may want {}", memory_text(free), memory_text(wanted));
             check("disk", status, found, "free space, keep fewer checkpoints (training.checkpoint.keep) or set cluster.run_root")
         }
-        Err(error) => check("disk", Status::Warn, format!("{}: {error}", root.display()), "set cluster.run_root to a folder on a disk"),
+        Err(error) => {
+            check("disk", Status::Warn, format!("{}: {error}", root.display()), "set cluster.run_root to a folder on a disk")
+        }
     }
 }
 
@@ -153,7 +155,9 @@ fn writable(root: &Path) -> Check {
     let made = std::fs::create_dir(&probe).and_then(|()| std::fs::remove_dir(&probe));
     match made {
         Ok(()) => check("writable", Status::Ok, root.display().to_string(), ""),
-        Err(error) => check("writable", Status::Error, format!("{}: {error}", root.display()), "set cluster.run_root to a folder of yours"),
+        Err(error) => {
+            check("writable", Status::Error, format!("{}: {error}", root.display()), "set cluster.run_root to a folder of yours")
+        }
     }
 }
 
@@ -167,7 +171,9 @@ fn descriptors() -> Check {
 fn loopback() -> Check {
     match std::net::UdpSocket::bind(("127.0.0.1", 0)) {
         Ok(_) => check("loopback", Status::Ok, "a UDP port can be had (--processes)", ""),
-        Err(error) => check("loopback", Status::Error, error.to_string(), "bring up the lo interface, or run without --processes"),
+        Err(error) => {
+            check("loopback", Status::Error, error.to_string(), "bring up the lo interface, or run without --processes")
+        }
     }
 }
 

@@ -94,7 +94,11 @@ pub(super) fn run(args: &Args, out: &mut dyn Write) -> Result<Exit, CliError> {
         heldout_greedy: greedy.reward,
         parts: sampled.parts.iter().cloned().collect(),
     };
-    if args.json { json_line(session.out, &report)? } else { text(&report, sampled.example.as_ref(), session.out)? }
+    if args.json {
+        json_line(session.out, &report)?
+    } else {
+        text(&report, sampled.example.as_ref(), session.out)?
+    }
     Ok(Exit::Success)
 }
 

@@ -111,7 +111,9 @@ pub(super) fn check_ids(files: &ModelFiles, place: &Place, tokens: &[u32]) -> Re
         return Err(place.error("the prompt has no tokens"));
     }
     if tokens.len() > context {
-        return Err(place.error(format!("{} tokens do not fit the model's context of {context}; shorten the prompt", tokens.len())));
+        return Err(
+            place.error(format!("{} tokens do not fit the model's context of {context}; shorten the prompt", tokens.len()))
+        );
     }
     match tokens.iter().position(|&t| t as usize >= vocab) {
         Some(i) => Err(place.error(format!("token id {} at {i} is past the vocabulary of {vocab}", tokens[i]))),

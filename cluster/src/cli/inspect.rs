@@ -63,7 +63,11 @@ pub(super) fn run(args: &Args, out: &mut dyn Write) -> Result<Exit, CliError> {
         report.weights_sha256 = Some(weights.sha256());
         report.non_finite = Some(odd);
     }
-    if args.json { json_line(out, &report)? } else { text(&report, out)? }
+    if args.json {
+        json_line(out, &report)?
+    } else {
+        text(&report, out)?
+    }
     Ok(if report.non_finite.unwrap_or(0) > 0 { Exit::Negative } else { Exit::Success })
 }
 

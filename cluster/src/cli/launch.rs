@@ -93,6 +93,10 @@ fn start(args: Args, resolved: &Resolved, out: &mut dyn Write) -> Result<Exit, C
     // The last frame comes before the summary.
     display.finish();
     let report = result?;
-    if args.json { json_line(out, &report)? } else { summary::write(&report, out)? }
+    if args.json {
+        json_line(out, &report)?
+    } else {
+        summary::write(&report, out)?
+    }
     Ok(if report.finished { Exit::Success } else { Exit::Drained })
 }

@@ -64,7 +64,10 @@ fn kv_budget(spec: &DecoderSpec, running: usize) -> Result<usize, CliError> {
     let Some(available) = available_memory() else { return Ok(usize::try_from(need.kv).unwrap_or(usize::MAX)) };
     let Some(left) = available.checked_sub(need.parameters) else {
         let (needs, has) = (memory_text(need.parameters), memory_text(available));
-        return Err(CliError::new(Exit::Compute, format!("the weights need {needs} of memory, {has} are free; choose a smaller model")));
+        return Err(CliError::new(
+            Exit::Compute,
+            format!("the weights need {needs} of memory, {has} are free; choose a smaller model"),
+        ));
     };
     Ok(usize::try_from(need.kv.min(left / 2)).unwrap_or(usize::MAX))
 }

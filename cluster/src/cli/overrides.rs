@@ -52,9 +52,11 @@ impl ConfigArgs {
     /// What the user said.
     pub(super) fn inputs(&self) -> Inputs {
         let mut flags = Vec::new();
-        for (flag, path, value) in
-            [("--steps", "training.steps", self.steps), ("--seed", "training.seed", self.seed), ("--threads", "cluster.threads", self.threads)]
-        {
+        for (flag, path, value) in [
+            ("--steps", "training.steps", self.steps),
+            ("--seed", "training.seed", self.seed),
+            ("--threads", "cluster.threads", self.threads),
+        ] {
             flags.extend(value.map(|v| (path.to_owned(), Value::Integer(v), format!("{flag} {v}"))));
         }
         for (role, count) in &self.workers {

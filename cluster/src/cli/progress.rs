@@ -235,7 +235,9 @@ fn paint_lines(inbox: &Receiver<Progress>, mut out: impl Write, every: u64) {
     while let Ok(news) = inbox.recv() {
         view.take(&news);
         let line = match &news {
-            Progress::Step(step) if step.step.is_multiple_of(every) || step.step == step.steps => Some(view.frame().swap_remove(0)),
+            Progress::Step(step) if step.step.is_multiple_of(every) || step.step == step.steps => {
+                Some(view.frame().swap_remove(0))
+            }
             Progress::Phase(RunPhase::Draining) => Some(phase_text(RunPhase::Draining).to_owned()),
             other => lasting_line(other),
         };

@@ -53,7 +53,11 @@ pub(super) fn run(args: &Args, out: &mut dyn Write) -> Result<Exit, CliError> {
     }
     let groups = wanted.into_iter().map(|g| reader.group(g, step)).collect::<Result<Vec<_>, _>>()?;
     let report = Report { run_dir: args.run.clone(), step, version, groups };
-    if args.json { json_line(out, &report)? } else { text(&report, out)? }
+    if args.json {
+        json_line(out, &report)?
+    } else {
+        text(&report, out)?
+    }
     Ok(Exit::Success)
 }
 
@@ -93,7 +97,8 @@ impl Reader {
         let last = self.query(self.conn.query_row("SELECT coalesce(max(step), 0) FROM commits", [], |r| r.get::<_, i64>(0)))?;
         let step = step.unwrap_or(last.unsigned_abs());
         let sql = "SELECT i.base, i.groups FROM intents i JOIN commits c ON c.step = i.step WHERE i.step = ?";
-        let found = self.conn.query_row(sql, [step.cast_signed()], |r| Ok((r.get::<_, i64>(0)?, r.get::<_, String>(1)?))).optional();
+        let found =
+            self.conn.query_row(sql, [step.cast_signed()], |r| Ok((r.get::<_, i64>(0)?, r.get::<_, String>(1)?))).optional();
         let Some((base, groups)) = self.query(found)? else {
             let has = if last == 0 { "no step is committed yet".to_owned() } else { format!("steps 1 to {last} are committed") };
             return Err(CliError::new(Exit::Data, format!("{} has no step {step}: {has}", self.paths.root().display())));
@@ -137,7 +142,8 @@ impl Reader {
     /// The data row of a group.
     fn item(&self, group: u64) -> Result<serde_json::Value, CliError> {
         let Some(data) = &self.data else { return Ok(serde_json::Value::Null) };
-        let cursor = self.conn.query_row("SELECT cursor FROM generated WHERE grp = ?", [group.cast_signed()], |r| r.get::<_, i64>(0));
+        let cursor =
+            self.conn.query_row("SELECT cursor FROM generated WHERE grp = ?", [group.cast_signed()], |r| r.get::<_, i64>(0));
         let item = data.train(GroupId(self.query(cursor)?.unsigned_abs()));
         serde_json::from_str(&item.json).map_err(|e| CliError::new(Exit::Data, format!("row {}: {e}", item.row)))
     }
@@ -175,6 +181,8 @@ fn text(report: &Report, out: &mut dyn Write) -> Result<(), CliError> {
 /// Turns that all samples of a group begin with.
 fn shared_turns(group: &GroupJson) -> usize {
     let Some((first, rest)) = group.trajectories.split_first() else { return 0 };
-    let same = |i: usize| rest.iter().all(|t| t.turns.get(i).map(|t| (t.role, &t.content)) == first.turns.get(i).map(|t| (t.role, &t.content)));
+    let same = |i: usize| {
+        rest.iter().all(|t| t.turns.get(i).map(|t| (t.role, &t.content)) == first.turns.get(i).map(|t| (t.role, &t.content)))
+    };
     (0..first.turns.len()).take_while(|&i| same(i) && first.turns[i].role != TurnRole::Assistant).count()
 }

@@ -85,13 +85,7 @@ fn batch_len(rest: &[Wanted]) -> usize {
 }
 
 /// The sequences of a row.
-fn collect(
-    files: &ModelFiles,
-    forced: Option<f32>,
-    place: &Place,
-    row: Row,
-    out: &mut Vec<Wanted>,
-) -> Result<(), CliError> {
+fn collect(files: &ModelFiles, forced: Option<f32>, place: &Place, row: Row, out: &mut Vec<Wanted>) -> Result<(), CliError> {
     if let Some(nested) = row.groups.or(row.trajectories) {
         return nested.into_iter().try_for_each(|row| collect(files, forced, place, row, out));
     }

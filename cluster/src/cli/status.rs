@@ -30,7 +30,15 @@ pub(super) fn run(args: &Args, out: &mut dyn Write) -> Result<Exit, CliError> {
         json_line(out, &status)?;
         return Ok(Exit::Success);
     }
-    writeln!(out, "step {} of {}  {}  (epoch {}, {} ago)", status.step, status.steps, word(&status.phase)?, status.epoch, age(&status))?;
+    writeln!(
+        out,
+        "step {} of {}  {}  (epoch {}, {} ago)",
+        status.step,
+        status.steps,
+        word(&status.phase)?,
+        status.epoch,
+        age(&status)
+    )?;
     writeln!(out, "{:<12} {:<9} {:>8} {:>9} {:>8}  holds", "actor", "state", "pid", "restarts", "version")?;
     for actor in &status.actors {
         let number = |n: Option<u64>| n.map_or("-".to_owned(), |n| n.to_string());

@@ -62,13 +62,22 @@ fn the_overview_fits_a_screen() {
 #[test]
 fn bad_command_lines_end_in_2_and_say_what_is_wrong() {
     for (arguments, wanted) in [
-        (vec!["launch", "--dry-run", "--workers", "rollout=0"], vec!["`cluster.rollout` must be a whole number from 1", "--workers rollout=0"]),
+        (
+            vec!["launch", "--dry-run", "--workers", "rollout=0"],
+            vec!["`cluster.rollout` must be a whole number from 1", "--workers rollout=0"],
+        ),
         (vec!["launch", "--dry-run", "--workers", "learner=2"], vec!["there is one learner"]),
         (vec!["launch", "--dry-run", "--workers", "rolout=2"], vec!["did you mean rollout?"]),
-        (vec!["launch", "--dry-run", "--steps", "-5"], vec!["`training.steps` must be a whole number from 0", "found -5", "--steps -5"]),
+        (
+            vec!["launch", "--dry-run", "--steps", "-5"],
+            vec!["`training.steps` must be a whole number from 0", "found -5", "--steps -5"],
+        ),
         (vec!["launch", "--dry-run", "--set", "training.lerning_rate=1"], vec!["did you mean `training.learning_rate`?"]),
         (vec!["launch", "--dry-run", "--set", "training.learning_rate=fast"], vec!["must be a number", "the string \"fast\""]),
-        (vec!["launch", "--dry-run", "--set", "profile=bold"], vec!["`profile` cannot be \"bold\"", "conservative, balanced, aggressive, experimental"]),
+        (
+            vec!["launch", "--dry-run", "--set", "profile=bold"],
+            vec!["`profile` cannot be \"bold\"", "conservative, balanced, aggressive, experimental"],
+        ),
         (vec!["launch", "--dry-run", "--set", "rewards.parts.0.type=exact_mach"], vec!["exact_match"]),
         (vec!["launch", "no-such.toml"], vec!["cannot read the configuration no-such.toml"]),
         (vec!["launch", "a.toml", "--resume", "runs/x"], vec!["cannot be used with"]),
@@ -118,9 +127,12 @@ fn missing_runs_and_checkpoints_end_in_5() {
 
 #[test]
 fn a_dry_run_prints_a_configuration_that_reads_back() {
-    let (exit, printed, message) = cluster(&["launch", "--dry-run", "--seed", "7", "--set", "training.steps=3", "--set", "model.path=random://tiny"]);
+    let (exit, printed, message) =
+        cluster(&["launch", "--dry-run", "--seed", "7", "--set", "training.steps=3", "--set", "model.path=random://tiny"]);
     assert_eq!(exit, Exit::Success as u8, "{message}");
-    for wanted in ["# --seed 7", "# --set training.steps=3", "# (embedded)/order-desk.toml:", "# default", "# memory: learner needs "] {
+    for wanted in
+        ["# --seed 7", "# --set training.steps=3", "# (embedded)/order-desk.toml:", "# default", "# memory: learner needs "]
+    {
         assert!(printed.contains(wanted), "{wanted} in {printed}");
     }
     let dir = tempfile::tempdir().unwrap();

@@ -147,7 +147,9 @@ fn read_source(path: &Path) -> Result<Source, ConfigError> {
             Err(error) => return fail(format!("{name} is not UTF-8 text (byte {})", error.utf8_error().valid_up_to())),
         },
         Err(error) => {
-            return fail(format!("cannot read the configuration {name}: {error}; `cluster launch` without a file trains the order desk"));
+            return fail(format!(
+                "cannot read the configuration {name}: {error}; `cluster launch` without a file trains the order desk"
+            ));
         }
     };
     let folder = path.parent().filter(|p| !p.as_os_str().is_empty()).unwrap_or(Path::new("."));

@@ -49,7 +49,8 @@ impl Config {
         Training::try_from(&self.training).map_err(|error| (error.path.clone(), format!("{} {}", error.value, error.rule)))?;
         if !registry::AGENTS.contains(&self.agent.r#type.as_str()) {
             let kind = &self.agent.r#type;
-            let meant = nearest(kind, registry::AGENTS.into_iter()).map_or(String::new(), |near| format!("; did you mean {near:?}?"));
+            let meant =
+                nearest(kind, registry::AGENTS.into_iter()).map_or(String::new(), |near| format!("; did you mean {near:?}?"));
             return Err(("agent.type".to_owned(), format!("no agent {kind:?}{meant} There are {}", registry::AGENTS.join(", "))));
         }
         match registry::environment(&self.environment) {

@@ -71,8 +71,10 @@ impl<'a> Walker<'a> {
     fn table(&mut self, schema: &'a Value, path: &str, when: Option<&str>, default: Option<&'a Value>) {
         let schema = self.target(schema);
         if let Some(properties) = schema.get("properties").and_then(Value::as_object) {
-            let required: Vec<&str> =
-                schema.get("required").and_then(Value::as_array).map_or(Vec::new(), |r| r.iter().filter_map(Value::as_str).collect());
+            let required: Vec<&str> = schema
+                .get("required")
+                .and_then(Value::as_array)
+                .map_or(Vec::new(), |r| r.iter().filter_map(Value::as_str).collect());
             for (name, child) in properties {
                 if when.is_some() && name == "type" {
                     continue;

@@ -203,7 +203,8 @@ fn refusals_name_place_value_and_way_out() {
 
 #[test]
 fn every_printed_value_has_its_origin() {
-    let tree = tree(&[("run.toml", "name = 'x'\n[train]\nlearning_rate = 1e-6\n[[parts]]\nweight = 2")], &["train.steps=7"]).unwrap();
+    let tree =
+        tree(&[("run.toml", "name = 'x'\n[train]\nlearning_rate = 1e-6\n[[parts]]\nweight = 2")], &["train.steps=7"]).unwrap();
     let small: Small = read(&tree).unwrap();
     insta::assert_snapshot!(to_toml(&small, &tree).unwrap(), @r#"
     name = "x"            # run.toml:1
@@ -237,7 +238,15 @@ fn crlf_and_unicode_keep_their_columns() {
 fn small() -> impl Strategy<Value = Small> {
     let number = prop_oneof![any::<f64>().prop_filter("finite", |x| x.is_finite()), Just(0.0), Just(1e-7), Just(1e300)];
     let temperature = any::<f32>().prop_filter("finite", |x| x.is_finite());
-    (".*", 0u32.., number, temperature, 0u64..1 << 40, proptest::collection::vec(".*", 0..3), proptest::option::of(0..i64::MAX as u64))
+    (
+        ".*",
+        0u32..,
+        number,
+        temperature,
+        0u64..1 << 40,
+        proptest::collection::vec(".*", 0..3),
+        proptest::option::of(0..i64::MAX as u64),
+    )
         .prop_map(|(name, steps, learning_rate, temperature, amount, stop, seed)| Small {
             name,
             train: Train {

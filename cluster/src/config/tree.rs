@@ -237,9 +237,7 @@ fn from_value(value: &Spanned<DeValue<'_>>, origin: OriginOf<'_>) -> Result<Valu
         DeValue::Boolean(b) => Value::Bool(*b),
         DeValue::Datetime(date) => Value::String(date.to_string()),
         DeValue::Array(items) => {
-            let node = |item: &Spanned<DeValue<'_>>| {
-                Ok(Node { value: from_value(item, origin)?, origin: origin(item.span()) })
-            };
+            let node = |item: &Spanned<DeValue<'_>>| Ok(Node { value: from_value(item, origin)?, origin: origin(item.span()) });
             Value::Array(items.iter().map(node).collect::<Result<_, ConfigError>>()?)
         }
         DeValue::Table(table) => table_value(table, origin)?,

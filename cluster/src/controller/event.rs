@@ -2,9 +2,7 @@
 //! by [`DeliveryId`] while they arrive and by [`Work`] once they are accepted.
 use crate::progress::{EvaluationReport, RunPhase};
 use cohort_protocol::messages::learner::LoadFrom;
-use cohort_protocol::{
-    AttemptId, Epoch, GroupId, LeasePurpose, PolicyVersion, StepCommit, StepId, StepIntent, WorkerId,
-};
+use cohort_protocol::{AttemptId, Epoch, GroupId, LeasePurpose, PolicyVersion, StepCommit, StepId, StepIntent, WorkerId};
 
 /// A connection of a worker; a worker that connects again gets another.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]

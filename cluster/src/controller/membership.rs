@@ -145,9 +145,19 @@ impl Membership {
             let silent = now.saturating_duration_since(member.heard);
             let still = now.saturating_duration_since(member.moved);
             let why = if silent > deadlines.silence {
-                format!("{} said nothing for {:.1} s (limit {:.1} s)", member.worker, silent.as_secs_f64(), deadlines.silence.as_secs_f64())
+                format!(
+                    "{} said nothing for {:.1} s (limit {:.1} s)",
+                    member.worker,
+                    silent.as_secs_f64(),
+                    deadlines.silence.as_secs_f64()
+                )
             } else if still > deadlines.stall && working(conn, member) {
-                format!("{} made no progress for {:.0} s (limit {:.0} s)", member.worker, still.as_secs_f64(), deadlines.stall.as_secs_f64())
+                format!(
+                    "{} made no progress for {:.0} s (limit {:.0} s)",
+                    member.worker,
+                    still.as_secs_f64(),
+                    deadlines.stall.as_secs_f64()
+                )
             } else {
                 continue;
             };

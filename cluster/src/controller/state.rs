@@ -247,15 +247,7 @@ impl ControllerState {
         consumed.max().map_or(0, |group| group.0 + 1)
     }
 
-    fn on_connected(
-        &mut self,
-        now: Instant,
-        conn: ConnId,
-        worker: WorkerId,
-        incarnation: u32,
-        pid: u32,
-        out: &mut Vec<Command>,
-    ) {
+    fn on_connected(&mut self, now: Instant, conn: ConnId, worker: WorkerId, incarnation: u32, pid: u32, out: &mut Vec<Command>) {
         if let Some(older) = self.members.join(now, conn, worker, incarnation, pid) {
             self.on_disconnected(older, "it connected again", out);
         }
@@ -404,8 +396,7 @@ impl ControllerState {
     fn close_training_wave(&mut self, step: StepId, out: &mut Vec<Command>) {
         let Some(wave) = &mut self.wave else { return };
         wave.closing = true;
-        let mut intent =
-            StepIntent { step, base: PolicyVersion(step.0 - 1), groups: Vec::new(), digests: Vec::new() };
+        let mut intent = StepIntent { step, base: PolicyVersion(step.0 - 1), groups: Vec::new(), digests: Vec::new() };
         for (work, group) in &wave.groups {
             if let Scoring::Done(scores) = &group.scoring {
                 intent.groups.push(work.group);

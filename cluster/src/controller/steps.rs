@@ -207,7 +207,8 @@ impl ControllerState {
             }
         } else if self.answers(conn, epoch, |r| r == Request::Step(step)) {
             if commit.version != self.version().next() {
-                return self.fail(format!("step {step} made version {}, expected was {}", commit.version, self.version().next()), out);
+                return self
+                    .fail(format!("step {step} made version {}, expected was {}", commit.version, self.version().next()), out);
             }
             self.learner.holds = Some(commit.version);
             self.committing = Some(step);
@@ -233,29 +234,23 @@ impl ControllerState {
         match self.known_digest(p.version) {
             Some(expected) if expected != p.digest => {
                 let (slot, digest, version) = (p.slot, p.digest, p.version);
-                self.fail(format!("slot {slot} holds version {version} with digest {digest:016x}, committed was {expected:016x}"), out);
+                self.fail(
+                    format!("slot {slot} holds version {version} with digest {digest:016x}, committed was {expected:016x}"),
+                    out,
+                );
             }
             _ => self.published = Some(p),
         }
     }
 
     /// A checkpoint is on the disk.
-    pub(super) fn on_checkpoint_saved(
-        &mut self,
-        conn: ConnId,
-        epoch: Epoch,
-        saved: PastCheckpoint,
-        out: &mut Vec<Command>,
-    ) {
+    pub(super) fn on_checkpoint_saved(&mut self, conn: ConnId, epoch: Epoch, saved: PastCheckpoint, out: &mut Vec<Command>) {
         if !self.answers(conn, epoch, |r| r == Request::Checkpoint(saved.version)) {
             return;
         }
         self.learner.unusable.remove(&saved.version);
-        let fact = Fact::Checkpoint {
-            version: saved.version,
-            dir: saved.dir.clone(),
-            manifest_sha256: saved.manifest_sha256.clone(),
-        };
+        let fact =
+            Fact::Checkpoint { version: saved.version, dir: saved.dir.clone(), manifest_sha256: saved.manifest_sha256.clone() };
         self.checkpoints.push(saved);
         self.record(vec![fact], Then::Nothing, out);
     }

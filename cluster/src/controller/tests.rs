@@ -263,7 +263,11 @@ impl World {
             Command::Lease { conn, work, attempt, version, samples, .. } => self.generate(conn, work, attempt, version, samples),
             Command::Weights { conn, version, digest, .. } => {
                 assert_eq!(digest, self.learner_digest[&version.0]);
-                self.answer(conn, |w| w.version = Some(version), Event::RolloutReady { conn, version: Some(version), capacity: 2 });
+                self.answer(
+                    conn,
+                    |w| w.version = Some(version),
+                    Event::RolloutReady { conn, version: Some(version), capacity: 2 },
+                );
             }
             Command::Score { conn, work, attempt, .. } => self.score(conn, work, attempt),
             Command::Keep { delivery, work } => {
@@ -318,7 +322,10 @@ impl World {
     }
 
     fn score(&mut self, conn: ConnId, work: Work, attempt: AttemptId) {
-        assert!(self.kept.contains_key(&work) || self.disk.past.open_groups.contains_key(&work.group), "{work}: nothing to score");
+        assert!(
+            self.kept.contains_key(&work) || self.disk.past.open_groups.contains_key(&work.group),
+            "{work}: nothing to score"
+        );
         let delivery = DeliveryId(self.fresh());
         let failure = self.chance.one_in(self.trouble.score_fails).then(|| ("judge: 503".to_owned(), true));
         let samples = match work.purpose {
@@ -383,7 +390,8 @@ impl World {
     fn check_accounts(&self) {
         let disk = &self.disk;
         for group in &disk.generated {
-            let places = [disk.consumed.contains_key(group), disk.dropped.contains(group), disk.past.open_groups.contains_key(group)];
+            let places =
+                [disk.consumed.contains_key(group), disk.dropped.contains(group), disk.past.open_groups.contains_key(group)];
             assert_eq!(places.iter().filter(|p| **p).count(), 1, "group {group}: {places:?}");
         }
         let order: Vec<GroupId> = disk.past.intents.values().flat_map(|i| i.groups.clone()).collect();
@@ -619,7 +627,10 @@ fn late_doubled_and_foreign_results_are_acknowledged_and_forgotten() {
     for event in [foreign, fenced, unleased] {
         let mut out = Vec::new();
         world.state.on_event(now, event, &mut out);
-        assert!(matches!(out.first(), Some(Command::Discard { .. })) && !out.iter().any(|c| matches!(c, Command::Record { .. })), "{out:?}");
+        assert!(
+            matches!(out.first(), Some(Command::Discard { .. })) && !out.iter().any(|c| matches!(c, Command::Record { .. })),
+            "{out:?}"
+        );
     }
     let mut out = Vec::new();
     world.state.on_event(now, lease.clone(), &mut out);

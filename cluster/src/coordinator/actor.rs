@@ -13,9 +13,7 @@ use super::payload::{group_payload, samples_to_score, summarize_scores};
 use super::report::{Report, example};
 use super::session::{CheckedBatch, Effect, Input, Lane, Outbox};
 use super::{CoordinatorArgs, DRAIN_LIMIT};
-use crate::controller::{
-    Command, ConnId, ControllerState, DeliveryId, Event, Fact, Outcome, ScoresSummary, Work,
-};
+use crate::controller::{Command, ConnId, ControllerState, DeliveryId, Event, Fact, Outcome, ScoresSummary, Work};
 use crate::ledger::{Accepted, Entry, LedgerError};
 use crate::progress::{EvaluationReport, Progress, RunPhase};
 use cohort_actors::crash::{INTENT_COMMITTED, crash_point};
@@ -568,7 +566,8 @@ impl Core {
         }
         let Some((_, Outbox::Learner(lane))) = self.conns.get(&conn) else { return };
         let (lane, inputs, journal) = (lane.clone(), self.inputs.clone(), self.journal.clone());
-        let kept: Vec<Kept> = intent.groups.iter().map(|g| self.kept.get(&Work::train(*g)).cloned().unwrap_or_default()).collect();
+        let kept: Vec<Kept> =
+            intent.groups.iter().map(|g| self.kept.get(&Work::train(*g)).cloned().unwrap_or_default()).collect();
         let (epoch, advantage) = (self.state.epoch(), self.args.advantage.clone());
         self.tasks.spawn(async move {
             let groups = match gather(&journal, &intent, kept, advantage).await {

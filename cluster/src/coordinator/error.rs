@@ -9,7 +9,9 @@ pub enum CoordinatorError {
     #[error(transparent)]
     Ledger(#[from] LedgerError),
     /// The run would compute with other numerics than it was begun with.
-    #[error("run numerics differ: the run was begun with {begun:?}, this build and configuration have {now:?}; use the same build, kernel path and settings, or begin a new run")]
+    #[error(
+        "run numerics differ: the run was begun with {begun:?}, this build and configuration have {now:?}; use the same build, kernel path and settings, or begin a new run"
+    )]
     Numerics {
         /// In the ledger.
         begun: String,

@@ -14,6 +14,10 @@ mod session;
 pub use error::CoordinatorError;
 pub use report::{COLLECT_S, SAMPLED_TOKENS, STEP_S, TRAINED_TOKENS};
 
+use self::actor::Core;
+use self::exports::Exports;
+use self::journal::Journal;
+use self::report::Report;
 use crate::controller::{ConnId, ControllerState, Outcome, Plan, Work};
 use crate::ledger::place::write_atomically;
 use crate::ledger::{Ledger, LedgerError, RunLock, RunMeta, RunPaths};
@@ -21,10 +25,6 @@ use crate::progress::{LaunchReport, Progress, ProgressSink};
 use cohort_actors::{AcceptTerms, Connection, Listener, Shutdown, accept_worker};
 use cohort_learner::advantage::Advantage;
 use cohort_protocol::{SampledItem, SamplingParams, WorkerId};
-use self::actor::Core;
-use self::exports::Exports;
-use self::journal::Journal;
-use self::report::Report;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 use tokio::sync::mpsc;
@@ -82,11 +82,16 @@ pub struct CoordinatorArgs {
 /// Runs a coordinator until the run is over or `shutdown` makes it drain. `summary.json` is written at the end.
 ///
 /// Errors: [`CoordinatorError`]; the run can be resumed after every one of them.
-pub async fn run(args: CoordinatorArgs, listener: Arc<dyn Listener>, shutdown: Shutdown) -> Result<LaunchReport, CoordinatorError> {
+pub async fn run(
+    args: CoordinatorArgs,
+    listener: Arc<dyn Listener>,
+    shutdown: Shutdown,
+) -> Result<LaunchReport, CoordinatorError> {
     let args = Arc::new(args);
     let (lock, meta, past, epoch, ledger) = open_ledger(args.clone()).await?;
     let report = Report::new(args.plan.steps, args.begun, Instant::now(), &past, args.workers.clone());
-    let exports = Exports::start(args.paths.clone(), &past).map_err(|e| LedgerError::io("start a thread for", args.paths.root(), e))?;
+    let exports =
+        Exports::start(args.paths.clone(), &past).map_err(|e| LedgerError::io("start a thread for", args.paths.root(), e))?;
     // Bounded by the records that wait for the journal, whose queue is.
     let (recorded_tx, recorded) = mpsc::unbounded_channel();
     let (journal, journal_thread) = Journal::start(ledger, lock, move |result| {
@@ -164,7 +169,12 @@ async fn conclude(
 }
 
 /// Welcomes workers, each in a task of its own, until it is aborted.
-async fn accept_all(listener: Arc<dyn Listener>, terms: AcceptTerms, workers: Vec<WorkerId>, inputs: mpsc::Sender<session::Input>) {
+async fn accept_all(
+    listener: Arc<dyn Listener>,
+    terms: AcceptTerms,
+    workers: Vec<WorkerId>,
+    inputs: mpsc::Sender<session::Input>,
+) {
     let (terms, workers) = (Arc::new(terms), Arc::new(workers));
     let mut sessions = JoinSet::new();
     let mut next = 0u64;

@@ -3,9 +3,7 @@ use crate::controller::{ScoresSummary, TrajectoriesSummary};
 use cohort_learner::advantage::Advantage;
 use cohort_learner::aggregator::{ReadyGroup, ready};
 use cohort_protocol::messages::reward::{SampleToScore, ScoreReply};
-use cohort_protocol::{
-    CodecError, PolicyVersion, SampleIx, Score, ScoreOutcome, ScoredTrajectory, Trajectory, TrajectoryBatch,
-};
+use cohort_protocol::{CodecError, PolicyVersion, SampleIx, Score, ScoreOutcome, ScoredTrajectory, Trajectory, TrajectoryBatch};
 
 /// Checks a batch against itself and says what the controller must know of it.
 pub(super) fn summarize_batch(batch: &TrajectoryBatch, digest: String) -> Result<TrajectoriesSummary, String> {

@@ -204,7 +204,14 @@ impl Report {
     }
 
     /// `summary.json`.
-    pub(super) fn summary(&self, now: Instant, paths: &RunPaths, state: &ControllerState, finished: bool, own: u32) -> LaunchReport {
+    pub(super) fn summary(
+        &self,
+        now: Instant,
+        paths: &RunPaths,
+        state: &ControllerState,
+        finished: bool,
+        own: u32,
+    ) -> LaunchReport {
         let last = state.version();
         let round = |step: u64, greedy: bool| self.evaluations.iter().find(|e| e.step == step && e.greedy == greedy);
         let reward = |step, greedy| round(step, greedy).map(|e| e.reward);

@@ -123,7 +123,10 @@ impl Place {
                     Role::Reward => place.reward(worker).await,
                     _ => place.learner(worker).await,
                 };
-                assert!(matches!(ended, Ok(()) | Err(LinkError::Shutdown { .. } | LinkError::GaveUp { .. })), "{worker}: {ended:?}");
+                assert!(
+                    matches!(ended, Ok(()) | Err(LinkError::Shutdown { .. } | LinkError::GaveUp { .. })),
+                    "{worker}: {ended:?}"
+                );
             });
         }
         staff
@@ -160,7 +163,8 @@ impl Place {
                 }
                 Ok((CoordinatorToRollout::Lease(lease), _)) => {
                     assert_eq!(Some(lease.version), version);
-                    let bad = self.habits.bad_batches.fetch_update(Ordering::SeqCst, Ordering::SeqCst, |n| n.checked_sub(1)).is_ok();
+                    let bad =
+                        self.habits.bad_batches.fetch_update(Ordering::SeqCst, Ordering::SeqCst, |n| n.checked_sub(1)).is_ok();
                     let (sender, slow): (LinkSender<_>, _) = (link.sender(), self.habits.slow);
                     jobs.spawn(async move {
                         tokio::time::sleep(Duration::from_millis(slow)).await;
@@ -195,7 +199,8 @@ impl Place {
             match message {
                 Ok((CoordinatorToReward::Score(request), ack)) => {
                     ack.unwrap().accept();
-                    let bad = self.habits.bad_scores.fetch_update(Ordering::SeqCst, Ordering::SeqCst, |n| n.checked_sub(1)).is_ok();
+                    let bad =
+                        self.habits.bad_scores.fetch_update(Ordering::SeqCst, Ordering::SeqCst, |n| n.checked_sub(1)).is_ok();
                     let sender = link.sender();
                     jobs.spawn(async move {
                         let _ = sender.send_bulk(&RewardToCoordinator::Scored(reply(&request, bad))).await;
@@ -245,7 +250,12 @@ impl Place {
                 }
                 Ok((CoordinatorToLearner::Checkpoint(c), _)) => {
                     let (dir, manifest_sha256) = (format!("checkpoints/step-{}", c.version), "m".into());
-                    LearnerToCoordinator::CheckpointSaved(CheckpointSaved { epoch: c.epoch, version: c.version, dir, manifest_sha256 })
+                    LearnerToCoordinator::CheckpointSaved(CheckpointSaved {
+                        epoch: c.epoch,
+                        version: c.version,
+                        dir,
+                        manifest_sha256,
+                    })
                 }
                 Ok((CoordinatorToLearner::Drain(_), _)) => return Ok(()),
                 Err(LinkError::Lost(_)) => {

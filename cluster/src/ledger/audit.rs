@@ -118,19 +118,7 @@ impl Tables {
                 }
             }
         }
-        Ok(Self {
-            generated,
-            opened,
-            closed,
-            leased,
-            consumed,
-            dropped,
-            recorded,
-            scored,
-            committed,
-            dropped_by_reason,
-            doubled,
-        })
+        Ok(Self { generated, opened, closed, leased, consumed, dropped, recorded, scored, committed, dropped_by_reason, doubled })
     }
 
     fn compare(&self, findings: &mut Vec<String>) {

@@ -113,13 +113,14 @@ pub(super) fn read_commits(conn: &Connection, path: &Path) -> Result<BTreeMap<St
     .map_err(|e| LedgerError::sqlite(path, e))?;
     let mut commits = BTreeMap::new();
     for (step, version, weights_sha256, digest, metrics) in found {
-        let weights_digest = u64::from_str_radix(&digest, 16)
-            .map_err(|e| LedgerError::Corrupt { path: path.to_owned(), what: format!("commits.weights_digest {digest:?}: {e}") })?;
+        let weights_digest = u64::from_str_radix(&digest, 16).map_err(|e| LedgerError::Corrupt {
+            path: path.to_owned(),
+            what: format!("commits.weights_digest {digest:?}: {e}"),
+        })?;
         let metrics: serde_json::Map<String, serde_json::Value> = parse(path, "commits.metrics", &metrics)?;
         // JSON has no NaN: a metric that was not finite was written as null.
         let metrics = metrics.into_iter().map(|(name, value)| (name, value.as_f64().unwrap_or(f64::NAN))).collect();
-        let commit =
-            StepCommit { step: StepId(step), version: PolicyVersion(version), weights_sha256, weights_digest, metrics };
+        let commit = StepCommit { step: StepId(step), version: PolicyVersion(version), weights_sha256, weights_digest, metrics };
         commits.insert(commit.step, commit);
     }
     Ok(commits)
@@ -138,22 +139,14 @@ fn read_open_groups(conn: &Connection) -> rusqlite::Result<BTreeMap<GroupId, Pas
             let (digest, worker): (Option<String>, Option<String>) = (r.get(digest)?, r.get(digest + 1)?);
             Ok(digest.zip(worker.as_deref().and_then(parse_worker)))
         };
-        let group = PastGroup {
-            cursor: unsigned(r, 1)?,
-            attempt: AttemptId(r.get(2)?),
-            trajectories: record(3)?,
-            scores: record(5)?,
-        };
+        let group =
+            PastGroup { cursor: unsigned(r, 1)?, attempt: AttemptId(r.get(2)?), trajectories: record(3)?, scores: record(5)? };
         Ok((GroupId(unsigned(r, 0)?), group))
     })?;
     Ok(found.into_iter().collect())
 }
 
-fn rows<T>(
-    conn: &Connection,
-    sql: &str,
-    read: impl FnMut(&Row<'_>) -> rusqlite::Result<T>,
-) -> rusqlite::Result<Vec<T>> {
+fn rows<T>(conn: &Connection, sql: &str, read: impl FnMut(&Row<'_>) -> rusqlite::Result<T>) -> rusqlite::Result<Vec<T>> {
     conn.prepare(sql)?.query_map([], read)?.collect()
 }
 

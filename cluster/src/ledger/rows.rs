@@ -49,8 +49,7 @@ pub(super) fn connect_to_read(path: &Path) -> rusqlite::Result<Connection> {
 
 /// Refuses databases of another layout.
 pub(super) fn check_layout(conn: &Connection, path: &Path) -> Result<(), LedgerError> {
-    let found: i64 =
-        conn.query_row("PRAGMA user_version", [], |row| row.get(0)).map_err(|e| LedgerError::sqlite(path, e))?;
+    let found: i64 = conn.query_row("PRAGMA user_version", [], |row| row.get(0)).map_err(|e| LedgerError::sqlite(path, e))?;
     if found == LAYOUT {
         return Ok(());
     }
@@ -75,19 +74,12 @@ pub(super) fn read_meta(conn: &Connection, path: &Path) -> Result<RunMeta, Ledge
 pub(super) fn last_place(conn: &Connection) -> rusqlite::Result<Option<Place>> {
     let sql = "SELECT segment, offset, len FROM (SELECT segment, offset, len FROM trajectories UNION ALL SELECT segment, offset, len FROM scores)
                ORDER BY segment DESC, offset DESC LIMIT 1";
-    conn.query_row(sql, [], |row| {
-        Ok(Place { segment: row.get(0)?, offset: row.get::<_, i64>(1)? as u64, len: row.get(2)? })
-    })
-    .optional()
+    conn.query_row(sql, [], |row| Ok(Place { segment: row.get(0)?, offset: row.get::<_, i64>(1)? as u64, len: row.get(2)? }))
+        .optional()
 }
 
 /// Writes an entry's rows.
-pub(super) fn write_entry(
-    heads: &mut Heads,
-    tx: &Transaction<'_>,
-    entry: &Entry,
-    place: Option<Place>,
-) -> rusqlite::Result<()> {
+pub(super) fn write_entry(heads: &mut Heads, tx: &Transaction<'_>, entry: &Entry, place: Option<Place>) -> rusqlite::Result<()> {
     let place = place.unwrap_or(Place { segment: 0, offset: 0, len: 0 });
     match entry {
         Entry::Opened { group, cursor, epoch } => {
@@ -109,7 +101,8 @@ pub(super) fn write_entry(
             let metrics: serde_json::Map<String, serde_json::Value> =
                 commit.metrics.iter().map(|(name, value)| (name.clone(), (*value).into())).collect();
             let digest = format!("{:016x}", commit.weights_digest);
-            let row = vec![int(commit.step.0), int(commit.version.0), text(&commit.weights_sha256), text(&digest), json(&metrics)];
+            let row =
+                vec![int(commit.step.0), int(commit.version.0), text(&commit.weights_sha256), text(&digest), json(&metrics)];
             heads.append(tx, &schema::COMMITS, row)?;
             for group in groups_of(tx, commit.step.0)? {
                 heads.append(tx, &schema::CONSUMED, vec![int(group), int(commit.step.0)])?;

@@ -21,8 +21,7 @@ pub const META: Table = Table { name: "meta", columns: &[("key", "TEXT NOT NULL 
 /// Starts of the coordinator.
 pub const EPOCHS: Table = Table { name: "epochs", columns: &[("epoch", UNIQUE_INT), ("at_ms", INT)], constraint: "" };
 /// Every training group ever leased, when it is leased first. `cursor` is its place in the stream of data rows.
-pub const GENERATED: Table =
-    Table { name: "generated", columns: &[("grp", UNIQUE_INT), ("cursor", INT)], constraint: "" };
+pub const GENERATED: Table = Table { name: "generated", columns: &[("grp", UNIQUE_INT), ("cursor", INT)], constraint: "" };
 /// Groups that were put in flight.
 pub const OPENED: Table = Table { name: "opened", columns: &[("grp", UNIQUE_INT), ("epoch", INT)], constraint: "" };
 /// Groups that left flight, and how.
@@ -37,15 +36,8 @@ pub const LEASES: Table = Table {
 pub const TRAJECTORIES: Table = Table { name: "trajectories", columns: RECORD_COLUMNS, constraint: "" };
 /// Accepted scores, likewise.
 pub const SCORES: Table = Table { name: "scores", columns: RECORD_COLUMNS, constraint: "" };
-const RECORD_COLUMNS: &[(&str, &str)] = &[
-    ("grp", UNIQUE_INT),
-    ("attempt", INT),
-    ("worker", TEXT),
-    ("segment", INT),
-    ("offset", INT),
-    ("len", INT),
-    ("digest", TEXT),
-];
+const RECORD_COLUMNS: &[(&str, &str)] =
+    &[("grp", UNIQUE_INT), ("attempt", INT), ("worker", TEXT), ("segment", INT), ("offset", INT), ("len", INT), ("digest", TEXT)];
 /// What each step consumes, before it is taken.
 pub const INTENTS: Table = Table {
     name: "intents",

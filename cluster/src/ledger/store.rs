@@ -10,8 +10,8 @@ use super::chain::Heads;
 use super::entry::{Accepted, Entry};
 use super::error::LedgerError;
 use super::place::{self, RunPaths};
-use super::schema::{self, LAYOUT, TABLES, Table};
 use super::rows::{self, Record, accepted_values, int, parse_worker, text, write_entry};
+use super::schema::{self, LAYOUT, TABLES, Table};
 use super::segments::{Place, RecordKind, SegmentLog, Unacknowledged, read_record, segment_path};
 use cohort_protocol::messages::reward::ScoreReply;
 use cohort_protocol::{AttemptId, Epoch, GroupId, Role, RunId, TrajectoryBatch, WorkerId};
@@ -64,7 +64,8 @@ impl Ledger {
         for table in TABLES {
             tx.execute_batch(&table.create()).map_err(at)?;
         }
-        tx.execute_batch("CREATE TABLE heads (name TEXT PRIMARY KEY, count INTEGER NOT NULL, link BLOB NOT NULL) STRICT").map_err(at)?;
+        tx.execute_batch("CREATE TABLE heads (name TEXT PRIMARY KEY, count INTEGER NOT NULL, link BLOB NOT NULL) STRICT")
+            .map_err(at)?;
         tx.pragma_update(None, "user_version", LAYOUT).map_err(at)?;
         let mut heads = Heads::default();
         for (key, value) in
@@ -162,10 +163,7 @@ impl Ledger {
         })
     }
 
-    fn transact(
-        &mut self,
-        work: impl FnOnce(&mut Heads, &Transaction<'_>) -> rusqlite::Result<()>,
-    ) -> Result<(), LedgerError> {
+    fn transact(&mut self, work: impl FnOnce(&mut Heads, &Transaction<'_>) -> rusqlite::Result<()>) -> Result<(), LedgerError> {
         let heads = &mut self.heads;
         let result = (|| {
             let tx = self.conn.transaction_with_behavior(TransactionBehavior::Immediate)?;
@@ -222,12 +220,7 @@ impl Ledger {
         found.optional().map_err(|e| LedgerError::sqlite(&self.path, e))
     }
 
-    fn accepted<T: Record>(
-        &self,
-        table: &Table,
-        kind: RecordKind,
-        group: GroupId,
-    ) -> Result<Option<Accepted<T>>, LedgerError> {
+    fn accepted<T: Record>(&self, table: &Table, kind: RecordKind, group: GroupId) -> Result<Option<Accepted<T>>, LedgerError> {
         let Some(place) = self.place_of(table, group)? else { return Ok(None) };
         let sql = format!("SELECT attempt, worker, digest FROM {} WHERE grp = ?", table.name);
         let (attempt, worker, digest): (u32, String, String) = self

@@ -203,7 +203,10 @@ fn a_doubled_row_does_not_fit_between_the_keys() {
     for table in schema::TABLES.iter().filter(|t| t.columns[0].1.contains("UNIQUE")) {
         let columns: Vec<String> = table.columns.iter().map(|(name, _)| format!("\"{name}\"")).collect();
         let all = columns.join(", ");
-        let sql = format!("INSERT INTO {0} (seq, {all}, link) SELECT seq + 1000, {all}, zeroblob(32) FROM {0} WHERE seq = 1", table.name);
+        let sql = format!(
+            "INSERT INTO {0} (seq, {all}, link) SELECT seq + 1000, {all}, zeroblob(32) FROM {0} WHERE seq = 1",
+            table.name
+        );
         assert!(conn.execute_batch(&sql).is_err(), "{}", table.name);
     }
 }

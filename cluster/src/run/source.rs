@@ -69,8 +69,12 @@ fn plan(config: &Config, data: &dyn Dataset, shared_engine: bool) -> Plan {
         rollout_workers: config.cluster.rollout.get(),
         shared_engine,
         slots: RING_SLOTS,
-        evaluation: (prompts > 0)
-            .then_some(EvaluationPlan { every: eval.every, prompts, samples: eval.samples, greedy: eval.greedy }),
+        evaluation: (prompts > 0).then_some(EvaluationPlan {
+            every: eval.every,
+            prompts,
+            samples: eval.samples,
+            greedy: eval.greedy,
+        }),
         checkpoint_every: training.checkpoint.every,
         on_failure: OnFailure::Stop,
         max_failures: MAX_FAILURES,

@@ -18,7 +18,7 @@ pub(crate) async fn decode(subject: &Subject, prompts_out: Option<&Path>) -> Res
     for batch in BATCHES {
         let prompts = subject.prompts(batch, PROMPT);
         generate(&engine, &prompts, 4).await?;
-        let (mut rates, mut hash) = (Vec::new(), String::new());
+        let (mut rates, mut hashes) = (Vec::new(), Vec::new());
         for _ in 0..subject.runs {
             let start = Instant::now();
             generate(&engine, &prompts, 1).await?;
@@ -26,14 +26,14 @@ pub(crate) async fn decode(subject: &Subject, prompts_out: Option<&Path>) -> Res
             let start = Instant::now();
             let done = generate(&engine, &prompts, NEW).await?;
             rates.push(batch as f64 * f64::from(NEW - 1) / (since(start) - first));
-            hash = cohort_model::hash::token_hash(done.iter().map(|c| c.tokens.as_slice()));
+            hashes = done.iter().map(|c| cohort_cluster::cli::token_sha256(&c.tokens)).collect();
         }
         let rate = median(rates);
         let figures = json!({
             "tokens_per_s": rate,
             "gflop_per_s": rate * subject.flops_a_token() / 1e9,
             "weights_gb_per_s": rate / batch as f64 * subject.flops_a_token() * 2.0 / 1e9,
-            "token_hash": hash,
+            "token_sha256": hashes,
         });
         report.insert(format!("batch_{batch}"), figures);
         if let Some(path) = prompts_out {

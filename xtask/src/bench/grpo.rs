@@ -9,8 +9,8 @@ use cohort_learner::config::{AdvantageConfig, TrainingConfig};
 use cohort_learner::training::Training;
 use cohort_protocol::messages::learner::StepRequest;
 use cohort_protocol::{
-    Epoch, FinishReason, GroupId, GroupPayload, PolicyVersion, SampleIx, Score, ScoredTrajectory, StepId, StepIntent,
-    Trajectory, Turn, TurnRole, VersionSpan,
+    Epoch, FinishReason, GroupId, GroupPayload, PolicyVersion, SampleIx, Score, ScoredTrajectory, StepId, StepIntent, Trajectory,
+    Turn, TurnRole, VersionSpan,
 };
 use serde_json::{Value, json};
 use std::sync::Arc;
@@ -60,12 +60,8 @@ fn request(run: u64, prompts: &[Vec<u32>], done: &[Completion]) -> Result<StepRe
         groups.push(GroupPayload { group: GroupId(g as u64), samples, advantages: rule.advantages(&rewards) });
     }
     let digests = groups.iter().map(payload_digest).collect::<Result<Vec<_>, _>>()?;
-    let intent = StepIntent {
-        step: StepId(run + 1),
-        base: PolicyVersion(run),
-        groups: groups.iter().map(|g| g.group).collect(),
-        digests,
-    };
+    let intent =
+        StepIntent { step: StepId(run + 1), base: PolicyVersion(run), groups: groups.iter().map(|g| g.group).collect(), digests };
     Ok(StepRequest { epoch: Epoch(1), intent, groups, replay: false, hash: false })
 }
 

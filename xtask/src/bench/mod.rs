@@ -1,8 +1,8 @@
 //! `cargo xtask bench`: the engine's work as ratios to this machine's own ceilings.
 //!
 //! One object on stdout's last line with `--json`. Figures are medians of at least five runs of a release build.
-//! `decode` runs the rollout path (scheduler, sampling, log-probs) and leaves the prefill out; `token_hash` is the one that
-//! `cluster generate --greedy` gives for the same prompts (`--prompts-out`). `bench/peers/peer.py` does the same work in
+//! `decode` runs the rollout path (scheduler, sampling, log-probs) and leaves the prefill out; its `token_sha256` are those
+//! that `cluster generate --greedy` gives for the same prompts (`--prompts-out`). `bench/peers/peer.py` does the same work in
 //! PyTorch, transformers and TRL.
 mod ceilings;
 mod decode;
@@ -11,8 +11,8 @@ mod learn;
 
 use anyhow::{Context, Result, bail};
 use clap::Args;
-use cohort_engine::{Backend, EngineHandle, EngineOptions};
 use cohort_engine::native::NativeEngine;
+use cohort_engine::{Backend, EngineHandle, EngineOptions};
 use cohort_model::{DecoderSpec, ModelFiles, WeightSet};
 use serde_json::{Map, Value, json};
 use std::path::PathBuf;
@@ -74,7 +74,8 @@ impl Subject {
 
     /// Floating-point operations of one token's forward pass through the matrices.
     pub(crate) fn flops_a_token(&self) -> f64 {
-        let matrices: usize = self.spec.tensors().iter().filter(|t| t.shape.len() == 2).map(|t| t.shape.iter().product::<usize>()).sum();
+        let matrices: usize =
+            self.spec.tensors().iter().filter(|t| t.shape.len() == 2).map(|t| t.shape.iter().product::<usize>()).sum();
         // An untied embedding is looked up, not multiplied.
         let looked_up = if self.spec.tied_embeddings { 0 } else { self.spec.vocab * self.spec.hidden };
         2.0 * (matrices - looked_up) as f64
