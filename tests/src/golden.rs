@@ -1,7 +1,7 @@
 //! Readers of tests/golden: numbers from PyTorch and transformers. Each file names the script that makes it.
 use anyhow::{Context, Result, bail, ensure};
 use cohort_engine::{PackedBatch, PackedSequence};
-use cohort_model::hf::{Object, spec_from_config};
+use cohort_model::hf::spec_from_config;
 use cohort_model::safetensors_file::read_file;
 use cohort_model::{DecoderSpec, ModelFiles, WeightSet};
 use serde_json::Value;
@@ -46,7 +46,7 @@ impl TinyLlama {
     /// Reads `tied` or `untied`.
     pub fn open(name: &str) -> Result<Self> {
         let dir = golden_dir().join(format!("tiny_llama_{name}"));
-        let config: Object = serde_json::from_slice(&std::fs::read(dir.join("config.json"))?)?;
+        let config: serde_json::Map<String, Value> = serde_json::from_slice(&std::fs::read(dir.join("config.json"))?)?;
         let spec = spec_from_config(&config, "config.json")?;
         let weights = read_file(&dir.join("model.safetensors"))?;
         weights.check(&spec)?;

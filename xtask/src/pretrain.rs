@@ -34,10 +34,10 @@ pub(crate) fn assets() -> PathBuf {
 #[derive(Debug, clap::Args)]
 pub(crate) struct Args {
     /// Optimizer steps.
-    #[arg(long, default_value_t = 1200)]
+    #[arg(long, default_value_t = 1600)]
     steps: u64,
     /// Dialogues of one step.
-    #[arg(long, default_value_t = 256)]
+    #[arg(long, default_value_t = 128)]
     batch: u64,
     /// Peak learning rate; it falls linearly to 0.
     #[arg(long, default_value_t = 3e-3)]

@@ -19,7 +19,7 @@ const GRACE_WORKER: Duration = Duration::from_secs(3);
 
 /// One process in `agent.json`.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-pub struct ChildReport {
+pub(crate) struct ChildReport {
     /// `rollout-0`.
     pub name: String,
     /// Process while it runs.

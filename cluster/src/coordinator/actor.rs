@@ -11,7 +11,7 @@ use super::exports::{Export, Exports};
 use super::journal::Journal;
 use super::payload::{group_payload, samples_to_score, summarize_scores};
 use super::report::{Report, example};
-use super::session::{CheckedBatch, Effect, Input, Lane, Outbox};
+use super::session::{CheckedBatch, Effect, Input, Outbox};
 use super::{CoordinatorArgs, DRAIN_LIMIT};
 use crate::controller::{Command, ConnId, ControllerState, DeliveryId, Event, Fact, Outcome, ScoresSummary, Work};
 use crate::ledger::{Accepted, Entry, LedgerError};
@@ -25,7 +25,7 @@ use cohort_protocol::messages::learner::{
 use cohort_protocol::messages::reward::{CoordinatorToReward, RewardToCoordinator, ScoreReply, ScoreRequest};
 use cohort_protocol::messages::rollout::{CancelLease, CoordinatorToRollout, RolloutToCoordinator, WeightsReady};
 use cohort_protocol::{
-    AttemptId, GroupLease, GroupPayload, LeasePurpose, PolicyVersion, Role, ScoreOutcome, StepCommit, StepId, StepIntent,
+    AttemptId, GroupLease, GroupPayload, LeasePurpose, PolicyVersion, ScoreOutcome, StepId, StepIntent,
     TrajectoryBatch, WorkerId,
 };
 use std::collections::HashMap;

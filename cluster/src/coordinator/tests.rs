@@ -132,7 +132,7 @@ impl Place {
         staff
     }
 
-    async fn link<In: cohort_protocol::messages::WireMessage, Out: cohort_protocol::messages::WireMessage>(
+    async fn link<In: messages::WireMessage, Out: messages::WireMessage>(
         &self,
         worker: WorkerId,
     ) -> Result<WorkerLink<In, Out>, LinkError> {

@@ -25,7 +25,7 @@ const NEW: u32 = 64;
 pub(crate) async fn step(subject: &Subject) -> Result<Value> {
     let engine = subject.engine()?;
     let config = TrainingConfig { group_size: SAMPLES as u16, groups_per_step: PROMPTS as u32, ..TrainingConfig::default() };
-    let training = Arc::new(Training::try_from(config)?);
+    let training = Arc::new(Training::try_from(&config)?);
     let prompts: Vec<Vec<u32>> =
         subject.prompts(PROMPTS, PROMPT).into_iter().flat_map(|p| std::iter::repeat_n(p, SAMPLES)).collect();
     let (mut whole, mut sampling) = (Vec::new(), Vec::new());
