@@ -25,8 +25,7 @@ use cohort_protocol::messages::learner::{
 use cohort_protocol::messages::reward::{CoordinatorToReward, RewardToCoordinator, ScoreReply, ScoreRequest};
 use cohort_protocol::messages::rollout::{CancelLease, CoordinatorToRollout, RolloutToCoordinator, WeightsReady};
 use cohort_protocol::{
-    AttemptId, GroupLease, GroupPayload, LeasePurpose, PolicyVersion, ScoreOutcome, StepId, StepIntent,
-    TrajectoryBatch, WorkerId,
+    AttemptId, GroupLease, GroupPayload, LeasePurpose, PolicyVersion, ScoreOutcome, StepId, StepIntent, TrajectoryBatch, WorkerId,
 };
 use std::collections::HashMap;
 use std::sync::Arc;
