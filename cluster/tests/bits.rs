@@ -1,6 +1,7 @@
 //! The promise of synchronous runs, on real processes: the final weights are the same bits for any number of workers and
 //! threads, in one process or in many, killed at any named point or not, resumed or not. After each run the accounts
 //! balance. A tiny random model is trained; what is tried here does not depend on its size.
+#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, reason = "a test fails by panicking")]
 use rusqlite::Connection;
 use serde_json::Value;
 use std::path::{Path, PathBuf};

@@ -1,4 +1,5 @@
 //! The program as scripts use it: a small run through the real binary, then every report about it.
+#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, reason = "a test fails by panicking")]
 use serde_json::Value;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Output};

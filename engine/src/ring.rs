@@ -86,8 +86,11 @@ pub trait WeightRing: Send + Sync + std::fmt::Debug {
 /// Slots in this process's memory.
 #[derive(Debug)]
 pub struct LocalRing {
-    slots: Vec<Mutex<Option<(u64, u64, WeightSet)>>>,
+    slots: Vec<LocalSlot>,
 }
+
+/// Version, digest and weights.
+type LocalSlot = Mutex<Option<(u64, u64, WeightSet)>>;
 
 impl LocalRing {
     /// Empty slots.
@@ -96,7 +99,7 @@ impl LocalRing {
         Self { slots: (0..slots).map(|_| Mutex::new(None)).collect() }
     }
 
-    fn slot(&self, slot: u32) -> Result<&Mutex<Option<(u64, u64, WeightSet)>>, RingError> {
+    fn slot(&self, slot: u32) -> Result<&LocalSlot, RingError> {
         self.slots.get(slot as usize).ok_or(RingError::NoSlot { slot, slots: self.slots() })
     }
 }

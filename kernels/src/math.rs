@@ -71,7 +71,7 @@ pub fn ln(x: f64) -> f64 {
     if x == f64::INFINITY {
         return x;
     }
-    if !(x >= f64::MIN_POSITIVE) {
+    if x.is_nan() || x < f64::MIN_POSITIVE {
         return f64::NAN;
     }
     let mut exponent = ((x.to_bits() >> 52) as i64 - 1023) as f64;

@@ -33,11 +33,11 @@ pub(crate) fn checked(spec: DecoderSpec, place: &str) -> Result<DecoderSpec, Mod
             return Err(bad(key, value.to_string(), format!("must be 1 to {max}")));
         }
     }
-    if spec.heads % spec.kv_heads != 0 {
+    if !spec.heads.is_multiple_of(spec.kv_heads) {
         let problem = format!("must divide num_attention_heads = {}", spec.heads);
         return Err(bad("num_key_value_heads", spec.kv_heads.to_string(), problem));
     }
-    if spec.head_dim % 2 != 0 {
+    if !spec.head_dim.is_multiple_of(2) {
         return Err(bad("head_dim", spec.head_dim.to_string(), "rotary embedding needs an even number".into()));
     }
     if spec.heads * spec.head_dim > MAX_WIDTH {

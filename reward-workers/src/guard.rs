@@ -186,7 +186,7 @@ mod tests {
 
     #[tokio::test(start_paused = true)]
     async fn silence_ends_at_the_deadline() {
-        let result = guard(1, 1.0).call(|| std::future::pending::<Result<(), Failure>>()).await;
+        let result = guard(1, 1.0).call(std::future::pending::<Result<(), Failure>>).await;
         assert_eq!(result, Err(Failure::Retryable("no answer within 1s".to_owned())));
     }
 

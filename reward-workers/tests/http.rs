@@ -1,4 +1,5 @@
 //! The `http` reward against a real server on loopback.
+#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, reason = "a test fails by panicking")]
 use cohort_protocol::{GroupId, LeasePurpose, SampleIx, ScoreOutcome, Turn, TurnRole};
 use cohort_reward_workers::rewards::http::{HttpConfig, HttpReward};
 use cohort_reward_workers::{Reward, SampleInput, ScoreInput};

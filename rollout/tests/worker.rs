@@ -1,4 +1,5 @@
 //! A rollout worker against a coordinator's end of the link, over the in-process transport, with a stub for a model.
+#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, reason = "a test fails by panicking")]
 use cohort_actors::transport::inproc::{InprocAddress, InprocListener};
 use cohort_actors::{AcceptTerms, Deadlines, Listener, PeerLink, Shutdown, accept_worker};
 use cohort_engine::stub::StubBackend;

@@ -11,7 +11,7 @@
 //!
 //! Invariants
 //! - **N1** the agent decides nothing about training: it starts, watches, restarts and hands over descriptors.
-//! - **N2** what must outlive a child (port, weights, progress pipe) is held here ([`handover`]).
+//! - **N2** what must outlive a child (port, weights, progress pipe) is held here (`handover`).
 //! - **N3** when the coordinator has ended well, every other child is told to leave, and none survives the agent.
 mod children;
 mod handover;

@@ -150,6 +150,7 @@ impl<'a> Reader<'a> {
         }
     }
 
+    #[expect(clippy::result_large_err, reason = "an error ends the reading; it carries its place")]
     fn visit<'de, V: Visitor<'de>>(self, visitor: V) -> Result<V::Value, ReadError> {
         let result = match &self.node.value {
             Value::String(s) => visitor.visit_str(s),

@@ -468,7 +468,8 @@ async fn failures_and_differences_are_named() {
     let place = Place::new(Habits::default());
     let (shutdown, running) = start(&place, args(&paths));
     let stranger: Result<WorkerLink<CoordinatorToReward, RewardToCoordinator>, _> = place.link(id(Role::Reward, 9)).await;
-    let why = stranger.err().expect("a stranger was welcomed").to_string();
+    let Err(why) = stranger else { panic!("a stranger was welcomed") };
+    let why = why.to_string();
     assert!(why.contains("no reward-9"), "{why}");
     shutdown.trigger("done");
     within(running).await.unwrap().unwrap();

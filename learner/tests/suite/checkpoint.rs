@@ -181,7 +181,7 @@ fn child(prelude: &str, test: &str, run: &Path) -> ExitStatus {
         .output()
         .unwrap();
     if !output.status.success() {
-        println!("{}{}", String::from_utf8_lossy(&output.stdout), String::from_utf8_lossy(&output.stderr));
+        eprintln!("{}{}", String::from_utf8_lossy(&output.stdout), String::from_utf8_lossy(&output.stderr));
     }
     output.status
 }

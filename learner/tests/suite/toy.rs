@@ -178,10 +178,10 @@ impl Backend for Toy {
             };
             for v in 0..self.spec.vocab {
                 let g = d_logit(v);
-                for j in 0..h {
+                for (j, x) in x.iter().enumerate() {
                     let w = f64::from(self.weights.0[head].data[v * h + j]);
                     let (e, n) = (self.weights.0[EMBED].data[previous * h + j], self.weights.0[NORM].data[j]);
-                    self.grads.0.get_mut(head).unwrap().data[v * h + j] += (g * x[j]) as f32;
+                    self.grads.0.get_mut(head).unwrap().data[v * h + j] += (g * x) as f32;
                     self.grads.0.get_mut(EMBED).unwrap().data[previous * h + j] += (g * w * f64::from(n)) as f32;
                     self.grads.0.get_mut(NORM).unwrap().data[j] += (g * w * f64::from(e)) as f32;
                 }

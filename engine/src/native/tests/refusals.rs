@@ -38,7 +38,7 @@ fn bad_extends_are_refused_and_leave_memories_alone() {
     assert_eq!(refused(kv, &[1, 23]), "item 0: token 23 at 3 is not below the vocabulary of 23");
     assert!(refused(kv, &[1; 39]).contains("41 tokens do not fit the context of 40"));
     let twice = [Extend { kv, tokens: &[1] }, Extend { kv, tokens: &[1] }];
-    assert!(message(engine.extend(&twice, &mut vec![0.0; 46])).contains("occurs twice"));
+    assert!(message(engine.extend(&twice, &mut [0.0; 46])).contains("occurs twice"));
     assert!(message(engine.extend(&twice[..1], &mut [0.0; 3])).contains("room for 3 logits where 1 rows of 23 are due"));
     assert_eq!(engine.kv_len(kv), 2);
     engine.extend(&[Extend { kv, tokens: &[1; 38] }], &mut logits).unwrap();
