@@ -7,6 +7,9 @@
 //! Files: `backend` the seam; `handle` the roles' side; `driver` the engine's thread; `scheduler` who is in the next step;
 //! `sampler` one token from logits; `ring` weights by version, in memory or shared by a host; `stub` canned text.
 
+/// Whether this build can compute on a CUDA device.
+pub const HAS_CUDA: bool = cfg!(feature = "cuda");
+
 pub mod backend;
 pub mod candle;
 mod driver;

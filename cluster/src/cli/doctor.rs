@@ -111,7 +111,7 @@ fn kernels() -> Check {
 
 fn device(config: &Config) -> Check {
     let wants_cuda = config.model.device == DeviceKind::Cuda;
-    let status = if wants_cuda && !cfg!(feature = "cuda") { Status::Error } else { Status::Ok };
+    let status = if wants_cuda && !cohort_engine::HAS_CUDA { Status::Error } else { Status::Ok };
     let found = if wants_cuda { "cuda" } else { "cpu" };
     check("device", status, found, "this build has no CUDA: build with `--features cuda`, or set model.device = \"cpu\"")
 }

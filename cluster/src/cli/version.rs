@@ -26,7 +26,7 @@ pub(super) fn run(args: &Args, out: &mut dyn Write) -> Result<Exit, CliError> {
         version: env!("CARGO_PKG_VERSION"),
         protocol: cohort_protocol::version::PROTOCOL,
         kernel_path: cohort_kernels::Path::detect().name(),
-        cuda: cfg!(feature = "cuda"),
+        cuda: cohort_engine::HAS_CUDA,
         os: std::env::consts::OS,
         arch: std::env::consts::ARCH,
         optimized: !cfg!(debug_assertions),
