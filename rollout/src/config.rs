@@ -49,9 +49,13 @@ pub struct EnvironmentConfig {
     pub r#type: String,
     /// Data file of "prompts" (.jsonl, .json) and "scenarios" (.json, .jsonl); relative to the configuration's folder.
     pub path: Option<PathBuf>,
+    /// File of held-out rows, apart from `path`, whose rows then all are for training; a row that stands in both files is
+    /// refused. Default none: rows of `path` are held out.
+    pub heldout_path: Option<PathBuf>,
     /// Assistant turns of one episode, at most, tool calls included. Default 10.
     pub max_turns: u32,
-    /// Rows kept for evaluation and never trained on. Default a tenth of the file, at most 256; 256 orders at the order desk.
+    /// Rows kept for evaluation and never trained on. Default a tenth of the file, at most 256; all
+    /// rows of `heldout_path`, where there is one; 256 orders at the order desk.
     pub heldout: Option<u32>,
     /// Whether each epoch has its own order; otherwise rows come as they stand in the file. Default true.
     pub shuffle: bool,
@@ -67,6 +71,7 @@ impl Default for EnvironmentConfig {
         Self {
             r#type: "order_desk".into(),
             path: None,
+            heldout_path: None,
             max_turns: 10,
             heldout: None,
             shuffle: true,

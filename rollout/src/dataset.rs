@@ -8,6 +8,7 @@ use crate::draw::{hash, permute};
 use crate::{EnvironmentConfig, RolloutError};
 use cohort_protocol::{GroupId, SampledItem};
 use serde_json::Value;
+use std::collections::HashSet;
 use std::path::Path;
 use std::sync::Arc;
 
@@ -43,9 +44,6 @@ impl RowDataset {
     pub fn new(rows: Vec<Value>, config: &EnvironmentConfig, seed: u64, place: &str) -> Result<Self, RolloutError> {
         let fail = |problem: String| Err(RolloutError::Data { place: place.to_owned(), problem });
         let n = rows.len() as u64;
-        if n == 0 {
-            return fail("it has no rows: there is nothing to generate from".into());
-        }
         let default = (n / HELDOUT_SHARE).clamp(u64::from(n > 1), HELDOUT_MOST);
         let heldout = config.heldout.map_or(default, u64::from);
         if heldout >= n {
@@ -97,6 +95,56 @@ impl Dataset for RowDataset {
     }
 }
 
+/// Training rows of one file, held-out rows of another, in the order of that file.
+#[derive(Debug)]
+pub struct TwoFiles {
+    train: RowDataset,
+    heldout: Vec<Arc<str>>,
+}
+
+impl TwoFiles {
+    /// Rows that were read and checked; `places` names their files in errors.
+    pub fn new(
+        train: Vec<Value>,
+        heldout: Vec<Value>,
+        config: &EnvironmentConfig,
+        seed: u64,
+        places: (&str, &str),
+    ) -> Result<Self, RolloutError> {
+        let fail = |problem: String| Err(RolloutError::Data { place: places.1.to_owned(), problem });
+        let wanted = config.heldout.map_or(heldout.len(), |n| n as usize);
+        if wanted > heldout.len() {
+            return fail(format!("environment.heldout = {wanted}, the file has {} rows", heldout.len()));
+        }
+        let known: HashSet<String> = train.iter().map(Value::to_string).collect();
+        let heldout: Vec<Arc<str>> = heldout.into_iter().take(wanted).map(|row| row.to_string().into()).collect();
+        if let Some(i) = heldout.iter().position(|row| known.contains(&**row)) {
+            return fail(format!("row {} is a training row too, in {}", i + 1, places.0));
+        }
+        let all = EnvironmentConfig { heldout: Some(0), ..config.clone() };
+        Ok(Self { train: RowDataset::new(train, &all, seed, places.0)?, heldout })
+    }
+}
+
+impl Dataset for TwoFiles {
+    fn train_len(&self) -> u64 {
+        self.train.train_len()
+    }
+
+    fn train(&self, group: GroupId) -> SampledItem {
+        self.train.train(group)
+    }
+
+    fn heldout_len(&self) -> u64 {
+        self.heldout.len() as u64
+    }
+
+    fn heldout(&self, index: u64) -> SampledItem {
+        let row = index % self.heldout_len().max(1);
+        SampledItem { row, json: self.heldout.get(row as usize).map(ToString::to_string).unwrap_or_default() }
+    }
+}
+
 /// Reads rows: `.jsonl` is one object a line; `.json` an array of objects, or an object whose only array holds them.
 ///
 /// Errors: [`RolloutError::Data`] with file and line.
@@ -132,6 +180,9 @@ pub fn read_rows(path: &Path) -> Result<Vec<Value>, RolloutError> {
             return Err(fail(place, format!("{what}; data files are .jsonl or .json")));
         }
     };
+    if rows.is_empty() {
+        return Err(fail(place, "it has no rows: there is nothing to generate from".into()));
+    }
     rows.into_iter()
         .map(|(i, row)| match row {
             Value::Object(_) => Ok(row),
@@ -166,6 +217,21 @@ mod tests {
     }
 
     #[test]
+    fn a_second_file_holds_out_all_its_rows_and_none_of_the_first() {
+        let rows = |from: usize, to: usize| (from..to).map(|i| json!({"prompt": i})).collect::<Vec<_>>();
+        let make = |train, heldout, config: &EnvironmentConfig| TwoFiles::new(train, heldout, config, 3, ("a.jsonl", "b.jsonl"));
+        let config = EnvironmentConfig::default();
+        let two = make(rows(0, 9), rows(20, 25), &config).unwrap();
+        let train: BTreeSet<String> = (0..9).map(|g| two.train(GroupId(g)).json).collect();
+        assert_eq!((two.train_len(), train.len(), two.heldout_len()), (9, 9, 5));
+        assert_eq!(two.heldout(6).json, r#"{"prompt":21}"#);
+        let error = make(rows(0, 9), rows(8, 12), &config).unwrap_err().to_string();
+        assert!(error.contains("b.jsonl") && error.contains("row 1 is a training row too, in a.jsonl"), "{error}");
+        let many = EnvironmentConfig { heldout: Some(6), ..config };
+        assert!(make(rows(0, 9), rows(20, 25), &many).unwrap_err().to_string().contains("the file has 5 rows"));
+    }
+
+    #[test]
     fn the_split_is_disjoint_and_epochs_are_complete() {
         let config = EnvironmentConfig { heldout: Some(7), ..EnvironmentConfig::default() };
         let (one, two) = (dataset(50, &config, 1).unwrap(), dataset(50, &config, 2).unwrap());
@@ -195,7 +261,6 @@ mod tests {
     fn sets_that_cannot_be_split_are_refused() {
         let all = EnvironmentConfig { heldout: Some(5), ..EnvironmentConfig::default() };
         assert!(dataset(5, &all, 1).unwrap_err().to_string().contains("environment.heldout = 5 of 5 rows"));
-        assert!(dataset(0, &all, 1).unwrap_err().to_string().contains("no rows"));
         let one = dataset(1, &EnvironmentConfig::default(), 1).unwrap();
         assert_eq!((one.train_len(), one.heldout_len()), (1, 0));
     }

@@ -1,13 +1,14 @@
 //! From names in the configuration to agents, environments and data.
 use crate::agents::{Agent, chat::ChatAgent, tool::ToolAgent};
-use crate::dataset::Dataset;
+use crate::dataset::{Dataset, RowDataset, TwoFiles};
 use crate::environments::order_desk::{OrderDesk, Orders};
 use crate::environments::{Environment, prompts, scenarios};
 use crate::format::ChatFormat;
 use crate::{AgentConfig, EnvironmentConfig, RolloutError, tools};
 use cohort_engine::stub::Script;
 use cohort_model::ModelFiles;
-use std::path::{Path, PathBuf};
+use serde_json::Value;
+use std::path::Path;
 use std::sync::Arc;
 
 /// Agents by name.
@@ -61,19 +62,31 @@ pub fn environment(config: &EnvironmentConfig) -> Result<Arc<dyn Environment>, R
 
 /// The data of a section. `base` is the folder that relative paths start from, `seed` the run's.
 pub fn dataset(config: &EnvironmentConfig, base: &Path, seed: u64) -> Result<Arc<dyn Dataset>, RolloutError> {
-    let path = || -> Result<PathBuf, RolloutError> {
-        let path = config.path.as_deref().ok_or_else(|| RolloutError::Config {
-            place: "environment.path",
-            problem: format!("environment {} reads its rows from a file; name it", config.r#type),
-        })?;
-        Ok(base.join(path))
-    };
     match config.r#type.as_str() {
         "order_desk" => Ok(Arc::new(Orders::new(config, seed)?)),
-        "prompts" => Ok(Arc::new(prompts::dataset(&path()?, config, seed)?)),
-        "scenarios" => Ok(Arc::new(scenarios::dataset(&path()?, config, seed)?)),
+        "prompts" => from_files(prompts::rows, config, base, seed),
+        "scenarios" => from_files(scenarios::rows, config, base, seed),
         other => Err(unknown("environment.type", other, &ENVIRONMENTS)),
     }
+}
+
+/// One file that is split, or two.
+fn from_files(
+    read: fn(&Path) -> Result<Vec<Value>, RolloutError>,
+    config: &EnvironmentConfig,
+    base: &Path,
+    seed: u64,
+) -> Result<Arc<dyn Dataset>, RolloutError> {
+    let path = config.path.as_deref().ok_or_else(|| RolloutError::Config {
+        place: "environment.path",
+        problem: format!("environment {} reads its rows from a file; name it", config.r#type),
+    })?;
+    let path = base.join(path);
+    let (rows, place) = (read(&path)?, path.display().to_string());
+    let Some(apart) = &config.heldout_path else { return Ok(Arc::new(RowDataset::new(rows, config, seed, &place)?)) };
+    let apart = base.join(apart);
+    let heldout = read(&apart)?;
+    Ok(Arc::new(TwoFiles::new(rows, heldout, config, seed, (&place, &apart.display().to_string()))?))
 }
 
 /// What a `stub://` model says for this agent, for [`cohort_engine::stub::StubBackend`].

@@ -1,6 +1,6 @@
 //! Single-turn prompts from a file: a row has `prompt` or `messages`, often `answer`, and further columns for the reward.
 use super::{Environment, Episode, Observation, object};
-use crate::dataset::{RowDataset, read_rows};
+use crate::dataset::read_rows;
 use crate::{EnvironmentConfig, RolloutError};
 use async_trait::async_trait;
 use cohort_engine::DrawKey;
@@ -23,14 +23,14 @@ impl Prompts {
 }
 
 /// Reads and checks a file of prompts.
-pub fn dataset(path: &Path, config: &EnvironmentConfig, seed: u64) -> Result<RowDataset, RolloutError> {
+pub fn rows(path: &Path) -> Result<Vec<Value>, RolloutError> {
     let place = path.display().to_string();
     let rows = read_rows(path)?;
     for (i, row) in rows.iter().enumerate() {
         let checked = row.as_object().map_or_else(|| Err("it is not a JSON object".to_owned()), opening);
         checked.map_err(|problem| RolloutError::Data { place: format!("{place}: row {}", i + 1), problem })?;
     }
-    RowDataset::new(rows, config, seed, &place)
+    Ok(rows)
 }
 
 /// The turns of a row.
@@ -85,11 +85,11 @@ impl Episode for Prompt {
 mod tests {
     use super::*;
 
-    fn check(text: &str) -> Result<RowDataset, RolloutError> {
+    fn check(text: &str) -> Result<Vec<Value>, RolloutError> {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("p.jsonl");
         std::fs::write(&path, text).unwrap();
-        dataset(&path, &EnvironmentConfig::default(), 1)
+        rows(&path)
     }
 
     #[test]

@@ -1,6 +1,6 @@
 //! A scripted user: the turns of `user_responses` in order, the user first. A goodbye of either side ends the episode.
 use super::{Environment, Episode, Observation, object};
-use crate::dataset::{RowDataset, read_rows};
+use crate::dataset::read_rows;
 use crate::{EnvironmentConfig, RolloutError};
 use async_trait::async_trait;
 use cohort_engine::DrawKey;
@@ -51,13 +51,13 @@ impl Scenarios {
 }
 
 /// Reads and checks a file of scenarios.
-pub fn dataset(path: &Path, config: &EnvironmentConfig, seed: u64) -> Result<RowDataset, RolloutError> {
+pub fn rows(path: &Path) -> Result<Vec<Value>, RolloutError> {
     let place = path.display().to_string();
     let rows = read_rows(path)?;
     for (i, row) in rows.iter().enumerate() {
         scenario(row.clone()).map_err(|problem| RolloutError::Data { place: format!("{place}: scenario {}", i + 1), problem })?;
     }
-    RowDataset::new(rows, config, seed, &place)
+    Ok(rows)
 }
 
 fn scenario(row: Value) -> Result<Scenario, String> {
