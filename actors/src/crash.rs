@@ -7,6 +7,7 @@
 //! Unarmed, a point costs one load of a static.
 use std::collections::HashMap;
 use std::fs::OpenOptions;
+use std::io::{self, Write};
 use std::path::PathBuf;
 use std::sync::OnceLock;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -20,11 +21,11 @@ pub const TRAJECTORY_SENT: &str = "trajectory-sent";
 pub const SCORE_SENT: &str = "score-sent";
 /// In the coordinator, between a step's intent and its commit.
 pub const INTENT_COMMITTED: &str = "intent-committed";
-/// In the learner, between two micro-batches of a backward pass.
+/// In the learner, after the first micro-batch of a step, its gradients in memory and no update made.
 pub const LEARNER_BACKWARD: &str = "learner-backward";
 /// In the learner, checkpoint files written and not yet renamed.
 pub const CHECKPOINT: &str = "checkpoint";
-/// In the learner, a weight slot half written.
+/// In the learner, the header and about half of the tensors of a weight slot written, the slot marked as being written.
 pub const PUBLISH: &str = "publish";
 
 /// Every point there is.
@@ -57,12 +58,18 @@ pub enum CrashError {
     /// The directory of markers is not given.
     #[error("{ENV} is set and {ENV_DIR} is not; set it to a directory that outlives the killed process")]
     NoDirectory,
+    /// The directory of markers does not exist.
+    #[error("{ENV_DIR}={}: there is no such directory; make it before the run, it outlives the killed process", .0.display())]
+    MissingDirectory(PathBuf),
 }
 
 /// Reads the environment. Call it first in every process, so that a misspelt point is an error and not a test that
 /// passes without a crash.
 pub fn arm_from_env() -> Result<(), CrashError> {
     let armed = parse(std::env::var(ENV).ok(), std::env::var_os(ENV_DIR).map(PathBuf::from))?;
+    if let Some(Armed { dir, .. }) = armed.as_ref().filter(|armed| !armed.dir.is_dir()) {
+        return Err(CrashError::MissingDirectory(dir.clone()));
+    }
     // A second call finds the same environment.
     let _ = ARMED.set(armed);
     Ok(())
@@ -73,8 +80,20 @@ pub fn crash_point(name: &'static str) {
     let Some(Some(armed)) = ARMED.get() else { return };
     let Some(point) = armed.points.get(name) else { return };
     let passing = point.passed.fetch_add(1, Ordering::Relaxed) + 1;
-    if passing >= point.nth && claim(armed, name, point.nth) {
-        kill_self();
+    if passing < point.nth {
+        return;
+    }
+    match claim(armed, name, point.nth) {
+        Ok(true) => kill_self(),
+        Ok(false) => {}
+        Err(error) => {
+            // Living on would make a test pass without its crash: the run ends here, with the reason.
+            let why = format!("crash point {name}: its marker cannot be written in {}: {error}", armed.dir.display());
+            tracing::error!(target: "cohort::crash", why, "not_crashed");
+            // Nobody may be reading.
+            let _ = writeln!(io::stderr(), "{why}");
+            std::process::exit(i32::from(crate::supervision::process::exit::NO_RESTART));
+        }
     }
 }
 
@@ -110,8 +129,13 @@ fn parse(value: Option<String>, dir: Option<PathBuf>) -> Result<Option<Armed>, C
 }
 
 /// Whether this process is the first of the run to reach the entry. `create_new` decides between racing processes.
-fn claim(armed: &Armed, name: &str, nth: u64) -> bool {
-    OpenOptions::new().write(true).create_new(true).open(armed.dir.join(format!("{name}-{nth}.crashed"))).is_ok()
+fn claim(armed: &Armed, name: &str, nth: u64) -> io::Result<bool> {
+    let marker = armed.dir.join(format!("{name}-{nth}.crashed"));
+    match OpenOptions::new().write(true).create_new(true).open(marker) {
+        Ok(_) => Ok(true),
+        Err(error) if error.kind() == io::ErrorKind::AlreadyExists => Ok(false),
+        Err(error) => Err(error),
+    }
 }
 
 fn kill_self() -> ! {
@@ -147,8 +171,10 @@ mod tests {
     fn one_process_of_the_run_claims_an_entry() {
         let dir = tempfile::tempdir().unwrap();
         let armed = parse(Some("publish:1".into()), Some(dir.path().into())).unwrap().unwrap();
-        assert!(claim(&armed, PUBLISH, 1));
-        assert!(!claim(&armed, PUBLISH, 1));
-        assert!(claim(&armed, PUBLISH, 2), "another entry is another marker");
+        assert!(claim(&armed, PUBLISH, 1).unwrap());
+        assert!(!claim(&armed, PUBLISH, 1).unwrap());
+        assert!(claim(&armed, PUBLISH, 2).unwrap(), "another entry is another marker");
+        drop(dir);
+        assert_eq!(claim(&armed, PUBLISH, 3).unwrap_err().kind(), io::ErrorKind::NotFound, "no crash is no success");
     }
 }

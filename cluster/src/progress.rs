@@ -3,6 +3,7 @@
 //! and `summary.json`; fields may be added, these stay.
 use cohort_protocol::{Role, Turn};
 use serde::{Deserialize, Serialize};
+use std::collections::BTreeMap;
 use std::path::PathBuf;
 
 /// One piece of news.
@@ -24,7 +25,7 @@ pub enum Progress {
     Step(StepProgress),
     /// An evaluation round is complete.
     Evaluation(EvaluationReport),
-    /// The actors as they are now; about once a second and at every change.
+    /// The actors as they are now; at most four times a second, and at every change of phase.
     Actors(Vec<ActorStatus>),
     /// Something worth a line: a restart with its cause, a refused result, a slow grader.
     Notice(String),
@@ -146,8 +147,13 @@ pub struct ActorStatus {
     pub lease: Option<String>,
     /// Policy version it holds.
     pub version: Option<u64>,
-    /// Units of work done since its process started: sampled tokens, graded samples, micro-batches.
+    /// Counter since its process started that moves while it gets on: sampled tokens of a rollout worker, committed steps
+    /// of the coordinator; of the others, work done and seconds within their own limits.
     pub progress: u64,
+    /// Of a reward worker: state of each grader's circuit breaker (`closed`, `open`, `half-open`). Absent where there is
+    /// none.
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    pub breakers: BTreeMap<String, String>,
 }
 
 /// `status.json`: rewritten atomically while the run goes on.

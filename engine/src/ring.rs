@@ -75,8 +75,13 @@ impl From<RingError> for EngineError {
 
 /// Slots of versioned weights.
 pub trait WeightRing: Send + Sync + std::fmt::Debug {
-    /// Overwrites a slot and gives the [`WeightSet::digest`] of what it holds now.
-    fn publish(&self, slot: u32, version: u64, weights: &WeightSet) -> Result<u64, RingError>;
+    /// Overwrites a slot and gives the [`WeightSet::digest`] of what it holds now. `midway` is called once while the slot is
+    /// half written: a place to die at, for tests of R3.
+    fn publish_through(&self, slot: u32, version: u64, weights: &WeightSet, midway: &mut dyn FnMut()) -> Result<u64, RingError>;
+    /// [`Self::publish_through`] without a stop.
+    fn publish(&self, slot: u32, version: u64, weights: &WeightSet) -> Result<u64, RingError> {
+        self.publish_through(slot, version, weights, &mut || {})
+    }
     /// What `publish` wrote there under this version.
     fn fetch(&self, slot: u32, version: u64) -> Result<WeightSet, RingError>;
     /// Number of slots.
@@ -105,9 +110,12 @@ impl LocalRing {
 }
 
 impl WeightRing for LocalRing {
-    fn publish(&self, slot: u32, version: u64, weights: &WeightSet) -> Result<u64, RingError> {
+    fn publish_through(&self, slot: u32, version: u64, weights: &WeightSet, midway: &mut dyn FnMut()) -> Result<u64, RingError> {
         let digest = weights.digest();
-        *self.slot(slot)?.lock().unwrap_or_else(PoisonError::into_inner) = Some((version, digest, weights.clone()));
+        let mut held = self.slot(slot)?.lock().unwrap_or_else(PoisonError::into_inner);
+        *held = None;
+        midway();
+        *held = Some((version, digest, weights.clone()));
         Ok(digest)
     }
 
@@ -256,7 +264,7 @@ impl SharedRing {
 }
 
 impl WeightRing for SharedRing {
-    fn publish(&self, slot: u32, version: u64, weights: &WeightSet) -> Result<u64, RingError> {
+    fn publish_through(&self, slot: u32, version: u64, weights: &WeightSet, midway: &mut dyn FnMut()) -> Result<u64, RingError> {
         let directory = encode_directory(weights);
         let values: u64 = weights.0.values().map(|t| t.data.len() as u64 * 4).sum();
         let at = self.offset(slot, self.reserve(PAGE + directory.len() as u64 + values)?)?;
@@ -269,7 +277,11 @@ impl WeightRing for SharedRing {
         self.write(at + PAGE, &directory)?;
         let mut end = at + PAGE + directory.len() as u64;
         let mut buffer = Vec::with_capacity(CHUNK);
-        for tensor in weights.0.values() {
+        let half = weights.0.len() / 2;
+        for (written, tensor) in weights.0.values().enumerate() {
+            if written == half {
+                midway();
+            }
             end = self.write_values(end, &tensor.data, &mut buffer)?;
         }
         self.write_words(at, &[writing + 1])?;
@@ -370,6 +382,24 @@ mod tests {
             data: (0..n * 3).map(|i| f32::from_bits(0x3f00_0000 + seed * 7919 + k * 31 + i as u32)).collect(),
         };
         WeightSet([("a".to_owned(), tensor(5, 1)), ("b.weight".to_owned(), tensor(300_001, 2))].into())
+    }
+
+    /// R3, in a process that dies at the place where the learner's crash point is.
+    #[test]
+    fn a_writer_that_ends_midway_leaves_no_weights_and_the_next_one_repairs() {
+        let rings: [Box<dyn WeightRing>; 2] = [Box::new(LocalRing::new(2)), Box::new(SharedRing::create(2).unwrap())];
+        for ring in &rings {
+            ring.publish(1, 4, &weights(4)).unwrap();
+            let mut die = || panic!("killed");
+            let died =
+                std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| ring.publish_through(1, 5, &weights(5), &mut die)));
+            assert!(died.is_err(), "it passes the middle");
+            for version in [4, 5] {
+                assert!(matches!(ring.fetch(1, version), Err(RingError::Torn { .. } | RingError::Version { .. })), "{ring:?}");
+            }
+            let digest = ring.publish(1, 5, &weights(5)).unwrap();
+            assert_eq!(ring.fetch(1, 5).unwrap().digest(), digest);
+        }
     }
 
     fn round_trip(ring: &dyn WeightRing) {

@@ -7,6 +7,7 @@
 //!   held, and whatever was asked can be asked again at no cost.
 use crate::error::LearnerError;
 use crate::jobs::Workshop;
+use crate::patience::Patience;
 use crate::state::{Aftermath, Command, Event, Failure, Job, LearnerState, Outcome};
 use cohort_actors::{Ack, LinkSender};
 use cohort_engine::EngineError;
@@ -64,7 +65,9 @@ impl Actor for LearnerActor {
 
     async fn pre_start(&self, _myself: ActorRef<LearnerMsg>, args: LearnerActorArgs) -> Result<Self::State, ActorProcessingErr> {
         let LearnerActorArgs { workshop, sender, exit } = args;
-        Ok(LearnerActorState { decide: LearnerState::default(), workshop, sender, exit: Some(exit), job: None })
+        let parameters = workshop.engine.spec().parameters() as u64;
+        let patience = Patience::new(parameters, workshop.training.micro_batch_tokens as u64);
+        Ok(LearnerActorState { decide: LearnerState::new(patience), workshop, sender, exit: Some(exit), job: None })
     }
 
     async fn handle(

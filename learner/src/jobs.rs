@@ -31,7 +31,7 @@ pub struct Workshop {
     pub model: ModelFiles,
     /// The run directory.
     pub run_dir: PathBuf,
-    /// Micro-batches done since the start.
+    /// Micro-batches done since the start, those of the reference included.
     pub micro_batches: Arc<AtomicU64>,
 }
 
@@ -106,7 +106,12 @@ impl Workshop {
 
     async fn reference_logp(&self, reference: &EngineHandle, request: &StepRequest) -> Result<Vec<Vec<f32>>, Failure> {
         let plan = step::plan(&self.training, request).map_err(|e| step_failure(&e, Aftermath::Intact))?;
-        let forward = reference.with_backend(move |backend: &mut dyn Backend| step::reference_logp(backend, &plan));
+        let done = self.micro_batches.clone();
+        let forward = reference.with_backend(move |backend: &mut dyn Backend| {
+            step::reference_logp(backend, &plan, &mut || {
+                done.fetch_add(1, Ordering::Relaxed);
+            })
+        });
         let logp = forward.await.map_err(|e| engine_failure(&e, Aftermath::Intact))?;
         logp.map_err(|e| step_failure(&e, Aftermath::Intact))
     }

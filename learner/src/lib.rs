@@ -10,8 +10,8 @@
 //! Files: `config` what a user writes, `training` what it means; `aggregator/` scored samples to complete groups;
 //! `advantage/` rewards to advantages; `algo/` the objectives; `batching` groups to micro-batches; `schedule` learning
 //! rates; `step` one step, the whole of it; `checkpoint/` directories on the disk; `publish` weights to the ring; `sinks/`
-//! where metrics go; `state` what the worker decides, `actor` and `jobs` how it is done, `worker` its session with the
-//! coordinator;
+//! where metrics go; `state` what the worker decides, `patience` how long a job may stand still, `actor` and `jobs` how it
+//! is done, `worker` its session with the coordinator;
 //! `exact` exp and cos with one answer everywhere; `metrics` how values of one name come together.
 pub mod actor;
 pub mod advantage;
@@ -24,6 +24,7 @@ pub mod error;
 pub mod exact;
 pub mod jobs;
 pub mod metrics;
+pub mod patience;
 pub mod publish;
 pub mod schedule;
 pub mod sinks;

@@ -3,7 +3,8 @@
 //! Invariant **P1**: a slot is announced only after it was written completely and its digest is that of the engine's
 //! weights. A learner that dies in between has announced nothing; its successor publishes the version again.
 use cohort_actors::crash::{PUBLISH, crash_point};
-use cohort_engine::{EngineError, EngineHandle, Label, WeightRing};
+use cohort_engine::{EngineError, EngineHandle, Label, RingError, WeightRing};
+use cohort_model::WeightSet;
 use cohort_protocol::PolicyVersion;
 use std::sync::Arc;
 
@@ -16,7 +17,26 @@ pub async fn publish(
     slot: u32,
     version: PolicyVersion,
 ) -> Result<Label, EngineError> {
-    let label = engine.publish(ring, slot, version.0).await?;
-    crash_point(PUBLISH);
-    Ok(label)
+    engine.publish(Arc::new(Mortal(ring)), slot, version.0).await
+}
+
+/// A ring whose writer may die with a slot half written.
+#[derive(Debug)]
+struct Mortal(Arc<dyn WeightRing>);
+
+impl WeightRing for Mortal {
+    fn publish_through(&self, slot: u32, version: u64, weights: &WeightSet, midway: &mut dyn FnMut()) -> Result<u64, RingError> {
+        self.0.publish_through(slot, version, weights, &mut || {
+            midway();
+            crash_point(PUBLISH);
+        })
+    }
+
+    fn fetch(&self, slot: u32, version: u64) -> Result<WeightSet, RingError> {
+        self.0.fetch(slot, version)
+    }
+
+    fn slots(&self) -> u32 {
+        self.0.slots()
+    }
 }

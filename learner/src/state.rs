@@ -7,6 +7,9 @@
 //! - **D3** requests of another epoch than the connection's are ignored; answers carry the epoch of their request and are
 //!   not sent into another one.
 //! - **D4** `Ready` names the version in the engine, so it waits for a running job.
+//! - **D5** the progress counter moves with every micro-batch, and with every beat while the job is within its patience
+//!   ([`Patience`]); the coordinator replaces a learner whose counter stands still.
+use crate::patience::Patience;
 use cohort_protocol::messages::learner::{
     CheckpointRequest, CheckpointSaved, CoordinatorToLearner, LearnerBeat, LearnerFailed, LearnerToCoordinator, Load, Loaded,
     PublishRequest, Published, StepRequest, Stepped,
@@ -109,8 +112,11 @@ pub enum Aftermath {
 }
 
 /// The worker's memory.
-#[derive(Debug, Default)]
+#[derive(Debug)]
 pub struct LearnerState {
+    patience: Patience,
+    progress: u64,
+    micro_batches: u64,
     epoch: Option<Epoch>,
     held: Option<PolicyVersion>,
     running: Option<Running>,
@@ -123,6 +129,8 @@ pub struct LearnerState {
 struct Running {
     what: String,
     request: Request,
+    /// Beats since the last sign of progress.
+    still: u64,
 }
 
 /// What an answer needs to know of its request.
@@ -144,6 +152,22 @@ impl Request {
 }
 
 impl LearnerState {
+    /// A fresh worker.
+    #[must_use]
+    pub fn new(patience: Patience) -> Self {
+        Self {
+            patience,
+            progress: 0,
+            micro_batches: 0,
+            epoch: None,
+            held: None,
+            running: None,
+            last: None,
+            greeting: false,
+            leaving: None,
+        }
+    }
+
     /// The version in the engine.
     #[must_use]
     pub fn held(&self) -> Option<PolicyVersion> {
@@ -160,14 +184,29 @@ impl LearnerState {
             Event::Received(CoordinatorToLearner::Checkpoint(request)) => self.on_checkpoint(request, out),
             Event::Received(CoordinatorToLearner::Drain(reason)) => self.on_drain(reason, out),
             Event::Finished(outcome) => self.on_finished(outcome, out),
-            Event::Beat(micro_batches) => {
-                let step = self.running.as_ref().and_then(|r| match &r.request {
-                    Request::Step(_, intent) => Some(intent.step),
-                    _ => None,
-                });
-                out.push(Command::Send(LearnerToCoordinator::Beat(LearnerBeat { version: self.held, step, micro_batches })));
+            Event::Beat(micro_batches) => self.on_beat(micro_batches, out),
+        }
+    }
+
+    fn on_beat(&mut self, micro_batches: u64, out: &mut Vec<Command>) {
+        let mut step = None;
+        if let Some(running) = &mut self.running {
+            let patience = match &running.request {
+                Request::Load(_) | Request::Checkpoint(..) => self.patience.state,
+                Request::Publish(_) => self.patience.publish,
+                Request::Step(_, intent) => {
+                    step = Some(intent.step);
+                    self.patience.micro_batch
+                }
+            };
+            running.still = if micro_batches == self.micro_batches { running.still + 1 } else { 0 };
+            if running.still <= patience {
+                self.progress += 1;
             }
         }
+        self.micro_batches = micro_batches;
+        let beat = LearnerBeat { version: self.held, step, progress: self.progress };
+        out.push(Command::Send(LearnerToCoordinator::Beat(beat)));
     }
 
     fn on_connected(&mut self, epoch: Epoch, out: &mut Vec<Command>) {
@@ -231,7 +270,7 @@ impl LearnerState {
     }
 
     fn on_finished(&mut self, outcome: Outcome, out: &mut Vec<Command>) {
-        let Some(Running { what, request }) = self.running.take() else { return };
+        let Some(Running { what, request, .. }) = self.running.take() else { return };
         let epoch = request.epoch();
         let answer = match (outcome, request) {
             (Outcome::Loaded { version, digest, sha256 }, _) => {
@@ -300,7 +339,7 @@ impl LearnerState {
     }
 
     fn start(&mut self, request: Request, what: String, job: Job, out: &mut Vec<Command>) {
-        self.running = Some(Running { what, request });
+        self.running = Some(Running { what, request, still: 0 });
         out.push(Command::Start(job));
     }
 }
@@ -314,6 +353,8 @@ mod tests {
     use super::*;
     use cohort_protocol::messages::learner::LoadFrom;
     use proptest::prelude::*;
+
+    const PATIENCE: Patience = Patience { state: 5, micro_batch: 3, publish: 2 };
 
     fn step(epoch: u64, n: u64) -> StepRequest {
         let intent = StepIntent { step: StepId(n), base: PolicyVersion(n - 1), groups: Vec::new(), digests: Vec::new() };
@@ -341,7 +382,7 @@ mod tests {
 
     /// Connected in epoch 1 and holding version 0.
     fn ready() -> LearnerState {
-        let mut state = LearnerState::default();
+        let mut state = LearnerState::new(PATIENCE);
         assert_eq!(after(&mut state, Event::Connected(Epoch(1))), [Command::Send(LearnerToCoordinator::Ready(None))]);
         let load = Load { epoch: Epoch(1), from: LoadFrom::Base, version: PolicyVersion(0) };
         assert!(matches!(ask(&mut state, CoordinatorToLearner::Load(load))[..], [Command::Start(Job::Load(_))]));
@@ -407,6 +448,26 @@ mod tests {
     }
 
     #[test]
+    fn progress_goes_on_within_a_jobs_patience_and_stops_after_it() {
+        let mut state = ready();
+        let beat = |state: &mut LearnerState, micro_batches| match &after(state, Event::Beat(micro_batches))[..] {
+            [Command::Send(LearnerToCoordinator::Beat(beat))] => beat.progress,
+            other => panic!("{other:?}"),
+        };
+        let idle = beat(&mut state, 0);
+        assert_eq!(beat(&mut state, 0), idle, "nothing is asked of it");
+        ask(&mut state, CoordinatorToLearner::Step(step(1, 1)));
+        let counts: Vec<u64> = [0, 0, 0, 0, 0].map(|n| beat(&mut state, n) - idle).to_vec();
+        assert_eq!(counts, [1, 2, 3, 3, 3], "a micro-batch that takes longer than it may");
+        assert_eq!([1, 1, 1, 1, 1].map(|n| beat(&mut state, n) - idle), [4, 5, 6, 7, 7], "another one came after all");
+        after(&mut state, Event::Finished(Outcome::Stepped(commit(1))));
+        let save = CheckpointRequest { epoch: Epoch(1), version: PolicyVersion(1), cursor_json: "{}".into() };
+        ask(&mut state, CoordinatorToLearner::Checkpoint(save));
+        let moved: Vec<u64> = (0..8).map(|_| beat(&mut state, 1) - idle).collect();
+        assert_eq!(moved, [8, 9, 10, 11, 12, 12, 12, 12], "a checkpoint has patience of its own");
+    }
+
+    #[test]
     fn a_dead_engine_ends_the_worker_after_it_was_said() {
         let mut state = ready();
         ask(&mut state, CoordinatorToLearner::Step(step(1, 1)));
@@ -436,7 +497,7 @@ mod tests {
         /// Whatever comes in whatever order: one job at a time, each step from the version held, each answer in its epoch.
         #[test]
         fn one_job_at_a_time(events in proptest::collection::vec((events(), any::<bool>()), 1..60)) {
-            let (mut state, mut running, mut epoch) = (LearnerState::default(), None::<Job>, None);
+            let (mut state, mut running, mut epoch) = (LearnerState::new(PATIENCE), None::<Job>, None);
             for (event, finish) in events {
                 if let Event::Connected(e) = event { epoch = Some(e); }
                 let held = state.held();

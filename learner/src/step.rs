@@ -75,9 +75,13 @@ pub fn plan(training: &Training, request: &StepRequest) -> Result<Plan, StepErro
     if plan.totals.tokens == 0 { Err(StepError::NoTokens { samples: plan.totals.sequences }) } else { Ok(plan) }
 }
 
-/// Log-probs of every target under the reference, by micro-batch.
-pub fn reference_logp(reference: &mut dyn Backend, plan: &Plan) -> Result<Vec<Vec<f32>>, StepError> {
-    let logp = |part: &MicroBatch| Ok(reference.forward(&part.batch, false).map_err(engine_error("reference forward"))?.logp);
+/// Log-probs of every target under the reference, by micro-batch; `watch` is called after each.
+pub fn reference_logp(reference: &mut dyn Backend, plan: &Plan, watch: &mut dyn FnMut()) -> Result<Vec<Vec<f32>>, StepError> {
+    let logp = |part: &MicroBatch| {
+        let forward = reference.forward(&part.batch, false).map_err(engine_error("reference forward"))?;
+        watch();
+        Ok(forward.logp)
+    };
     plan.micro_batches.iter().map(logp).collect()
 }
 

@@ -15,7 +15,7 @@ use cohort_protocol::messages::reward::{
     CoordinatorToReward, RewardBeat, RewardToCoordinator, SampleToScore, ScoreReply, ScoreRequest,
 };
 use cohort_protocol::messages::rollout::{
-    CancelLease, CoordinatorToRollout, LeaseFailed, Ready, RolloutBeat, RolloutToCoordinator, WeightsReady,
+    CancelLease, CoordinatorToRollout, LeaseFailed, Ready, RolloutBeat, RolloutToCoordinator, SwapFailed, WeightsReady,
 };
 use cohort_protocol::score::SampleOutcome;
 use cohort_protocol::{
@@ -95,6 +95,10 @@ fn rollout_to_coordinator() -> Vec<(&'static str, RolloutToCoordinator)> {
         ("Trajectories", RolloutToCoordinator::Trajectories(batch)),
         ("LeaseFailed", RolloutToCoordinator::LeaseFailed(failed)),
         ("Beat", RolloutToCoordinator::Beat(RolloutBeat { tokens: 987_654_321, running: 2 })),
+        (
+            "SwapFailed",
+            RolloutToCoordinator::SwapFailed(SwapFailed { version: PolicyVersion(3), error: "slot 1 is torn".into() }),
+        ),
     ]
 }
 
@@ -134,7 +138,7 @@ fn reward_to_coordinator() -> Vec<(&'static str, RewardToCoordinator)> {
         outcomes,
         score_us: 77,
     };
-    let beat = RewardBeat { scored: 12, running: 1, breakers: vec![("judge".into(), "half-open".into())] };
+    let beat = RewardBeat { progress: 12, running: 1, breakers: vec![("judge".into(), "half-open".into())] };
     vec![
         ("Ready", RewardToCoordinator::Ready(4)),
         ("Scored", RewardToCoordinator::Scored(reply)),
@@ -166,7 +170,7 @@ fn learner_to_coordinator() -> Vec<(&'static str, LearnerToCoordinator)> {
     };
     let saved = CheckpointSaved { epoch, version, dir: "checkpoints/step-4".into(), manifest_sha256: "aa".into() };
     let failed = LearnerFailed { epoch, what: "step 12".into(), error: "loss is NaN".into(), fatal: true };
-    let beat = LearnerBeat { version: Some(version), step: None, micro_batches: 31 };
+    let beat = LearnerBeat { version: Some(version), step: None, progress: 31 };
     vec![
         ("Ready", LearnerToCoordinator::Ready(None)),
         ("Loaded", LearnerToCoordinator::Loaded(Loaded { epoch, version, digest: 9, sha256: "bb".into() })),

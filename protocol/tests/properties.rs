@@ -11,7 +11,7 @@ use cohort_protocol::messages::reward::{
     CoordinatorToReward, RewardBeat, RewardToCoordinator, SampleToScore, ScoreReply, ScoreRequest,
 };
 use cohort_protocol::messages::rollout::{
-    CancelLease, CoordinatorToRollout, LeaseFailed, Ready, RolloutBeat, RolloutToCoordinator, WeightsReady,
+    CancelLease, CoordinatorToRollout, LeaseFailed, Ready, RolloutBeat, RolloutToCoordinator, SwapFailed, WeightsReady,
 };
 use cohort_protocol::score::SampleOutcome;
 use cohort_protocol::{
@@ -135,6 +135,7 @@ fn rollout_to_coordinator() -> impl Strategy<Value = RolloutToCoordinator> {
         batch,
         failed,
         any::<(u64, u16)>().prop_map(|(tokens, running)| RolloutToCoordinator::Beat(RolloutBeat { tokens, running })),
+        (version(), text()).prop_map(|(version, error)| RolloutToCoordinator::SwapFailed(SwapFailed { version, error })),
     ]
 }
 
@@ -169,7 +170,7 @@ fn reward_to_coordinator() -> impl Strategy<Value = RewardToCoordinator> {
         RewardToCoordinator::Scored(ScoreReply { epoch, purpose, group, attempt, outcomes, score_us })
     });
     let beat = (any::<(u64, u16)>(), vec((text(), text()), 0..3))
-        .prop_map(|((scored, running), breakers)| RewardToCoordinator::Beat(RewardBeat { scored, running, breakers }));
+        .prop_map(|((progress, running), breakers)| RewardToCoordinator::Beat(RewardBeat { progress, running, breakers }));
     prop_oneof![any::<u16>().prop_map(RewardToCoordinator::Ready), reply, beat]
 }
 
@@ -210,8 +211,8 @@ fn learner_to_coordinator() -> impl Strategy<Value = LearnerToCoordinator> {
         (epoch(), text(), text(), any::<bool>()).prop_map(|(epoch, what, error, fatal)| {
             LearnerToCoordinator::Failed(LearnerFailed { epoch, what, error, fatal })
         }),
-        (of(version()), of(any::<u64>()), any::<u64>()).prop_map(|(version, step, micro_batches)| {
-            LearnerToCoordinator::Beat(LearnerBeat { version, step: step.map(StepId), micro_batches })
+        (of(version()), of(any::<u64>()), any::<u64>()).prop_map(|(version, step, progress)| {
+            LearnerToCoordinator::Beat(LearnerBeat { version, step: step.map(StepId), progress })
         }),
     ]
 }

@@ -116,7 +116,8 @@ impl Actor for RewardActor {
         // Ends with the actor.
         drop(myself.send_interval(BEAT, || RewardMsg::Tick));
         Ok(RewardActorState {
-            decide: RewardState::new(args.capacity),
+            // In beats, of which there is one a second.
+            decide: RewardState::new(args.capacity, args.reward.longest().as_secs().saturating_add(1)),
             reward: args.reward,
             sender: args.sender,
             tasks: JoinSet::new(),

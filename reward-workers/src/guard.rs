@@ -76,6 +76,11 @@ impl Guard {
         Ok(Self { options, breaker: Breaker::new(name, policy), jitter })
     }
 
+    /// The longest that a call may take (B2).
+    pub(crate) fn longest(&self) -> Duration {
+        self.options.deadline.saturating_mul(self.options.attempts).saturating_add(self.options.patience)
+    }
+
     /// The breaker's state in one word, for beats.
     pub(crate) fn state(&self) -> String {
         self.breaker.phase().to_string()
@@ -188,6 +193,9 @@ mod tests {
     async fn silence_ends_at_the_deadline() {
         let result = guard(1, 1.0).call(std::future::pending::<Result<(), Failure>>).await;
         assert_eq!(result, Err(Failure::Retryable("no answer within 1s".to_owned())));
+        let (begun, guard) = (Instant::now(), guard(4, 1.0));
+        guard.call(|| std::future::pending::<Result<(), Failure>>()).await.unwrap_err();
+        assert!(begun.elapsed() > Duration::from_secs(4) && begun.elapsed() <= guard.longest(), "{:?}", begun.elapsed());
     }
 
     #[test]

@@ -7,6 +7,7 @@ use crate::RewardError;
 use async_trait::async_trait;
 use cohort_protocol::{GroupId, LeasePurpose, SampleIx, Score, ScoreOutcome, Turn, TurnRole, messages::reward::ScoreRequest};
 use serde_json::{Map, Value};
+use std::time::Duration;
 
 /// One sample as a grader sees it: the dialogue, never token ids.
 #[derive(Debug, Clone, PartialEq)]
@@ -93,6 +94,12 @@ pub trait Reward: Send + Sync {
 
     /// One outcome a sample, in sample order (G1).
     async fn score(&self, input: &ScoreInput) -> Vec<ScoreOutcome>;
+
+    /// Longest time that it takes for a group, tries and waits included, once no other group is before it. A worker whose
+    /// graders have not finished one for longer is taken for hung. Default: 60 s, plenty for a rule.
+    fn longest(&self) -> Duration {
+        Duration::from_secs(60)
+    }
 
     /// State of each circuit breaker behind it, `(name, state)`.
     fn breakers(&self) -> Vec<(String, String)> {

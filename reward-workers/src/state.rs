@@ -6,6 +6,8 @@
 //!   earlier one, whose outcome is dropped.
 //! - **W3** with a new epoch everything of the old one is forgotten, and nothing of it is sent.
 //! - **W4** a drained worker takes nothing more and stops when its last reply is acknowledged or dropped.
+//! - **W5** the progress counter moves with every group that is started or graded, and with every beat while the last of
+//!   these is no longer ago than a grader may take; the coordinator replaces a worker whose counter stands still.
 //!
 //! Queue: 4 x capacity requests wait at most; further ones are refused unacknowledged, and the coordinator sends them again.
 use cohort_protocol::messages::reward::{RewardBeat, ScoreReply, ScoreRequest};
@@ -77,20 +79,25 @@ pub(crate) struct RewardState {
     work: HashMap<(LeasePurpose, GroupId), (AttemptId, Stage)>,
     queue: VecDeque<ScoreRequest>,
     running: usize,
-    scored: u64,
+    progress: u64,
+    /// Beats since a group was started or graded, and how many of them a grader may take.
+    still: u64,
+    patience: u64,
     draining: bool,
 }
 
 impl RewardState {
-    /// A worker that is not connected yet.
-    pub(crate) fn new(capacity: u16) -> Self {
+    /// A worker that is not connected yet, whose graders need `patience` beats for a group at most.
+    pub(crate) fn new(capacity: u16, patience: u64) -> Self {
         Self {
             capacity: capacity.max(1),
             epoch: None,
             work: HashMap::new(),
             queue: VecDeque::new(),
             running: 0,
-            scored: 0,
+            progress: 0,
+            still: 0,
+            patience,
             draining: false,
         }
     }
@@ -102,7 +109,7 @@ impl RewardState {
             Event::Requested(request) => self.on_requested(request, out),
             Event::Graded(reply) => self.on_graded(reply, out),
             Event::Settled(key) => self.on_settled(key),
-            Event::Tick => out.push(Command::Beat(self.beat())),
+            Event::Tick => self.on_tick(out),
             Event::Drain => self.draining = true,
         }
         self.start_waiting(out);
@@ -146,7 +153,7 @@ impl RewardState {
 
     fn on_graded(&mut self, reply: ScoreReply, out: &mut Vec<Command>) {
         self.running = self.running.saturating_sub(1);
-        self.scored += reply.outcomes.len() as u64;
+        self.moved();
         if self.epoch != Some(reply.epoch) {
             return;
         }
@@ -170,13 +177,23 @@ impl RewardState {
             let Some(request) = self.queue.pop_front() else { break };
             self.work.insert((request.purpose, request.group), (request.attempt, Stage::Grading));
             self.running += 1;
+            self.moved();
             out.push(Command::Grade(request));
         }
     }
 
-    fn beat(&self) -> RewardBeat {
+    fn moved(&mut self) {
+        self.progress += 1;
+        self.still = 0;
+    }
+
+    fn on_tick(&mut self, out: &mut Vec<Command>) {
+        self.still += 1;
+        if self.running > 0 && self.still <= self.patience {
+            self.progress += 1;
+        }
         let running = u16::try_from(self.running + self.queue.len()).unwrap_or(u16::MAX);
-        RewardBeat { scored: self.scored, running, breakers: Vec::new() }
+        out.push(Command::Beat(RewardBeat { progress: self.progress, running, breakers: Vec::new() }));
     }
 }
 
@@ -185,6 +202,8 @@ mod tests {
     use super::*;
     use proptest::prelude::*;
     use std::collections::HashSet;
+
+    const PATIENCE: u64 = 3;
 
     fn request(epoch: u64, group: u64, attempt: u32) -> ScoreRequest {
         ScoreRequest {
@@ -210,7 +229,7 @@ mod tests {
 
     #[test]
     fn a_group_is_accepted_graded_and_answered_once() {
-        let mut state = RewardState::new(1);
+        let mut state = RewardState::new(1, PATIENCE);
         assert_eq!(feed(&mut state, Event::Connected(Epoch(1))), [Command::SayReady(1)]);
         let (first, second) = (request(1, 0, 1), request(1, 1, 1));
         assert_eq!(feed(&mut state, Event::Requested(first.clone())), [Command::Accept, Command::Grade(first.clone())]);
@@ -224,7 +243,7 @@ mod tests {
 
     #[test]
     fn a_new_epoch_forgets_and_a_later_attempt_replaces() {
-        let mut state = RewardState::new(2);
+        let mut state = RewardState::new(2, PATIENCE);
         feed(&mut state, Event::Connected(Epoch(1)));
         let old = request(1, 0, 1);
         feed(&mut state, Event::Requested(old.clone()));
@@ -238,7 +257,7 @@ mod tests {
 
     #[test]
     fn reconnecting_to_the_same_epoch_keeps_the_work() {
-        let mut state = RewardState::new(1);
+        let mut state = RewardState::new(1, PATIENCE);
         feed(&mut state, Event::Connected(Epoch(1)));
         let one = request(1, 0, 1);
         feed(&mut state, Event::Requested(one.clone()));
@@ -248,7 +267,7 @@ mod tests {
 
     #[test]
     fn drains_after_the_last_reply() {
-        let mut state = RewardState::new(1);
+        let mut state = RewardState::new(1, PATIENCE);
         feed(&mut state, Event::Connected(Epoch(1)));
         let one = request(1, 0, 1);
         feed(&mut state, Event::Requested(one.clone()));
@@ -256,7 +275,24 @@ mod tests {
         assert_eq!(feed(&mut state, Event::Requested(request(1, 1, 1))), [], "refused");
         feed(&mut state, Event::Graded(reply(&one)));
         assert_eq!(feed(&mut state, Event::Settled(ReplyKey::of_reply(&reply(&one)))), [Command::Stop]);
-        assert_eq!(feed(&mut RewardState::new(1), Event::Drain), [Command::Stop]);
+        assert_eq!(feed(&mut RewardState::new(1, PATIENCE), Event::Drain), [Command::Stop]);
+    }
+
+    #[test]
+    fn a_grader_within_its_time_is_progress_and_one_beyond_it_is_not() {
+        let mut state = RewardState::new(1, PATIENCE);
+        feed(&mut state, Event::Connected(Epoch(1)));
+        let beat = |state: &mut RewardState| match &feed(state, Event::Tick)[..] {
+            [Command::Beat(beat)] => beat.progress,
+            other => panic!("{other:?}"),
+        };
+        assert_eq!([beat(&mut state), beat(&mut state)], [0, 0], "nothing is asked of it");
+        feed(&mut state, Event::Requested(request(1, 1, 1)));
+        assert_eq!([0; 5].map(|_| beat(&mut state)), [2, 3, 4, 4, 4], "started, three beats of patience, then it hangs");
+        feed(&mut state, Event::Requested(request(1, 2, 1)));
+        assert_eq!(beat(&mut state), 4, "a group that waits is no progress");
+        feed(&mut state, Event::Graded(reply(&request(1, 1, 1))));
+        assert_eq!(beat(&mut state), 7, "one graded, the next started");
     }
 
     proptest! {
@@ -264,7 +300,7 @@ mod tests {
         fn never_over_capacity_and_each_accepted_request_is_answered_once(
             capacity in 1u16..4, steps in proptest::collection::vec((0u8..4, 0u64..6, 1u32..4), 1..200)
         ) {
-            let mut state = RewardState::new(capacity);
+            let mut state = RewardState::new(capacity, PATIENCE);
             let (mut grading, mut replies, mut replied) = (Vec::new(), Vec::new(), HashSet::new());
             feed(&mut state, Event::Connected(Epoch(1)));
             for (kind, group, attempt) in steps {

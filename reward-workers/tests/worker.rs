@@ -189,7 +189,7 @@ async fn beats_each_second_with_the_breakers() {
     let begun = tokio::time::Instant::now();
     for second in 1..=3u64 {
         let (RewardToCoordinator::Beat(beat), None) = link.recv().await.unwrap() else { panic!("a beat was expected") };
-        assert_eq!((beat.scored, beat.running), (0, 0));
+        assert_eq!((beat.progress, beat.running), (0, 0));
         assert_eq!(beat.breakers, [("gate".to_owned(), "closed".to_owned())]);
         assert!(begun.elapsed() <= Duration::from_secs(second) + Duration::from_millis(50));
     }

@@ -119,6 +119,11 @@ impl RolloutActorState {
                 }
             }
             Command::Ready(ready) => self.say(RolloutToCoordinator::Ready(ready)).await,
+            Command::SwapFailed(failed) => {
+                let (version, error) = (failed.version.0, &failed.error);
+                tracing::warn!(target: "cohort::rollout", version, error, "swap_failed");
+                self.say(RolloutToCoordinator::SwapFailed(failed)).await;
+            }
             Command::Beat(beat) => self.say(RolloutToCoordinator::Beat(beat)).await,
             Command::Fail(failed) => {
                 tracing::warn!(target: "cohort::rollout", group = failed.group.0, error = failed.error, "lease_failed");

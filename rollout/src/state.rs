@@ -5,7 +5,7 @@
 //! - **W2** nothing of an older epoch leaves: with a new epoch every running lease is forgotten.
 //! - **W3** a lease is taken only for the weights in the engine; any other is refused as retryable.
 //! - **W4** at most `capacity` leases run; one more is refused as retryable.
-use cohort_protocol::messages::rollout::{CancelLease, LeaseFailed, Ready, RolloutBeat, WeightsReady};
+use cohort_protocol::messages::rollout::{CancelLease, LeaseFailed, Ready, RolloutBeat, SwapFailed, WeightsReady};
 use cohort_protocol::{AttemptId, Epoch, GroupId, GroupLease, LeasePurpose, PolicyVersion, Trajectory, TrajectoryBatch};
 use std::collections::BTreeSet;
 
@@ -73,6 +73,8 @@ pub enum Command {
     Abort(LeaseKey),
     /// Control message.
     Ready(Ready),
+    /// Control message.
+    SwapFailed(SwapFailed),
     /// Control message.
     Beat(RolloutBeat),
     /// Control message.
@@ -157,13 +159,13 @@ impl RolloutState {
         self.swapping = None;
         match result {
             Ok(()) => self.version = Some(version),
-            Err(error) => tracing::warn!(target: "cohort::rollout", version = version.0, %error, "swap_failed"),
+            Err(error) => out.push(Command::SwapFailed(SwapFailed { version, error })),
         }
         if let Some(next) = self.next_swap.take() {
             self.on_weights(next, out);
             return;
         }
-        // After a failure this says which version is still there: the coordinator publishes again.
+        // After a failure this says which version is still there; the coordinator decides when the next try is made.
         out.push(self.ready());
     }
 
@@ -273,7 +275,9 @@ mod tests {
         assert_eq!(feed(&mut state, Event::Weights(weights(0))), [Command::Swap(weights(0))]);
         assert_eq!(feed(&mut state, Event::Weights(weights(1))), []);
         assert_eq!(feed(&mut state, Event::Swapped(PolicyVersion(0), Ok(()))), [Command::Swap(weights(1))]);
-        assert_eq!(feed(&mut state, Event::Swapped(PolicyVersion(1), Err("torn".into()))), [ready(Some(0))]);
+        let torn = SwapFailed { version: PolicyVersion(1), error: "torn".into() };
+        let out = feed(&mut state, Event::Swapped(PolicyVersion(1), Err("torn".into())));
+        assert_eq!(out, [Command::SwapFailed(torn), ready(Some(0))], "what failed, and what is still there");
         assert!(matches!(feed(&mut state, Event::Leased(lease(1, 0, 1, 0)))[..], [Command::Generate(_)]));
         assert_eq!(feed(&mut state, Event::Leased(lease(1, 0, 1, 0))), [], "the same lease twice is one lease");
         assert!(matches!(feed(&mut state, Event::Leased(lease(1, 1, 1, 1)))[..], [Command::Fail(_)]));

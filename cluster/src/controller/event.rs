@@ -111,6 +111,15 @@ pub enum Event {
         /// Groups it takes at once.
         capacity: u16,
     },
+    /// A rollout worker could not take weights and keeps what it had.
+    SwapFailed {
+        /// Its connection.
+        conn: ConnId,
+        /// Version it was told to take.
+        version: PolicyVersion,
+        /// Why.
+        error: String,
+    },
     /// A group was generated; `Err`: what was delivered contradicts itself.
     Trajectories {
         /// Whose connection.
@@ -180,6 +189,15 @@ pub enum Event {
         version: PolicyVersion,
         /// Digest of the weights.
         digest: u64,
+    },
+    /// A checkpoint that was to be loaded is not what was saved; the learner was not asked.
+    CheckpointDamaged {
+        /// The learner's connection.
+        conn: ConnId,
+        /// Version.
+        version: PolicyVersion,
+        /// How.
+        why: String,
     },
     /// The learner took a step.
     Stepped {

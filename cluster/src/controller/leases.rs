@@ -6,15 +6,12 @@
 //!   everything else is acknowledged, counted and forgotten.
 //! - **G3** leases are given only for the published version to workers that have it, and only while the wave lasts.
 use super::event::{Command, ConnId, DeliveryId, Event, Fact, TrajectoriesSummary, Work};
+use super::membership::MAX_LOSSES;
 use super::staleness::admissible;
 use super::state::{ControllerState, Then};
 use super::wave::{Generation, Group};
 use cohort_protocol::{AttemptId, Epoch, Role};
 use std::time::Instant;
-
-/// Workers that may be lost over one group before the run stops: a group that kills whoever takes it must not do so for
-/// ever, and thirty in a row are no accident.
-const MAX_LOSSES: u32 = 30;
 
 impl ControllerState {
     /// Gives waiting groups to workers that have room.
@@ -80,6 +77,7 @@ impl ControllerState {
             return;
         }
         self.release_rollout(now, conn, work);
+        self.members.achieved(conn);
         match result.and_then(|summary| self.check_batch(work, summary)) {
             Ok(summary) => self.accept_trajectories(conn, delivery, work, summary, out),
             Err(why) => {
@@ -94,6 +92,7 @@ impl ControllerState {
         let Event::LeaseFailed { conn, epoch, work, attempt, error, retryable } = event else { return };
         if self.lease_holds(conn, epoch, work, attempt).is_ok() {
             self.release_rollout(now, conn, work);
+            self.members.achieved(conn);
             self.generation_failed(now, work, &error, retryable, out);
         }
     }
@@ -108,7 +107,7 @@ impl ControllerState {
     ) {
         out.push(Command::Keep { delivery, work });
         if let Some(group) = self.wave.as_mut().and_then(|w| w.groups.get_mut(&work)) {
-            group.generation = Generation::Done(summary);
+            (group.generation, group.losses) = (Generation::Done(summary), 0);
         }
     }
 
@@ -126,8 +125,13 @@ impl ControllerState {
                 }
             }
         }
-        if let Some((work, cursor)) = hopeless {
-            let error = format!("{work} (row {cursor}) was lost with {MAX_LOSSES} rollout workers in a row, the last: {why}");
+        self.lost_too_often(hopeless, Role::Rollout, why, out);
+    }
+
+    /// Stops the run over a group that no worker survives, if there is one.
+    pub(super) fn lost_too_often(&mut self, group: Option<(Work, u64)>, role: Role, why: &str, out: &mut Vec<Command>) {
+        if let Some((work, cursor)) = group {
+            let error = format!("{work} (row {cursor}) was lost with {MAX_LOSSES} {role} workers in a row, the last: {why}");
             self.fail(error, out);
         }
     }

@@ -3,11 +3,26 @@
 //! Invariants
 //! - **M1** one connection a worker: a newer one ends the older, whose events are then ignored.
 //! - **M2** a worker that is silent for `silence`, or has work and stands still for `stall`, is replaced.
+//! - **M3** losses and replacements of a worker are bounded: [`MAX_LOSSES`] at its work, [`MAX_REPLACEMENTS`] of them by
+//!   this coordinator, with nothing done in between, end the run.
 use super::event::{Command, ConnId, Work};
 use super::plan::Deadlines;
 use cohort_protocol::{PolicyVersion, Role, WorkerId};
 use std::collections::{BTreeMap, BTreeSet};
 use std::time::Instant;
+
+/// Losses in a row after which the run stops: a group, or a request, that kills whoever takes it must not do so for ever,
+/// and thirty in a row are no accident.
+pub const MAX_LOSSES: u32 = 30;
+/// Replacements in a row of a worker that hangs, after which the run stops: the next one would hang as well.
+pub const MAX_REPLACEMENTS: u32 = 5;
+
+/// What has happened to a worker since it last got something done.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+struct Setbacks {
+    losses: u32,
+    replacements: u32,
+}
 
 /// A connected worker.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -22,6 +37,10 @@ pub struct Member {
     pub version: Option<PolicyVersion>,
     /// Version and slot it was told to take and has not confirmed.
     pub swap: Option<(PolicyVersion, u32)>,
+    /// Swaps that failed in a row.
+    pub swap_failures: u32,
+    /// After a failed swap: not told of weights before this.
+    pub swap_after: Option<Instant>,
     /// Groups it takes at once; 0 until it says so.
     pub capacity: u16,
     /// What it works on.
@@ -40,12 +59,19 @@ impl Member {
     pub fn has_room(&self, share: usize) -> bool {
         self.load.len() < usize::from(self.capacity).min(share)
     }
+
+    /// When it last got or returned work, or its progress counter changed.
+    #[must_use]
+    pub fn moved(&self) -> Instant {
+        self.moved
+    }
 }
 
 /// All connected workers.
 #[derive(Debug, Clone, Default)]
 pub struct Membership {
     members: BTreeMap<ConnId, Member>,
+    setbacks: BTreeMap<WorkerId, Setbacks>,
 }
 
 impl Membership {
@@ -58,6 +84,8 @@ impl Membership {
             pid,
             version: None,
             swap: None,
+            swap_failures: 0,
+            swap_after: None,
             capacity: 0,
             load: BTreeSet::new(),
             delivered: 0,
@@ -128,6 +156,31 @@ impl Membership {
         if let Some(member) = self.members.get_mut(&conn) {
             member.moved = now;
         }
+    }
+
+    /// It got something done: its losses so far are forgiven.
+    pub fn achieved(&mut self, conn: ConnId) {
+        if let Some(member) = self.members.get(&conn) {
+            self.setbacks.remove(&member.worker);
+        }
+    }
+
+    /// Counts a loss of a worker that was needed. Returns why the run cannot go on, if it cannot.
+    pub fn count_loss(&mut self, worker: WorkerId, why: &str) -> Option<String> {
+        let losses = &mut self.setbacks.entry(worker).or_default().losses;
+        *losses += 1;
+        (*losses >= MAX_LOSSES).then(|| {
+            format!("{worker} was lost {losses} times in a row at its work and got nothing done in between; the last time: {why}")
+        })
+    }
+
+    /// Counts a replacement of a worker that was needed. Returns why the run cannot go on, if it cannot.
+    pub fn count_replacement(&mut self, worker: WorkerId, why: &str) -> Option<String> {
+        let replacements = &mut self.setbacks.entry(worker).or_default().replacements;
+        *replacements += 1;
+        (*replacements >= MAX_REPLACEMENTS).then(|| {
+            format!("{worker} was replaced {replacements} times in a row and got nothing done in between; the last time: {why}")
+        })
     }
 
     /// Whom to give the next group of `role`: room, then the shortest load, the fewest deliveries, the lowest name.

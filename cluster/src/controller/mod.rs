@@ -23,3 +23,5 @@ pub use state::ControllerState;
 
 #[cfg(test)]
 mod tests;
+#[cfg(test)]
+mod troubles;

@@ -4,7 +4,9 @@
 //! - **C1** a group is scored from accepted trajectories only, whole, by one worker; attempts fence as for leases.
 //! - **C2** a score is accepted only if every sample has one; a grader that failed is asked again, then the run stops
 //!   ([`OnFailure::Stop`]) or the group is dropped with its reason. It never reads as reward 0.
+//! - **C3** the deadline of a request counts from the worker's last progress: a grader within its own limits is waited for.
 use super::event::{Command, ConnId, DeliveryId, Event, Fact, ScoresSummary, Work};
+use super::membership::MAX_LOSSES;
 use super::plan::OnFailure;
 use super::state::{ControllerState, Then};
 use super::wave::{Generation, Scoring};
@@ -47,6 +49,7 @@ impl ControllerState {
             member.delivered += 1;
         }
         self.members.moved(now, conn);
+        self.members.achieved(conn);
         if let Some((error, retryable)) = &summary.failure {
             out.push(Command::Discard { delivery, why: error.clone() });
             return self.scoring_failed(now, work, error, *retryable, out);
@@ -73,24 +76,32 @@ impl ControllerState {
     }
 
     /// A reward worker is gone: what it had is asked of another.
-    pub(super) fn reward_lost(&mut self, conn: ConnId) {
+    pub(super) fn reward_lost(&mut self, conn: ConnId, why: &str, out: &mut Vec<Command>) {
         let Some(wave) = &mut self.wave else { return };
-        for group in wave.groups.values_mut() {
+        let mut hopeless = None;
+        for (work, group) in &mut wave.groups {
             if matches!(group.scoring, Scoring::Asked { conn: c, .. } if c == conn) {
                 group.scoring = Scoring::Waiting { not_before: None };
+                group.losses += 1;
                 self.counters.released += 1;
+                if group.losses >= MAX_LOSSES {
+                    hopeless = Some((*work, group.cursor));
+                }
             }
         }
+        self.lost_too_often(hopeless, Role::Reward, why, out);
     }
 
     /// Requests whose deadline has passed go to another worker, as a failure of the grader.
     pub(super) fn expire_scores(&mut self, now: Instant, out: &mut Vec<Command>) {
         let Some(wave) = &self.wave else { return };
+        let limit = self.plan.deadlines.score;
+        let still = |conn| self.members.get(conn).is_none_or(|m| m.moved() + limit <= now);
         let late: Vec<(Work, ConnId)> = wave
             .groups
             .iter()
             .filter_map(|(work, group)| match group.scoring {
-                Scoring::Asked { conn, deadline } if deadline <= now => Some((*work, conn)),
+                Scoring::Asked { conn, deadline } if deadline <= now && still(conn) => Some((*work, conn)),
                 _ => None,
             })
             .collect();

@@ -110,13 +110,15 @@ impl ControllerState {
             Event::Connected { conn, worker, incarnation, pid } => self.on_connected(now, conn, worker, incarnation, pid, out),
             Event::Disconnected { conn, why } => self.on_disconnected(conn, &why, out),
             Event::Beat { conn, progress } => self.members.beat(now, conn, progress),
-            Event::RolloutReady { conn, version, capacity } => self.on_rollout_ready(now, conn, version, capacity),
+            Event::RolloutReady { conn, version, capacity } => self.on_rollout_ready(now, conn, version, capacity, out),
+            Event::SwapFailed { conn, version, error } => self.on_swap_failed(now, conn, version, &error, out),
             Event::Trajectories { .. } => self.on_trajectories(now, event, out),
             Event::LeaseFailed { .. } => self.on_lease_failed(now, event, out),
             Event::RewardReady { conn, capacity } => self.on_reward_ready(now, conn, capacity),
             Event::Scores { .. } => self.on_scores(now, event, out),
             Event::LearnerReady { conn, version } => self.on_learner_ready(conn, version),
             Event::Loaded { conn, epoch, version, digest } => self.on_loaded(conn, epoch, version, digest, out),
+            Event::CheckpointDamaged { conn, version, why } => self.on_checkpoint_damaged(conn, version, &why, out),
             Event::Stepped { conn, epoch, commit } => self.on_stepped(conn, epoch, commit, out),
             Event::Published { conn, epoch, version, slot, digest } => {
                 self.on_published(conn, epoch, PublishedVersion { version, slot, digest }, out);
@@ -258,6 +260,7 @@ impl ControllerState {
     }
 
     fn on_disconnected(&mut self, conn: ConnId, why: &str, out: &mut Vec<Command>) {
+        let needed = self.members.get(conn).is_some_and(|m| self.is_working(conn, m));
         let Some(Member { worker, load, .. }) = self.members.leave(conn) else { return };
         out.push(Command::Notice(match load.len() {
             0 => format!("{worker} is gone: {why}"),
@@ -265,17 +268,66 @@ impl ControllerState {
         }));
         match worker.role {
             Role::Rollout => self.rollout_lost(conn, why, out),
-            Role::Reward => self.reward_lost(conn),
+            Role::Reward => self.reward_lost(conn, why, out),
             Role::Learner if self.learner.conn == Some(conn) => self.learner_lost(),
             Role::Learner | Role::Coordinator => {}
         }
+        if needed && let Some(error) = self.members.count_loss(worker, why) {
+            self.fail(error, out);
+        }
     }
 
-    fn on_rollout_ready(&mut self, now: Instant, conn: ConnId, version: Option<PolicyVersion>, capacity: u16) {
-        if let Some(member) = self.members.heard(now, conn) {
-            (member.version, member.capacity, member.swap) = (version, capacity, None);
+    /// Whether the run waits for something of it.
+    fn is_working(&self, conn: ConnId, member: &Member) -> bool {
+        !member.load.is_empty() || member.swap.is_some() || (self.learner.conn == Some(conn) && self.learner.busy.is_some())
+    }
+
+    fn on_rollout_ready(
+        &mut self,
+        now: Instant,
+        conn: ConnId,
+        version: Option<PolicyVersion>,
+        capacity: u16,
+        out: &mut Vec<Command>,
+    ) {
+        let Some(member) = self.members.heard(now, conn) else { return };
+        member.capacity = capacity;
+        member.version = version;
+        match member.swap {
+            Some((told, _)) if version != Some(told) => {
+                self.on_swap_failed(now, conn, told, "it says that it still has another version", out);
+            }
+            swap => {
+                member.swap = None;
+                if swap.is_some() {
+                    (member.swap_failures, member.swap_after) = (0, None);
+                }
+                self.members.moved(now, conn);
+            }
         }
-        self.members.moved(now, conn);
+    }
+
+    /// A swap that failed is tried again after a pause, from a slot that is written anew; not for ever.
+    fn on_swap_failed(&mut self, now: Instant, conn: ConnId, version: PolicyVersion, error: &str, out: &mut Vec<Command>) {
+        let Some(member) = self.members.heard(now, conn).filter(|m| m.swap.is_some_and(|(told, _)| told == version)) else {
+            return;
+        };
+        member.swap = None;
+        member.swap_failures += 1;
+        let wait = self.plan.deadlines.retry * 2u32.saturating_pow((member.swap_failures - 1).min(16));
+        member.swap_after = Some(now + wait);
+        let (worker, tries) = (member.worker, member.swap_failures);
+        self.counters.failures += 1;
+        if tries >= self.plan.max_failures {
+            return self.fail(format!("{worker} could not take version {version}, tried {tries} times: {error}"), out);
+        }
+        out.push(Command::Notice(format!(
+            "{worker} could not take version {version}: {error}; published again, next try in {:.1} s",
+            wait.as_secs_f64()
+        )));
+        if self.published.is_some_and(|p| p.version == version) {
+            self.published = None;
+        }
     }
 
     fn on_reward_ready(&mut self, now: Instant, conn: ConnId, capacity: u16) {
@@ -310,18 +362,24 @@ impl ControllerState {
     fn on_tick(&mut self, now: Instant, out: &mut Vec<Command>) {
         self.expire_leases(now, out);
         self.expire_scores(now, out);
-        let busy = self.learner.conn.filter(|_| self.learner.busy.is_some());
-        let working = |conn: ConnId, m: &Member| !m.load.is_empty() || m.swap.is_some() || busy == Some(conn);
-        self.members.check(now, &self.plan.deadlines, working, out);
-        let replaced: Vec<(ConnId, String)> = out
+        self.members.check(now, &self.plan.deadlines, |conn, m| self.is_working(conn, m), out);
+        let replaced: Vec<(ConnId, WorkerId, String)> = out
             .iter()
             .filter_map(|c| match c {
-                Command::Replace { conn, why, .. } => Some((*conn, why.clone())),
+                Command::Replace { conn, worker, why } => Some((*conn, *worker, why.clone())),
                 _ => None,
             })
             .collect();
-        for (conn, why) in replaced {
+        for (conn, worker, why) in replaced {
+            // One that is idle holds nobody up; one that never got ready does.
+            let needed = self.members.get(conn).is_some_and(|m| match worker.role {
+                Role::Learner => !self.learner.reported || self.is_working(conn, m),
+                _ => m.capacity == 0 || self.is_working(conn, m),
+            });
             self.on_disconnected(conn, &why, out);
+            if needed && let Some(error) = self.members.count_replacement(worker, &why) {
+                self.fail(error, out);
+            }
         }
     }
 
@@ -412,7 +470,8 @@ impl ControllerState {
         let mut told = Vec::new();
         for (conn, member) in self.members.iter_mut() {
             let fit = member.worker.role == Role::Rollout && member.capacity > 0;
-            if fit && member.version != Some(p.version) && member.swap.is_none() && member.load.is_empty() {
+            let rested = member.swap_after.is_none_or(|at| at <= now);
+            if fit && rested && member.version != Some(p.version) && member.swap.is_none() && member.load.is_empty() {
                 member.swap = Some((p.version, p.slot));
                 told.push(conn);
                 out.push(Command::Weights { conn, version: p.version, slot: p.slot, digest: p.digest });

@@ -7,7 +7,8 @@
 //! Invariants
 //! - **T1** a step is asked for only after its intent is recorded, and counted only after its commit is.
 //! - **T2** a replayed step must give the committed digest; a loaded checkpoint that of its version. A checkpoint that
-//!   does not is passed over for the one before it, a replay that does not stops the run.
+//!   does not, is damaged or cannot be read after all tries is passed over for the one before it; one that does not fit the
+//!   run, and a replay that does not give its digest, stop the run.
 //! - **T3** versions are published from the learner that holds exactly the committed version.
 use super::event::{Command, ConnId, Event, Fact, Outcome, Work};
 use super::ring::{PublishedVersion, free_slot};
@@ -163,6 +164,7 @@ impl ControllerState {
         self.learner = LearnerDesk {
             base_digest: self.learner.base_digest,
             unusable: std::mem::take(&mut self.learner.unusable),
+            failures: self.learner.failures,
             ..LearnerDesk::default()
         };
     }
@@ -259,20 +261,22 @@ impl ControllerState {
     pub(super) fn on_learner_failed(&mut self, now: Instant, event: Event, out: &mut Vec<Command>) {
         let Event::LearnerFailed { conn, epoch, what, error, fatal } = event else { return };
         let request = self.learner.busy;
-        if !self.answers_any(conn, epoch) {
+        if !self.answers_any(conn, epoch, |_| true) {
             return;
-        }
-        if let Some(Request::Load(version)) = request
-            && version.0 > 0
-        {
-            return self.pass_over(version, &error, out);
         }
         if matches!(request, Some(Request::Step(_) | Request::Replay(_))) {
             // What a failed step leaves is the learner's to know; a fresh load is always right.
             self.learner.holds = None;
         }
         self.learner.failures += 1;
-        if fatal || self.learner.failures >= self.plan.max_failures {
+        let hopeless = self.learner.failures >= self.plan.max_failures;
+        if let Some(Request::Load(version)) = request.filter(|_| hopeless && !fatal)
+            && version.0 > 0
+        {
+            self.learner.failures = 0;
+            return self.pass_over(version, &error, out);
+        }
+        if fatal || hopeless {
             return self.fail(format!("learner: {what}: {error}"), out);
         }
         let wait = self.plan.deadlines.retry * 2u32.saturating_pow(self.learner.failures.min(16));
@@ -280,25 +284,35 @@ impl ControllerState {
         out.push(Command::Notice(format!("learner: {what}: {error}; trying again in {:.1} s", wait.as_secs_f64())));
     }
 
+    /// A checkpoint did not verify before its load.
+    pub(super) fn on_checkpoint_damaged(&mut self, conn: ConnId, version: PolicyVersion, why: &str, out: &mut Vec<Command>) {
+        if self.answers(conn, self.epoch, |r| r == Request::Load(version)) {
+            self.pass_over(version, why, out);
+        }
+    }
+
     fn pass_over(&mut self, version: PolicyVersion, why: &str, out: &mut Vec<Command>) {
         self.learner.unusable.insert(version);
         out.push(Command::Notice(format!("checkpoint of version {version} is passed over for the one before it: {why}")));
     }
 
-    /// Whether this is the answer to the open request; it is closed then.
+    /// Whether this is the answer to the open request; it is closed then. Only what takes the run further forgives what
+    /// failed before: a load or a replay comes after every failure and every loss.
     fn answers(&mut self, conn: ConnId, epoch: Epoch, is: impl Fn(Request) -> bool) -> bool {
-        let answered = self.learner.conn == Some(conn) && epoch == self.epoch && self.learner.busy.is_some_and(is);
-        if answered {
-            self.learner.busy = None;
+        let request = self.learner.busy;
+        let answered = self.answers_any(conn, epoch, is);
+        if answered && !matches!(request, Some(Request::Load(_) | Request::Replay(_))) {
             self.learner.failures = 0;
+            self.members.achieved(conn);
         }
         answered
     }
 
-    fn answers_any(&mut self, conn: ConnId, epoch: Epoch) -> bool {
-        let failures = self.learner.failures;
-        let answered = self.answers(conn, epoch, |_| true);
-        self.learner.failures = failures;
+    fn answers_any(&mut self, conn: ConnId, epoch: Epoch, is: impl Fn(Request) -> bool) -> bool {
+        let answered = self.learner.conn == Some(conn) && epoch == self.epoch && self.learner.busy.is_some_and(is);
+        if answered {
+            self.learner.busy = None;
+        }
         answered
     }
 

@@ -9,6 +9,7 @@
 use super::error::CoordinatorError;
 use super::exports::{Export, Exports};
 use super::journal::Journal;
+use super::news::News;
 use super::payload::{group_payload, samples_to_score, summarize_scores};
 use super::report::{Report, example};
 use super::session::{CheckedBatch, Effect, Input, Outbox};
@@ -64,13 +65,19 @@ struct Kept {
     reply: Option<Arc<ScoreReply>>,
 }
 
+/// Those who are told what happens.
+pub(super) struct Told {
+    pub(super) exports: Exports,
+    pub(super) news: News,
+}
+
 /// What the task holds.
 pub(super) struct Core {
     pub(super) args: Arc<CoordinatorArgs>,
     pub(super) state: ControllerState,
     pub(super) report: Report,
     pub(super) journal: Journal,
-    pub(super) exports: Exports,
+    pub(super) told: Told,
     pub(super) inputs: mpsc::Sender<Input>,
     pub(super) tasks: JoinSet<()>,
     conns: HashMap<ConnId, (WorkerId, Outbox)>,
@@ -88,7 +95,7 @@ impl Core {
         state: ControllerState,
         report: Report,
         journal: Journal,
-        exports: Exports,
+        told: Told,
         inputs: mpsc::Sender<Input>,
     ) -> Self {
         Self {
@@ -96,7 +103,7 @@ impl Core {
             state,
             report,
             journal,
-            exports,
+            told,
             inputs,
             tasks: JoinSet::new(),
             conns: HashMap::new(),
@@ -211,13 +218,23 @@ impl Core {
             Input::Batch { conn, batch, checked, ack } => self.batch_came(conn, batch, checked, ack).await,
             Input::Reward { conn, message } => match message {
                 RewardToCoordinator::Ready(capacity) => self.event(Event::RewardReady { conn, capacity }).await,
-                RewardToCoordinator::Beat(beat) => self.event(Event::Beat { conn, progress: beat.scored }).await,
+                RewardToCoordinator::Beat(beat) => {
+                    self.breakers(conn, beat.breakers);
+                    self.event(Event::Beat { conn, progress: beat.progress }).await;
+                }
                 // Taken apart by the session.
                 RewardToCoordinator::Scored(_) => {}
             },
             Input::Scores { conn, reply, ack } => self.scores_came(conn, reply, ack),
             Input::Learner { conn, message } => self.learner_said(conn, message).await,
             Input::Event(effect) => self.effect(*effect).await,
+        }
+    }
+
+    fn breakers(&mut self, conn: ConnId, breakers: Vec<(String, String)>) {
+        let Some((worker, _)) = self.conns.get(&conn) else { return };
+        for (grader, state) in self.report.breakers(*worker, breakers) {
+            tracing::warn!(target: "cohort::coordinator", %worker, grader, state, "breaker_changed");
         }
     }
 
@@ -232,6 +249,7 @@ impl Core {
     async fn closed(&mut self, conn: ConnId, why: String) {
         if let Some((worker, _)) = self.conns.remove(&conn) {
             tracing::info!(target: "cohort::coordinator", %worker, why, "worker_left");
+            self.report.left(worker);
         }
         self.event(Event::Disconnected { conn, why }).await;
     }
@@ -248,6 +266,7 @@ impl Core {
                 error: f.error,
                 retryable: f.retryable,
             },
+            RolloutToCoordinator::SwapFailed(f) => Event::SwapFailed { conn, version: f.version, error: f.error },
             // Taken apart by the session.
             RolloutToCoordinator::Trajectories(_) => return,
         };
@@ -327,7 +346,7 @@ impl Core {
             LearnerToCoordinator::Failed(f) => {
                 Event::LearnerFailed { conn, epoch: f.epoch, what: f.what, error: f.error, fatal: f.fatal }
             }
-            LearnerToCoordinator::Beat(beat) => Event::Beat { conn, progress: beat.micro_batches },
+            LearnerToCoordinator::Beat(beat) => Event::Beat { conn, progress: beat.progress },
         };
         self.event(event).await;
     }
@@ -422,7 +441,7 @@ impl Core {
     fn phase(&mut self, phase: RunPhase) {
         let now = Instant::now();
         self.report.phase(now, phase);
-        self.args.progress.emit(Progress::Phase(phase));
+        self.told.news.emit(Progress::Phase(phase));
         self.last_status = None;
     }
 
@@ -430,20 +449,20 @@ impl Core {
         let Some(commit) = self.state.commits().get(&step).cloned() else { return };
         let progress = self.report.committed(Instant::now(), &commit);
         tracing::info!(target: "cohort::coordinator", step = step.0, reward = progress.reward, "committed");
-        self.exports.write(Export::Commit(commit)).await;
-        self.args.progress.emit(Progress::Step(progress));
+        self.told.exports.write(Export::Commit(commit)).await;
+        self.told.news.emit(Progress::Step(progress));
     }
 
     async fn evaluated(&mut self, report: EvaluationReport) {
         let report = self.examples.remove(&(report.step, report.greedy)).unwrap_or(report);
         self.report.evaluated(report.clone());
-        self.exports.write(Export::Evaluation(report.clone())).await;
-        self.args.progress.emit(Progress::Evaluation(report));
+        self.told.exports.write(Export::Evaluation(report.clone())).await;
+        self.told.news.emit(Progress::Evaluation(report));
     }
 
     fn notice(&self, text: String) {
         tracing::info!(target: "cohort::coordinator", text, "notice");
-        self.args.progress.emit(Progress::Notice(text));
+        self.told.news.emit(Progress::Notice(text));
     }
 
     fn publish_status(&mut self, now: Instant) {
@@ -453,8 +472,8 @@ impl Core {
         self.last_status = Some(now);
         let own = (std::process::id(), self.args.incarnation);
         let status = self.report.status(&self.state, own, wall_ms());
-        self.args.progress.emit(Progress::Actors(status.actors.clone()));
-        self.exports.status(status);
+        self.told.news.emit(Progress::Actors(status.actors.clone()));
+        self.told.exports.status(status);
     }
 
     fn keep(&mut self, delivery: DeliveryId, work: Work) {
@@ -558,13 +577,13 @@ impl Core {
             if let LoadFrom::Checkpoint(dir) = &from {
                 let path = root.join(dir);
                 let verified = tokio::task::spawn_blocking(move || cohort_learner::checkpoint::verify(&path).map(drop));
-                let error = match verified.await {
+                let damage = match verified.await {
                     Ok(Ok(())) => None,
                     Ok(Err(error)) => Some(error.to_string()),
                     Err(error) => Some(error.to_string()),
                 };
-                if let Some(error) = error {
-                    let event = Event::LearnerFailed { conn, epoch, what: format!("load {version}"), error, fatal: false };
+                if let Some(why) = damage {
+                    let event = Event::CheckpointDamaged { conn, version, why };
                     // A coordinator that is gone needs no news.
                     let _ = inputs.send(Input::Event(Box::new(Effect::Event(event)))).await;
                     return;

@@ -2,11 +2,12 @@
 //! computes nothing (workers do) and never forks (the node agent does).
 //!
 //! Files: `session` one connection; `actor` the one task that moves everything; `journal` the ledger's thread; `payload`
-//! checks and digests; `report` and `exports` what people and programs see; `error`.
+//! checks and digests; `report`, `news` and `exports` what people and programs see; `error`.
 mod actor;
 mod error;
 mod exports;
 mod journal;
+mod news;
 mod payload;
 mod report;
 mod session;
@@ -14,9 +15,10 @@ mod session;
 pub use error::CoordinatorError;
 pub use report::{COLLECT_S, SAMPLED_TOKENS, STEP_S, TRAINED_TOKENS};
 
-use self::actor::Core;
+use self::actor::{Core, Told};
 use self::exports::Exports;
 use self::journal::Journal;
+use self::news::News;
 use self::report::Report;
 use crate::controller::{ConnId, ControllerState, Outcome, Plan, Work};
 use crate::ledger::place::write_atomically;
@@ -32,7 +34,8 @@ use tokio::task::JoinSet;
 
 /// What sessions and helpers have said and the core has not read; when it is full they wait.
 const INPUTS: usize = 1024;
-/// Time that a run asked to stop has to do so in order.
+/// Time that a coordinator whose run was asked to stop has for ending in order; then it leaves as it is. The node agent
+/// gives the coordinator's process as long.
 pub const DRAIN_LIMIT: Duration = Duration::from_secs(30);
 /// For `Hello` after a connection.
 const HELLO: Duration = Duration::from_secs(5);
@@ -99,16 +102,13 @@ pub async fn run(
         let _ = recorded_tx.send(result);
     })
     .map_err(|e| LedgerError::io("start a thread for", args.paths.root(), e))?;
-    args.progress.emit(Progress::Started {
-        run_dir: args.paths.root().to_owned(),
-        resumed_at: past.committed(),
-        steps: args.plan.steps,
-    });
+    let news = News::start(args.progress.clone()).map_err(|e| LedgerError::io("start a thread for", args.paths.root(), e))?;
+    news.emit(Progress::Started { run_dir: args.paths.root().to_owned(), resumed_at: past.committed(), steps: args.plan.steps });
     let state = ControllerState::new(args.plan.clone(), epoch, past);
     let (inputs, mut inbox) = mpsc::channel(INPUTS);
     let terms = AcceptTerms { run: meta.run, epoch, numerics: meta.numerics, deadline: HELLO };
     let accepting = tokio::spawn(accept_all(listener, terms, args.workers.clone(), inputs.clone()));
-    let mut core = Core::new(args.clone(), state, report, journal, exports, inputs);
+    let mut core = Core::new(args.clone(), state, report, journal, Told { exports, news }, inputs);
     let result = core.run(&mut inbox, recorded, &shutdown).await;
     match &result {
         Ok(Outcome::Finished) => core.dismiss("the run is finished", inbox).await,
@@ -148,16 +148,16 @@ async fn conclude(
     core.final_status();
     let finished = matches!(result, Ok(Outcome::Finished));
     let mut summary = core.report.summary(Instant::now(), &args.paths, &core.state, finished, args.incarnation);
-    let Core { journal: handle, exports, tasks, .. } = core;
+    let Core { journal: handle, told: Told { exports, news }, tasks, .. } = core;
     drop((handle, tasks));
+    news.finish().await;
     let (paths, last) = (args.paths.clone(), cohort_protocol::PolicyVersion(summary.steps));
     let written = tokio::task::spawn_blocking(move || {
         // Both end when their queues are dropped; a panic of theirs is in the log.
         let _ = exports.finish().join();
         let _ = journal.join();
         if summary.weights_sha256.is_empty() {
-            let dir = paths.root().join(cohort_learner::checkpoint::dir_name(last));
-            summary.weights_sha256 = cohort_learner::checkpoint::hash(&dir).map(|h| h.weights).unwrap_or_default();
+            summary.weights_sha256 = saved_sha256(&paths, last);
         }
         let bytes = serde_json::to_vec_pretty(&summary).unwrap_or_default();
         write_atomically(&paths.summary(), &bytes).map(|()| summary)
@@ -167,6 +167,12 @@ async fn conclude(
         Outcome::Failed { error } => Err(CoordinatorError::RunFailed(error)),
         Outcome::Finished | Outcome::Drained => Ok(summary?),
     }
+}
+
+/// Of the weights in a version's checkpoint; empty where there is none that verifies.
+fn saved_sha256(paths: &RunPaths, version: cohort_protocol::PolicyVersion) -> String {
+    let dir = paths.checkpoints().join(cohort_learner::checkpoint::dir_name(version));
+    cohort_learner::checkpoint::hash(&dir).map(|h| h.weights).unwrap_or_default()
 }
 
 /// Welcomes workers, each in a task of its own, until it is aborted.

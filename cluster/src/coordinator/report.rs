@@ -38,6 +38,7 @@ pub(super) struct Report {
     final_sha256: BTreeMap<PolicyVersion, String>,
     incarnations: BTreeMap<WorkerId, (u32, u32)>,
     expected: Vec<WorkerId>,
+    breakers: BTreeMap<WorkerId, BTreeMap<String, String>>,
 }
 
 #[derive(Debug, Default, Clone, Copy)]
@@ -68,6 +69,7 @@ impl Report {
             final_sha256: BTreeMap::new(),
             incarnations: BTreeMap::new(),
             expected,
+            breakers: BTreeMap::new(),
         };
         past.commits.values().for_each(|commit| report.count(commit));
         report
@@ -147,6 +149,18 @@ impl Report {
         *entry = (entry.0.max(incarnation), pid);
     }
 
+    /// A reward worker said how its circuit breakers stand. Returns those that have changed; closed is how they begin.
+    pub(super) fn breakers(&mut self, worker: WorkerId, now: Vec<(String, String)>) -> Vec<(String, String)> {
+        let before = self.breakers.insert(worker, now.iter().cloned().collect()).unwrap_or_default();
+        let was = |grader: &str| before.get(grader).map_or("closed", String::as_str);
+        now.into_iter().filter(|(grader, state)| was(grader) != state).collect()
+    }
+
+    /// A worker's connection ended; the breakers of the next one are closed.
+    pub(super) fn left(&mut self, worker: WorkerId) {
+        self.breakers.remove(&worker);
+    }
+
     /// Whether a worker was ever connected.
     fn known(&self, worker: WorkerId) -> Option<(u32, u32)> {
         self.incarnations.get(&worker).copied()
@@ -166,6 +180,7 @@ impl Report {
             lease: None,
             version: Some(state.version().0),
             progress: state.commits().len() as u64,
+            breakers: BTreeMap::new(),
         }];
         for worker in &self.expected {
             let known = self.known(*worker);
@@ -186,6 +201,7 @@ impl Report {
                 lease: conn.and_then(|conn| in_hand(state, conn)),
                 version: member.and_then(|m| m.version).or_else(|| learner_version(state, *worker)).map(|v| v.0),
                 progress: member.map_or(0, |m| m.progress),
+                breakers: self.breakers.get(worker).cloned().unwrap_or_default(),
             });
         }
         actors

@@ -196,7 +196,7 @@ impl Place {
         loop {
             let message = tokio::select! {
                 _ = beat.tick() => {
-                    let beat = RewardBeat { scored: 0, running: 0, breakers: vec![] };
+                    let beat = RewardBeat { progress: 0, running: 0, breakers: vec![("judge".into(), "half-open".into())] };
                     let _ = link.sender().send(&RewardToCoordinator::Beat(beat)).await;
                     continue;
                 }
@@ -230,7 +230,7 @@ impl Place {
         loop {
             let message = tokio::select! {
                 _ = beat.tick() => {
-                    let beat = LearnerBeat { version: None, step: None, micro_batches: 0 };
+                    let beat = LearnerBeat { version: None, step: None, progress: 0 };
                     let _ = link.sender().send(&LearnerToCoordinator::Beat(beat)).await;
                     continue;
                 }
@@ -374,6 +374,8 @@ async fn a_run_goes_from_base_to_summary() {
     assert_eq!(summary, report);
     let status: crate::progress::RunStatus = serde_json::from_slice(&std::fs::read(paths.status()).unwrap()).unwrap();
     assert_eq!((status.step, status.actors.len(), status.phase), (4, 5, crate::progress::RunPhase::Finished));
+    let breakers: Vec<_> = status.actors.iter().filter(|a| !a.breakers.is_empty()).map(|a| (&a.name[..], &a.breakers)).collect();
+    assert_eq!(breakers, [("reward-0", &[("judge".to_owned(), "half-open".to_owned())].into())]);
     let metrics = std::fs::read_to_string(paths.metrics()).unwrap();
     assert_eq!(metrics.lines().count(), 4);
     assert!(metrics.contains(COLLECT_S) && metrics.contains(STEP_S));
@@ -432,6 +434,21 @@ async fn a_drained_run_says_so_and_goes_on() {
     place.dismissed(staff).await;
     assert!(report.finished && report.steps == 4);
     assert!(audit(&paths).unwrap().balanced);
+}
+
+#[test]
+fn the_weights_of_a_drained_run_are_those_of_its_last_checkpoint() {
+    use cohort_learner::checkpoint::{OptimizerState, TrainState, save};
+    let dir = tempfile::tempdir().unwrap();
+    let paths = RunPaths::new(dir.path());
+    let model = cohort_model::ModelFiles::open("random://tiny?seed=1").unwrap();
+    let weights = model.weights().unwrap();
+    let optimizer = OptimizerState::new(weights.clone(), weights.clone(), 1);
+    let (version, sha256) = (PolicyVersion(3), weights.sha256());
+    let state = TrainState { version, weights, optimizer, seed: 1, cursor_json: "{}".into() };
+    save(paths.root(), &model, &state, 2).unwrap();
+    assert_eq!(saved_sha256(&paths, version), sha256);
+    assert_eq!(saved_sha256(&paths, PolicyVersion(4)), "");
 }
 
 /// A ledger that refuses is no end of the run: the workers stay for the next coordinator.

@@ -57,7 +57,8 @@ fn write(dir: &Path, model: &ModelFiles, state: &TrainState) -> Result<String, C
     Ok(sha256(&manifest))
 }
 
-/// Renames a finished directory to its final name. What stood there is kept if it is the same, else replaced.
+/// Renames a finished directory to its final name. What stood there is kept if it is the same; else the two change names
+/// in one operation, so that a crash at no time leaves the name without a whole directory.
 fn put_in_place(folder: &Path, temporary: &Path, name: &str) -> Result<(), CheckpointError> {
     let last = folder.join(name);
     if last.exists() {
@@ -66,10 +67,18 @@ fn put_in_place(folder: &Path, temporary: &Path, name: &str) -> Result<(), Check
         if same {
             return std::fs::remove_dir_all(temporary).map_err(CheckpointError::io("remove", temporary));
         }
-        remove(folder, name)?;
+        exchange(temporary, &last).map_err(CheckpointError::io("exchange", temporary))?;
+        sync_dir(folder)?;
+        // What stood there before has the temporary name now.
+        return std::fs::remove_dir_all(temporary).map_err(CheckpointError::io("remove", temporary));
     }
     std::fs::rename(temporary, &last).map_err(CheckpointError::io("rename", temporary))?;
     sync_dir(folder)
+}
+
+fn exchange(a: &Path, b: &Path) -> io::Result<()> {
+    use rustix::fs::{CWD, RenameFlags, renameat_with};
+    Ok(renameat_with(CWD, a, CWD, b, RenameFlags::EXCHANGE)?)
 }
 
 fn prune(run_dir: &Path, folder: &Path, keep: usize) -> Result<(), CheckpointError> {

@@ -80,6 +80,32 @@ fn the_newest_are_kept_and_leftovers_of_a_crash_go() {
     assert_eq!(versions, [2, 9, 10]);
 }
 
+/// Whenever the process dies: under the final name stands the old directory or the new one, never nothing.
+#[test]
+fn a_damaged_one_is_exchanged_for_a_whole_one_in_one_operation() {
+    let run = tempfile::tempdir().unwrap();
+    let dir = saved(run.path(), 3);
+    let done = std::sync::atomic::AtomicBool::new(false);
+    std::thread::scope(|scope| {
+        let watch = scope.spawn(|| {
+            let mut looks = 0u64;
+            while !done.load(std::sync::atomic::Ordering::Relaxed) {
+                assert!(dir.is_dir(), "nothing stands there at look {looks}");
+                looks += 1;
+            }
+        });
+        for _ in 0..20 {
+            fs::write(dir.join("rng.json"), "{}").unwrap();
+            verify(&dir).unwrap_err();
+            assert_eq!(saved(run.path(), 3), dir);
+            verify(&dir).unwrap();
+        }
+        done.store(true, std::sync::atomic::Ordering::Relaxed);
+        watch.join().unwrap();
+    });
+    assert_eq!(names(&run.path().join("checkpoints")), ["step-3"], "the damaged one is gone");
+}
+
 #[test]
 fn a_cursor_that_is_no_object_leaves_nothing_behind() {
     let (run, model) = (tempfile::tempdir().unwrap(), model());

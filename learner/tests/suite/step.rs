@@ -144,7 +144,7 @@ fn the_kl_term_pulls_to_the_reference() {
     let request = goal_request(&toy, 1, 4, 7);
     let distance = |toy: &mut Toy, reference: &mut Toy| {
         let plan = step::plan(&with_kl(0.1), &request).unwrap();
-        let logp_ref = step::reference_logp(reference, &plan).unwrap();
+        let logp_ref = step::reference_logp(reference, &plan, &mut || {}).unwrap();
         let m = step::run(toy, &with_kl(5.0), &request, Some(&logp_ref), &mut |_, _| {}).unwrap();
         m.into_iter().find(|(name, _)| name == "kl").unwrap().1
     };

@@ -146,8 +146,9 @@ pub struct LearnerBeat {
     pub version: Option<PolicyVersion>,
     /// The step in work, if any.
     pub step: Option<StepId>,
-    /// Micro-batches done since the process started.
-    pub micro_batches: u64,
+    /// Moves with every micro-batch, and with time while the job in work is within what it may take for a model of this
+    /// size; a learner that has a request and whose counter stands still is hung.
+    pub progress: u64,
 }
 
 wire_messages! {

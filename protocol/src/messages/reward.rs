@@ -53,8 +53,9 @@ pub struct ScoreReply {
 /// Proof of life.
 #[derive(Debug, Clone, PartialEq, Encode, Decode)]
 pub struct RewardBeat {
-    /// Samples graded since the process started.
-    pub scored: u64,
+    /// Moves with every group that is started or graded, and with time while a grader is within its own limits; a worker
+    /// that has requests and whose counter stands still is hung.
+    pub progress: u64,
     /// Requests in work.
     pub running: u16,
     /// State of each grader's circuit breaker, `(name, state)`.

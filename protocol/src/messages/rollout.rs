@@ -38,6 +38,15 @@ pub struct LeaseFailed {
     pub retryable: bool,
 }
 
+/// A swap that came to nothing; the `Ready` that follows says which version is still there.
+#[derive(Debug, Clone, PartialEq, Encode, Decode)]
+pub struct SwapFailed {
+    /// The version that was to be taken.
+    pub version: PolicyVersion,
+    /// Place, value and remedy.
+    pub error: String,
+}
+
 wire_messages! {
     /// From a rollout worker.
     RolloutToCoordinator {
@@ -49,6 +58,8 @@ wire_messages! {
         3 => LeaseFailed(LeaseFailed),
         /// Each second.
         4 => Beat(RolloutBeat),
+        /// Before `Ready`, where a swap failed.
+        5 => SwapFailed(SwapFailed),
     } removed []
 }
 

@@ -11,6 +11,7 @@ use std::future::{Future, poll_fn};
 use std::pin::Pin;
 use std::sync::Arc;
 use std::task::Poll;
+use std::time::Duration;
 
 /// The whole of `[rewards]`.
 pub struct Composite {
@@ -80,6 +81,11 @@ impl Reward for Composite {
             });
         }
         (0..input.samples.len()).map(|_| self.combine_sample(columns.iter_mut().filter_map(Iterator::next).collect())).collect()
+    }
+
+    /// Its parts grade side by side.
+    fn longest(&self) -> Duration {
+        self.parts.iter().map(|(part, _)| part.longest()).max().unwrap_or_default()
     }
 
     fn breakers(&self) -> Vec<(String, String)> {

@@ -179,6 +179,10 @@ impl Reward for HttpReward {
         }
     }
 
+    fn longest(&self) -> Duration {
+        self.guard.longest()
+    }
+
     fn breakers(&self) -> Vec<(String, String)> {
         vec![(self.name.clone(), self.guard.state())]
     }

@@ -174,6 +174,10 @@ impl Reward for ProcessReward {
         outcomes
     }
 
+    fn longest(&self) -> Duration {
+        self.guard.longest()
+    }
+
     fn breakers(&self) -> Vec<(String, String)> {
         vec![(self.name.clone(), self.guard.state())]
     }

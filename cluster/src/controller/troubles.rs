@@ -1,0 +1,401 @@
+//! What hangs, dies or fails again and again: each trouble is waited out while there is hope and then named. Virtual time.
+use super::membership::{MAX_LOSSES, MAX_REPLACEMENTS};
+use super::*;
+use crate::ledger::{Past, PastCheckpoint};
+use cohort_protocol::messages::learner::LoadFrom;
+use cohort_protocol::*;
+use std::collections::BTreeMap;
+use std::time::{Duration, Instant};
+
+const SECOND: Duration = Duration::from_secs(1);
+const LEARNER: WorkerId = WorkerId { role: Role::Learner, index: 0 };
+const ROLLOUT: WorkerId = WorkerId { role: Role::Rollout, index: 0 };
+const REWARD: WorkerId = WorkerId { role: Role::Reward, index: 0 };
+
+fn plan() -> Plan {
+    Plan {
+        steps: 2,
+        groups_per_step: 6,
+        group_size: 1,
+        max_staleness: 0,
+        rollout_workers: 1,
+        shared_engine: false,
+        slots: 3,
+        evaluation: None,
+        checkpoint_every: 0,
+        on_failure: OnFailure::Stop,
+        max_failures: 3,
+        deadlines: Deadlines::default(),
+    }
+}
+
+/// A controller whose ledger is at once durable, and whoever is connected to it.
+struct Desk {
+    state: ControllerState,
+    now: Instant,
+    conns: BTreeMap<WorkerId, ConnId>,
+    /// Progress counters that move with each second.
+    moving: Vec<WorkerId>,
+    seconds: u64,
+    next: u64,
+}
+
+impl Desk {
+    fn new(plan: Plan, past: Past) -> Self {
+        let state = ControllerState::new(plan, Epoch(1), past);
+        Self { state, now: Instant::now(), conns: BTreeMap::new(), moving: Vec::new(), seconds: 0, next: 0 }
+    }
+
+    fn say(&mut self, event: Event) -> Vec<Command> {
+        let mut out = Vec::new();
+        self.state.on_event(self.now, event, &mut out);
+        let records: Vec<RecordId> =
+            out.iter().filter_map(|c| if let Command::Record { id, .. } = c { Some(*id) } else { None }).collect();
+        for id in records {
+            out.extend(self.say(Event::Recorded(id)));
+        }
+        for command in &out {
+            if let Command::Replace { worker, .. } = command {
+                self.conns.remove(worker);
+            }
+        }
+        out
+    }
+
+    fn fresh(&mut self) -> u64 {
+        self.next += 1;
+        self.next
+    }
+
+    fn join(&mut self, worker: WorkerId) -> Vec<Command> {
+        let conn = ConnId(self.fresh());
+        self.conns.insert(worker, conn);
+        let mut out = self.say(Event::Connected { conn, worker, incarnation: 0, pid: 1 });
+        out.extend(self.say(match worker.role {
+            Role::Rollout => Event::RolloutReady { conn, version: None, capacity: 4 },
+            Role::Reward => Event::RewardReady { conn, capacity: 4 },
+            _ => Event::LearnerReady { conn, version: None },
+        }));
+        out
+    }
+
+    fn lose(&mut self, worker: WorkerId) -> Vec<Command> {
+        let conn = self.conns.remove(&worker).unwrap();
+        self.say(Event::Disconnected { conn, why: "killed by signal 9".into() })
+    }
+
+    /// A second with beats of everyone.
+    fn second(&mut self) -> Vec<Command> {
+        self.now += SECOND;
+        self.seconds += 1;
+        let mut out = Vec::new();
+        for (worker, conn) in self.conns.clone() {
+            let progress = if self.moving.contains(&worker) { self.seconds } else { 0 };
+            out.extend(self.say(Event::Beat { conn, progress }));
+        }
+        out.extend(self.say(Event::Tick));
+        out
+    }
+
+    fn seconds(&mut self, n: u64) -> Vec<Command> {
+        (0..n).flat_map(|_| self.second()).collect()
+    }
+
+    /// The learner loads the base and publishes it.
+    fn learner_up(&mut self) -> Vec<Command> {
+        self.join(LEARNER);
+        let conn = self.conns[&LEARNER];
+        let out = self.say(Event::Loaded { conn, epoch: Epoch(1), version: PolicyVersion(0), digest: 7 });
+        self.publish(&out)
+    }
+
+    fn publish(&mut self, commands: &[Command]) -> Vec<Command> {
+        let Some(Command::Publish { conn, version, slot }) = commands.iter().find(|c| matches!(c, Command::Publish { .. }))
+        else {
+            return Vec::new();
+        };
+        self.say(Event::Published { conn: *conn, epoch: Epoch(1), version: *version, slot: *slot, digest: 7 })
+    }
+
+    fn swap(&mut self, worker: WorkerId) -> Vec<Command> {
+        let conn = self.conns[&worker];
+        self.say(Event::RolloutReady { conn, version: Some(PolicyVersion(0)), capacity: 4 })
+    }
+
+    /// Every lease among `commands` is filled; the answer holds what follows.
+    fn generate(&mut self, commands: &[Command]) -> Vec<Command> {
+        let mut out = Vec::new();
+        for command in commands {
+            let Command::Lease { conn, work, attempt, version, samples, .. } = command else { continue };
+            let summary = TrajectoriesSummary { digest: "t".into(), samples: *samples, versions: Some((*version, *version)) };
+            let delivery = DeliveryId(self.fresh());
+            let (conn, work, attempt) = (*conn, *work, *attempt);
+            out.extend(self.say(Event::Trajectories { conn, delivery, epoch: Epoch(1), work, attempt, result: Ok(summary) }));
+        }
+        out
+    }
+
+    fn score(&mut self, commands: &[Command]) -> Vec<Command> {
+        let mut out = Vec::new();
+        for command in commands {
+            let Command::Score { conn, work, attempt, .. } = command else { continue };
+            let summary = ScoresSummary { digest: "s".into(), scores: vec![1.0], parts: Vec::new(), failure: None };
+            let delivery = DeliveryId(self.fresh());
+            let (conn, work, attempt) = (*conn, *work, *attempt);
+            out.extend(self.say(Event::Scores { conn, delivery, epoch: Epoch(1), work, attempt, summary }));
+        }
+        out
+    }
+}
+
+fn failed(commands: &[Command]) -> Option<&str> {
+    commands.iter().find_map(|c| match c {
+        Command::Finish(Outcome::Failed { error }) => Some(error.as_str()),
+        _ => None,
+    })
+}
+
+fn replaced(commands: &[Command]) -> Option<WorkerId> {
+    commands.iter().find_map(|c| if let Command::Replace { worker, .. } = c { Some(*worker) } else { None })
+}
+
+/// A desk at which reward-0 has been asked for scores.
+fn scoring() -> Desk {
+    let mut desk = Desk::new(plan(), Past::default());
+    desk.learner_up();
+    desk.join(REWARD);
+    let out = desk.join(ROLLOUT);
+    let told = [out.clone(), desk.publish(&out)].concat();
+    assert!(told.iter().any(|c| matches!(c, Command::Weights { .. })), "{told:?}");
+    let leases = desk.swap(ROLLOUT);
+    let asked = desk.generate(&leases);
+    assert!(asked.iter().any(|c| matches!(c, Command::Score { .. })), "{asked:?}");
+    desk
+}
+
+#[test]
+fn a_grader_within_its_own_limits_is_waited_for_and_one_that_hangs_is_not() {
+    let mut desk = scoring();
+    desk.moving = vec![REWARD, ROLLOUT];
+    let out = desk.seconds(1000);
+    assert!(replaced(&out).is_none() && failed(&out).is_none(), "{out:?}");
+    desk.moving = vec![ROLLOUT];
+    assert_eq!(replaced(&desk.seconds(119)), None);
+    assert_eq!(replaced(&desk.seconds(5)), Some(REWARD));
+}
+
+#[test]
+fn a_worker_that_hangs_whenever_it_is_started_ends_the_run() {
+    for hangs in [REWARD, ROLLOUT, LEARNER] {
+        let mut desk = match hangs.role {
+            Role::Reward => scoring(),
+            _ => Desk::new(plan(), Past::default()),
+        };
+        let mut replacements = 0;
+        let error = loop {
+            for worker in [REWARD, ROLLOUT, LEARNER] {
+                if worker != hangs && !desk.conns.contains_key(&worker) {
+                    desk.moving.push(worker);
+                    let out = if worker == LEARNER { desk.learner_up() } else { desk.join(worker) };
+                    desk.publish(&out);
+                }
+            }
+            if !desk.conns.contains_key(&hangs) {
+                let out = desk.join(hangs);
+                desk.publish(&out);
+                if hangs == ROLLOUT {
+                    desk.swap(hangs);
+                }
+            }
+            let out = desk.second();
+            replacements += u32::from(replaced(&out) == Some(hangs));
+            if let Some(error) = failed(&out) {
+                break error.to_owned();
+            }
+            assert!(desk.seconds < 2000, "{hangs} was replaced {replacements} times");
+        };
+        assert_eq!(replacements, MAX_REPLACEMENTS, "{hangs}: {error}");
+        assert!(error.contains(&hangs.to_string()) && error.contains("no progress for"), "{error}");
+    }
+}
+
+#[test]
+fn a_worker_that_never_gets_ready_and_falls_silent_ends_the_run() {
+    let mut desk = Desk::new(plan(), Past::default());
+    let mut error = None;
+    for _ in 0..MAX_REPLACEMENTS {
+        let conn = ConnId(desk.fresh());
+        desk.say(Event::Connected { conn, worker: ROLLOUT, incarnation: 0, pid: 1 });
+        let out = desk.seconds(6);
+        assert_eq!(replaced(&out), Some(ROLLOUT));
+        error = failed(&out).map(str::to_owned);
+    }
+    assert!(error.as_ref().is_some_and(|e| e.contains("rollout-0") && e.contains("said nothing")), "{error:?}");
+}
+
+#[test]
+fn a_worker_that_dies_at_every_try_ends_the_run() {
+    for dies in [REWARD, LEARNER] {
+        let mut desk = scoring();
+        desk.moving = vec![REWARD, ROLLOUT, LEARNER];
+        if dies == LEARNER {
+            // Its load, whenever it comes back.
+            desk.lose(LEARNER);
+            desk.join(LEARNER);
+        }
+        let mut out = Vec::new();
+        let mut deaths = 0;
+        while failed(&out).is_none() {
+            deaths += 1;
+            assert!(deaths <= MAX_LOSSES, "{dies} may die for ever");
+            out = desk.lose(dies);
+            out.extend(desk.join(dies));
+            // Not so fast that the agent would give up first.
+            out.extend(desk.seconds(10));
+        }
+        let error = failed(&out).unwrap();
+        assert_eq!(deaths, MAX_LOSSES);
+        assert!(error.contains("signal 9") && error.contains(if dies == REWARD { "reward" } else { "learner-0" }), "{error}");
+    }
+}
+
+#[test]
+fn a_swap_that_fails_is_published_again_after_a_pause_and_not_for_ever() {
+    let mut desk = Desk::new(plan(), Past::default());
+    desk.learner_up();
+    let out = desk.join(ROLLOUT);
+    let mut told = [out.clone(), desk.publish(&out)].concat();
+    let fails = |desk: &mut Desk| {
+        let conn = desk.conns[&ROLLOUT];
+        let mut out = desk.say(Event::SwapFailed { conn, version: PolicyVersion(0), error: "slot 0 is corrupt".into() });
+        out.extend(desk.say(Event::RolloutReady { conn, version: None, capacity: 4 }));
+        let published = desk.publish(&out);
+        out.extend(published);
+        out
+    };
+    let is_told = |commands: &[Command]| commands.iter().any(|c| matches!(c, Command::Weights { .. }));
+    for _ in 0..2 {
+        assert!(is_told(&told), "{told:?}");
+        let out = fails(&mut desk);
+        assert!(out.iter().any(|c| matches!(c, Command::Publish { .. })), "the slot is written anew: {out:?}");
+        assert!(!is_told(&out), "not at once: {out:?}");
+        told = desk.second();
+    }
+    let out = fails(&mut desk);
+    let error = failed(&out).expect("the third failure ends the run");
+    assert!(error.contains("rollout-0 could not take version 0") && error.contains("slot 0 is corrupt"), "{error}");
+
+    // One that succeeds is forgiven what was before.
+    let mut desk = Desk::new(plan(), Past::default());
+    desk.learner_up();
+    let out = desk.join(ROLLOUT);
+    desk.publish(&out);
+    fails(&mut desk);
+    desk.second();
+    let leases = desk.swap(ROLLOUT);
+    assert!(leases.iter().any(|c| matches!(c, Command::Lease { .. })), "{leases:?}");
+}
+
+#[test]
+fn a_step_that_fails_whenever_it_is_taken_ends_the_run_though_every_load_succeeds() {
+    let intent = StepIntent { step: StepId(1), base: PolicyVersion(0), groups: Vec::new(), digests: Vec::new() };
+    let mut desk = Desk::new(plan(), Past { intents: [(StepId(1), intent)].into(), ..Past::default() });
+    let mut out = desk.join(LEARNER);
+    let conn = desk.conns[&LEARNER];
+    for _ in 0..3 {
+        assert_eq!(load_from(&out), Some(LoadFrom::Base), "{out:?}");
+        let out_of_loading = desk.say(Event::Loaded { conn, epoch: Epoch(1), version: PolicyVersion(0), digest: 7 });
+        assert!(out_of_loading.iter().any(|c| matches!(c, Command::Step { .. })), "{out_of_loading:?}");
+        let (what, error) = ("step 1".to_owned(), "no memory for a batch of 9000 tokens".to_owned());
+        out = desk.say(Event::LearnerFailed { conn, epoch: Epoch(1), what, error, fatal: false });
+        out.extend(desk.seconds(3));
+    }
+    assert!(failed(&out).is_some_and(|e| e.contains("step 1") && e.contains("9000 tokens")), "{out:?}");
+}
+
+/// A run of one committed step with a checkpoint of it.
+fn past() -> Past {
+    let intent = StepIntent { step: StepId(1), base: PolicyVersion(0), groups: Vec::new(), digests: Vec::new() };
+    let commit = StepCommit {
+        step: StepId(1),
+        version: PolicyVersion(1),
+        weights_sha256: String::new(),
+        weights_digest: 11,
+        metrics: Vec::new(),
+    };
+    let checkpoint = PastCheckpoint { version: PolicyVersion(1), dir: "checkpoints/step-1".into(), manifest_sha256: "m".into() };
+    Past {
+        intents: [(StepId(1), intent)].into(),
+        commits: [(StepId(1), commit)].into(),
+        checkpoints: vec![checkpoint],
+        ..Past::default()
+    }
+}
+
+fn load_from(commands: &[Command]) -> Option<LoadFrom> {
+    commands.iter().find_map(|c| if let Command::Load { from, .. } = c { Some(from.clone()) } else { None })
+}
+
+#[test]
+fn a_checkpoint_that_does_not_fit_ends_the_run_and_a_damaged_one_is_passed_over() {
+    let saved = LoadFrom::Checkpoint("checkpoints/step-1".into());
+    let fails = |desk: &mut Desk, fatal| {
+        let conn = desk.conns[&LEARNER];
+        let error = "the state has version 1 and seed 4, the run asks for 1 and 5".to_owned();
+        desk.say(Event::LearnerFailed { conn, epoch: Epoch(1), what: "load version 1".into(), error, fatal })
+    };
+    let mut desk = Desk::new(plan(), past());
+    assert_eq!(load_from(&desk.join(LEARNER)), Some(saved.clone()));
+    let out = fails(&mut desk, true);
+    assert!(failed(&out).is_some_and(|e| e.contains("seed 4")) && load_from(&out).is_none(), "{out:?}");
+
+    let mut desk = Desk::new(plan(), past());
+    desk.join(LEARNER);
+    let conn = desk.conns[&LEARNER];
+    let out = desk.say(Event::CheckpointDamaged { conn, version: PolicyVersion(1), why: "rng.json is missing".into() });
+    assert_eq!(load_from(&out), Some(LoadFrom::Base));
+    assert!(out.iter().any(|c| matches!(c, Command::Notice(n) if n.contains("rng.json is missing"))), "{out:?}");
+
+    // A failure that may pass is no reason to give a good checkpoint up.
+    let mut desk = Desk::new(plan(), past());
+    desk.join(LEARNER);
+    for _ in 0..2 {
+        assert_eq!(load_from(&fails(&mut desk, false)), None, "not at once");
+        assert_eq!(load_from(&desk.seconds(2)), Some(saved.clone()));
+    }
+    let out = fails(&mut desk, false);
+    assert_eq!((load_from(&out), failed(&out)), (Some(LoadFrom::Base), None));
+}
+
+#[test]
+fn leases_and_gradings_are_spread_over_all_workers() {
+    let rollouts: Vec<WorkerId> = (0..3).map(|index| WorkerId { role: Role::Rollout, index }).collect();
+    let rewards: Vec<WorkerId> = (0..2).map(|index| WorkerId { role: Role::Reward, index }).collect();
+    let mut desk = Desk::new(Plan { rollout_workers: 3, ..plan() }, Past::default());
+    desk.learner_up();
+    let mut out = Vec::new();
+    for worker in rewards.iter().chain(&rollouts) {
+        out.extend(desk.join(*worker));
+    }
+    desk.publish(&out);
+    let mut leases: Vec<Command> = rollouts.iter().flat_map(|worker| desk.swap(*worker)).collect();
+    let (mut generated, mut scored) = (BTreeMap::<ConnId, u32>::new(), BTreeMap::<ConnId, u32>::new());
+    while !leases.is_empty() {
+        let mut asked = desk.generate(&leases);
+        for command in leases.iter().chain(&asked) {
+            match command {
+                Command::Lease { conn, .. } if leases.contains(command) => *generated.entry(*conn).or_default() += 1,
+                Command::Score { conn, .. } => *scored.entry(*conn).or_default() += 1,
+                _ => {}
+            }
+        }
+        let more = desk.score(&asked);
+        asked.extend(more);
+        leases = asked.into_iter().filter(|c| matches!(c, Command::Lease { .. })).collect();
+    }
+    let of = |counts: &BTreeMap<ConnId, u32>, workers: &[WorkerId]| -> Vec<u32> {
+        workers.iter().map(|w| counts.get(&desk.conns[w]).copied().unwrap_or(0)).collect()
+    };
+    assert_eq!(of(&generated, &rollouts), [2, 2, 2]);
+    assert_eq!(of(&scored, &rewards), [3, 3]);
+}
