@@ -117,7 +117,11 @@ pub async fn run(
         Ok(Outcome::Failed { error }) => format!("the run has failed: {error}"),
         Err(error) => format!("the coordinator has failed: {error}"),
     };
-    core.dismiss(&reason, inbox).await;
+    // After a failure of its own another coordinator takes over: workers that see their connections end look for it, while
+    // those that are asked to leave would be gone.
+    if !matches!(result, Err(CoordinatorError::Internal(_))) {
+        core.dismiss(&reason, inbox).await;
+    }
     conclude(&args, core, result, journal_thread).await
 }
 
