@@ -192,6 +192,7 @@ impl From<RunError> for CliError {
             | RunError::Numerics { .. }
             | RunError::Coordinator(CoordinatorError::Numerics { .. }) => Exit::Numerics,
             RunError::Coordinator(CoordinatorError::RunFailed(_)) => Exit::WorkerGaveUp,
+            RunError::Coordinator(CoordinatorError::ComputeFailed(_)) => Exit::Compute,
             RunError::Coordinator(CoordinatorError::Internal(_)) => Exit::Internal,
             RunError::GaveUp { exit, .. } | RunError::Agent(AgentError::GaveUp { exit, .. }) => exit,
             RunError::Agent(AgentError::System { .. } | AgentError::Ring(_)) => Exit::Io,

@@ -25,8 +25,7 @@ use cohort_protocol::messages::learner::{
 use cohort_protocol::messages::reward::{CoordinatorToReward, RewardToCoordinator, ScoreReply, ScoreRequest};
 use cohort_protocol::messages::rollout::{CancelLease, CoordinatorToRollout, RolloutToCoordinator, WeightsReady};
 use cohort_protocol::{
-    AttemptId, GroupLease, GroupPayload, LeasePurpose, PolicyVersion, ScoreOutcome, StepId, StepIntent,
-    TrajectoryBatch, WorkerId,
+    AttemptId, GroupLease, GroupPayload, LeasePurpose, PolicyVersion, ScoreOutcome, StepId, StepIntent, TrajectoryBatch, WorkerId,
 };
 use std::collections::HashMap;
 use std::sync::Arc;
@@ -79,6 +78,8 @@ pub(super) struct Core {
     next_delivery: u64,
     outcome: Option<Outcome>,
     last_status: Option<Instant>,
+    /// The learner's last failure was the engine's, and final.
+    pub(super) compute_failed: bool,
 }
 
 impl Core {
@@ -105,6 +106,7 @@ impl Core {
             next_delivery: 0,
             outcome: None,
             last_status: None,
+            compute_failed: false,
         }
     }
 
@@ -311,6 +313,7 @@ impl Core {
                 manifest_sha256: c.manifest_sha256,
             },
             LearnerToCoordinator::Failed(f) => {
+                self.compute_failed = f.fatal && f.compute;
                 Event::LearnerFailed { conn, epoch: f.epoch, what: f.what, error: f.error, fatal: f.fatal }
             }
             LearnerToCoordinator::Beat(beat) => Event::Beat { conn, progress: beat.micro_batches },

@@ -117,11 +117,7 @@ pub async fn run(
         Ok(Outcome::Failed { error }) => format!("the run has failed: {error}"),
         Err(error) => format!("the coordinator has failed: {error}"),
     };
-    // After a failure of its own another coordinator takes over: workers that see their connections end look for it, while
-    // those that are asked to leave would be gone.
-    if !matches!(result, Err(CoordinatorError::Internal(_))) {
-        core.dismiss(&reason, inbox).await;
-    }
+    core.dismiss(&reason, inbox).await;
     conclude(&args, core, result, journal_thread).await
 }
 
@@ -151,7 +147,7 @@ async fn conclude(
     core.final_status();
     let finished = matches!(result, Ok(Outcome::Finished));
     let mut summary = core.report.summary(Instant::now(), &args.paths, &core.state, finished, args.incarnation);
-    let Core { journal: handle, exports, tasks, .. } = core;
+    let Core { journal: handle, exports, tasks, compute_failed, .. } = core;
     drop((handle, tasks));
     let (paths, last) = (args.paths.clone(), cohort_protocol::PolicyVersion(summary.steps));
     let written = tokio::task::spawn_blocking(move || {
@@ -167,6 +163,7 @@ async fn conclude(
     });
     let summary = written.await.map_err(|_| CoordinatorError::Internal("writing of the summary"))?;
     match result? {
+        Outcome::Failed { error } if compute_failed => Err(CoordinatorError::ComputeFailed(error)),
         Outcome::Failed { error } => Err(CoordinatorError::RunFailed(error)),
         Outcome::Finished | Outcome::Drained => Ok(summary?),
     }

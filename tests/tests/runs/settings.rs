@@ -60,3 +60,15 @@ fn a_resume_takes_more_workers_and_steps_and_refuses_what_is_the_runs_own() -> R
     ensure!(refused.code == Some(6) && refused.stderr.contains("changed by hand"), "{refused:?}");
     Ok(())
 }
+
+#[test]
+fn a_value_that_is_not_finite_ends_either_kind_of_run_with_its_own_code() -> Result<()> {
+    let (_folder, bench) = bench()?;
+    for (name, tier) in [("one", "--threads=1"), ("many", "--processes")] {
+        let ended = finish(
+            &mut bench.launch(name, &["--set", "training.learning_rate=1e38", "--set", "training.max_grad_norm=0", tier]),
+        )?;
+        ensure!(ended.code == Some(9) && ended.stderr.contains("learning_rate"), "{tier}: {ended:?}");
+    }
+    Ok(())
+}
