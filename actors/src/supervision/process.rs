@@ -118,6 +118,7 @@ enum Order {
     Add(ProcessSpec),
     Remove(ChildId),
     Kill(ChildId, String),
+    Terminate(ChildId),
 }
 
 impl ProcessSupervisor {
@@ -155,6 +156,12 @@ impl ProcessSupervisor {
     pub async fn kill(&self, id: ChildId, why: impl Into<String>) {
         // A supervisor that has ended has no children.
         let _ = self.orders.send(Order::Kill(id, why.into())).await;
+    }
+
+    /// Asks a child to end by itself (SIGTERM). It stays supervised: exit code 0 is its end, a failure restarts it.
+    pub async fn terminate(&self, id: ChildId) {
+        // A supervisor that has ended has no children.
+        let _ = self.orders.send(Order::Terminate(id)).await;
     }
 
     /// All children now.
@@ -207,6 +214,12 @@ impl Supervising {
                     Some(Order::Remove(id)) => Event::Remove(id),
                     Some(Order::Kill(id, why)) => {
                         self.kill(&id, why);
+                        Event::Tick
+                    }
+                    Some(Order::Terminate(id)) => {
+                        // As a kill: one that has just ended has not been reported yet.
+                        let pid = self.alive.get(&id).and_then(|alive| process_id(alive.pid));
+                        let _ = pid.map(|pid| kill_process(pid, Signal::TERM));
                         Event::Tick
                     }
                     None => {

@@ -14,7 +14,7 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 /// Time to drain, save and write the report before it is killed: what draining may take, and as long again.
-const GRACE_COORDINATOR: Duration = DRAIN_LIMIT.saturating_add(Duration::from_secs(30));
+pub(super) const GRACE_COORDINATOR: Duration = DRAIN_LIMIT.saturating_add(Duration::from_secs(30));
 /// Time a worker has to leave.
 const GRACE_WORKER: Duration = Duration::from_secs(3);
 
@@ -107,11 +107,10 @@ pub(super) fn coordinator_pid(status: &[ProcessStatus]) -> Option<u32> {
     status.iter().find(|child| child.id == id)?.pid
 }
 
-/// It ended with exit code 0: the run is over. While draining, it is enough that it runs no more.
+/// It ended with exit code 0: the run is over. While draining, it may also have been taken away.
 pub(super) fn coordinator_has_left(status: &[ProcessStatus], draining: bool) -> bool {
     let id = coordinator_id();
     match status.iter().find(|child| child.id == id) {
-        Some(child) if draining => child.pid.is_none(),
         Some(child) => child.phase == "ended" && child.last_exit.as_ref().is_some_and(|e| e.code == Some(0)),
         None => draining,
     }

@@ -127,39 +127,48 @@ pub async fn run(options: AgentOptions, progress: Arc<dyn ProgressSink>, shutdow
         supervisor.add(spec).await;
     }
     let mut status = supervisor.watch();
-    let mut draining = false;
+    let mut draining = Draining::default();
     let mut silence = news::Silence::new(Instant::now(), silence_limit());
     let mut look = tokio::time::interval(LOOK);
-    let mut coordinator = None;
+    let (mut coordinator, mut since) = (None, Instant::now());
     let outcome = loop {
         tokio::select! {
             escalated = &mut ended => break escalated,
             changed = status.changed() => {
                 let now = status.borrow_and_update().clone();
                 children::write_status(&options.paths, &now).map_err(system("write agent.json"))?;
-                if changed.is_err() || children::coordinator_has_left(&now, draining) {
+                if changed.is_err() || children::coordinator_has_left(&now, draining.by.is_some()) {
                     stop.trigger("the coordinator has left");
                     break ended.await;
                 }
                 let pid = children::coordinator_pid(&now);
                 if pid != coordinator {
                     coordinator = pid;
-                    silence.restart(Instant::now());
+                    since = Instant::now();
+                    silence.restart(since);
                 }
             }
-            _ = look.tick(), if !draining => {
-                let last = *heard.last.borrow();
-                if let Some(silent) = silence.look(Instant::now(), last) {
-                    silence.restart(Instant::now());
+            _ = look.tick() => {
+                let (now, last) = (Instant::now(), *heard.last.borrow());
+                if let Some(by) = draining.by {
+                    if now > by {
+                        // Nothing waits for ever: what it has not saved is in the ledger.
+                        supervisor.remove(children::coordinator_id()).await;
+                        supervisor.kill(children::coordinator_id(), "it did not leave in time").await;
+                    } else if last > since && draining.told != coordinator {
+                        // Not before it speaks: a SIGTERM that comes too early kills it.
+                        draining.told = coordinator;
+                        supervisor.terminate(children::coordinator_id()).await;
+                    }
+                } else if let Some(silent) = silence.look(now, last) {
+                    silence.restart(now);
                     supervisor.kill(children::coordinator_id(), format!("it said nothing for {:.1} s", silent.as_secs_f64())).await;
                 }
             }
             Some((worker, why)) = heard.replace.recv() => supervisor.kill(worker, why).await,
-            _ = shutdown.wait(), if !draining => {
-                // SIGTERM to the coordinator alone: it drains, saves and ends; its end stops the others.
-                draining = true;
-                supervisor.remove(children::coordinator_id()).await;
-            }
+            // The coordinator alone is told: it drains, saves and ends; its end stops the others. Where it fails on the way
+            // the next one is told too.
+            _ = shutdown.wait(), if draining.by.is_none() => draining.by = Some(Instant::now() + children::GRACE_COORDINATOR),
         }
     };
     let last = supervisor.status();
@@ -170,6 +179,15 @@ pub async fn run(options: AgentOptions, progress: Arc<dyn ProgressSink>, shutdow
         Ok(Err(escalation)) => Err(gave_up(escalation, &last)),
         Err(error) => Err(AgentError::System { what: "supervise the children", source: std::io::Error::other(error) }),
     }
+}
+
+/// The run was asked to stop.
+#[derive(Debug, Default)]
+struct Draining {
+    /// When the coordinator must have left.
+    by: Option<Instant>,
+    /// The process that was told.
+    told: Option<u32>,
 }
 
 fn silence_limit() -> Duration {

@@ -66,7 +66,7 @@ impl fmt::Display for Span {
         let nanos = self.0.as_nanos();
         let (unit, scale) = [("h", 3_600_000_000_000), ("m", 60_000_000_000), ("s", 1_000_000_000), ("ms", 1_000_000)]
             .into_iter()
-            .find(|&(_, scale)| nanos >= scale && nanos % scale == 0)
+            .find(|&(_, scale)| nanos >= scale && nanos.is_multiple_of(scale))
             .unwrap_or(("us", 1_000));
         if nanos == 0 { f.write_str("0s") } else { write!(f, "{}{unit}", nanos / scale) }
     }

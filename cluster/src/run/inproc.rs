@@ -263,3 +263,37 @@ impl ChildFactory for Worker {
         Ok(actor.get_cell())
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::sync::atomic::{AtomicU32, Ordering};
+
+    /// Fails at every start, lastingly or not.
+    struct Broken(bool, AtomicU32);
+
+    #[async_trait]
+    impl ChildFactory for Broken {
+        async fn spawn(&self, _: ActorCell, _: u32) -> Result<ActorCell, ActorProcessingErr> {
+            let cause = format!("cause {}", self.1.fetch_add(1, Ordering::Relaxed));
+            Err(if self.0 { Fatal(cause).into() } else { cause.into() })
+        }
+    }
+
+    async fn escalation(lasting: bool) -> String {
+        let factory = Arc::new(Broken(lasting, AtomicU32::new(0)));
+        let child = ChildSpec { id: ChildId::from("rollout-0"), restart: Restart::Transient, factory };
+        let policy = SupervisionPolicy { max_restarts: 2, ..SupervisionPolicy::default() };
+        let args = SupervisorArgs { policy, seed: 1, grace: GRACE, children: vec![child] };
+        let (tell, told) = oneshot::channel();
+        Actor::spawn(None, Root, (args, tell)).await.unwrap();
+        tokio::time::timeout(Duration::from_secs(10), told).await.unwrap().unwrap().to_string()
+    }
+
+    #[tokio::test]
+    async fn the_end_of_the_workers_names_the_first_cause() {
+        let why = escalation(false).await;
+        assert!(why.contains("first cause: rollout-0: could not start: cause 0"), "{why}");
+        assert_eq!(escalation(true).await, "rollout-0 cannot run: cause 0");
+    }
+}
