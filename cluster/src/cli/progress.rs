@@ -199,7 +199,7 @@ fn paint_live(inbox: &Receiver<Progress>, mut out: impl Write) {
                 view.take(&news);
                 if let Some(line) = lasting_line(&news) {
                     // Lines that stay scroll up above the frame.
-                    let _ = write!(out, "{}{line}\n", clear(painted));
+                    let _ = writeln!(out, "{}{line}", clear(painted));
                     painted = 0;
                 } else if Instant::now() < due {
                     continue;
@@ -211,7 +211,7 @@ fn paint_live(inbox: &Receiver<Progress>, mut out: impl Write) {
         };
         let width = terminal_size::terminal_size_of(std::io::stderr()).map_or(100, |(w, _)| usize::from(w.0));
         let lines: Vec<String> = view.frame().iter().map(|l| cut(l, width)).collect();
-        let _ = write!(out, "{}{}\n", clear(painted), lines.join("\n"));
+        let _ = writeln!(out, "{}{}", clear(painted), lines.join("\n"));
         let _ = out.flush();
         painted = lines.len();
         if last {
