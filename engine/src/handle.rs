@@ -12,7 +12,7 @@ use crate::sampler::Decoding;
 use crate::scheduler::{Finish, Limits, SessionId};
 use crate::{Backend, EngineError};
 use cohort_model::{DecoderSpec, WeightSet};
-use crossbeam::channel::{Sender, bounded};
+use crossbeam::channel::{Sender, bounded, unbounded};
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, OnceLock};
 use tokio::sync::{Semaphore, oneshot};
@@ -88,7 +88,8 @@ impl EngineHandle {
     where
         F: FnOnce() -> Result<Box<dyn Backend>, EngineError> + Send + 'static,
     {
-        let (commands, inbox) = bounded::<Envelope>(options.queue.max(1));
+        // Bounded by the places. A bounded channel would keep what is queued when its receiver dies, and with it the callers.
+        let (commands, inbox) = unbounded::<Envelope>();
         let (ready_tx, ready) = bounded::<Result<(DecoderSpec, String), EngineError>>(1);
         let fault = Arc::new(OnceLock::new());
         let sampled = Arc::new(AtomicU64::new(0));
@@ -279,8 +280,7 @@ impl EngineHandle {
 
     async fn send(&self, command: Command) -> Result<(), EngineError> {
         let Ok(place) = self.shared.places.clone().acquire_owned().await else { return Err(self.stopped()) };
-        // As many places as the queue is long, each given back after its command was taken out: never full.
-        self.shared.commands.try_send(Envelope { command, _place: place }).map_err(|_| self.stopped())
+        self.shared.commands.send(Envelope { command, _place: place }).map_err(|_| self.stopped())
     }
 
     fn stopped(&self) -> EngineError {

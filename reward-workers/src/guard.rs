@@ -89,7 +89,9 @@ impl Guard {
     {
         let (mut tries, mut waited) = (0, Duration::ZERO);
         loop {
-            let (why, pause) = match self.breaker.call_where(self.options.deadline, attempt(), Failure::retryable).await {
+            // Not even made while the breaker is open.
+            let attempt = async { attempt().await };
+            let (why, pause) = match self.breaker.call_where(self.options.deadline, attempt, Failure::retryable).await {
                 Ok(answer) => return Ok(answer),
                 Err(CallError::Failed { source: Failure::Fatal(why), .. }) => return Err(Failure::Fatal(why)),
                 Err(CallError::Open { retry_after, last, .. }) => {
@@ -175,7 +177,8 @@ mod tests {
         let guard = guard(6, 30.0);
         // Five failures open it; the sixth try waits a second and is answered.
         assert_eq!(ask(&guard, &[down(), down(), down(), down(), down(), Ok(1)]).await, (Ok(1), 6));
-        let impatient = self::guard(6, 1.5);
+        // Five failures and the waits between them take 1.55 s; the rest of the open time is more than it has left.
+        let impatient = self::guard(9, 1.6);
         let (result, _) = ask(&impatient, &[down()]).await;
         assert!(result.unwrap_err().why().contains("circuit breaker is open"));
         assert_eq!(impatient.state(), "open");

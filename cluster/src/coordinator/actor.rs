@@ -37,6 +37,8 @@ use tokio::task::JoinSet;
 const TICK: Duration = Duration::from_millis(100);
 /// Between two states on the disk and to the display.
 const STATUS: Duration = Duration::from_millis(250);
+/// Time that workers have to leave at the end of the run.
+const FAREWELL: Duration = Duration::from_secs(2);
 /// A pause of this task that makes the next look at deadlines meaningless.
 const OWN_STALL: Duration = Duration::from_secs(1);
 /// Inputs taken before the clock is looked at again.
@@ -159,11 +161,13 @@ impl Core {
         }
     }
 
-    /// Asks everyone to leave and waits a moment for them to do so.
+    /// Asks everyone to leave and waits until they have, at most [`FAREWELL`].
     pub(super) async fn dismiss(&mut self, reason: &str, mut inbox: mpsc::Receiver<Input>) {
         for (_, outbox) in self.conns.values() {
             outbox.drain(reason);
         }
+        // A worker does not leave with a delivery in its hands. Nothing of them is kept: the groups stay in flight.
+        self.deliveries.drain().filter_map(|(_, delivery)| delivery.ack).for_each(Ack::accept);
         let gone = async {
             while !self.conns.is_empty() {
                 match inbox.recv().await {
@@ -172,15 +176,26 @@ impl Core {
                         outbox.drain(reason);
                         self.conns.insert(conn, (hello.worker, outbox));
                     }
-                    // Whatever else they say now, the run is over; unacknowledged deliveries are dropped with them.
+                    Some(Input::Batch { ack: Some(ack), .. } | Input::Scores { ack: Some(ack), .. }) => ack.accept(),
+                    Some(Input::Event(effect)) => {
+                        if let Effect::Scored { ack: Some(ack), .. } = *effect {
+                            ack.accept();
+                        }
+                    }
+                    // Whatever else they say now, the run is over.
                     Some(_) => {}
                     None => return,
                 }
             }
         };
         // Those that do not leave see their connection end.
-        let _ = tokio::time::timeout(Duration::from_secs(2), gone).await;
-        for (_, outbox) in self.conns.values() {
+        let _ = tokio::time::timeout(FAREWELL, gone).await;
+        self.disconnect(reason);
+    }
+
+    /// Ends every connection; workers look for the next coordinator.
+    pub(super) fn disconnect(&mut self, reason: &str) {
+        for (_, (_, outbox)) in self.conns.drain() {
             outbox.close(reason);
         }
     }

@@ -110,14 +110,15 @@ pub async fn run(
     let accepting = tokio::spawn(accept_all(listener, terms, args.workers.clone(), inputs.clone()));
     let mut core = Core::new(args.clone(), state, report, journal, exports, inputs);
     let result = core.run(&mut inbox, recorded, &shutdown).await;
+    match &result {
+        Ok(Outcome::Finished) => core.dismiss("the run is finished", inbox).await,
+        Ok(Outcome::Drained) => core.dismiss("the run was asked to stop", inbox).await,
+        Ok(Outcome::Failed { error }) => core.dismiss(&format!("the run has failed: {error}"), inbox).await,
+        // The run may go on with the next coordinator: workers stay and look for it.
+        Err(error) => core.disconnect(&format!("the coordinator has failed: {error}")),
+    }
+    // Not before: the sessions carry the farewell out and the workers' answer in.
     accepting.abort();
-    let reason = match &result {
-        Ok(Outcome::Finished) => "the run is finished".to_owned(),
-        Ok(Outcome::Drained) => "the run was asked to stop".to_owned(),
-        Ok(Outcome::Failed { error }) => format!("the run has failed: {error}"),
-        Err(error) => format!("the coordinator has failed: {error}"),
-    };
-    core.dismiss(&reason, inbox).await;
     conclude(&args, core, result, journal_thread).await
 }
 

@@ -93,7 +93,8 @@ pub(super) fn backward(
         let grads = loss.backward()?;
         take(&grads)?;
         let Some(part) = grads.get(leaf.as_tensor()) else { candle_core::bail!("no gradient of the hidden rows") };
-        parts.push(part.clone());
+        // The gradient is a product with the output projection: attached, it would pass that way a second time.
+        parts.push(part.detach());
     }
     Tensor::cat(&parts, 0)
 }
