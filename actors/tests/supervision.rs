@@ -326,6 +326,12 @@ async fn exit_codes_decide() {
     assert!(!alive(other), "the others are stopped before the supervisor ends");
 
     let (supervisor, task) = start();
+    supervisor.add(shell("final", "echo 'no space; make some' >&2; exit 108", Some(&log))).await;
+    let why = soon("escalation", task).await.unwrap().unwrap_err().to_string();
+    assert_eq!(why, "final cannot run: exit code 108; last words: no space; make some");
+    assert_eq!([101, 108, 8, -1].map(exit::final_code), [None, Some(8), None, None]);
+
+    let (supervisor, task) = start();
     supervisor.add(ProcessSpec { program: "/no/such/program".into(), ..shell("missing", "", None) }).await;
     let why = soon("escalation", task).await.unwrap().unwrap_err().to_string();
     assert!(why.contains("/no/such/program"), "{why}");

@@ -1,13 +1,15 @@
 //! What a run will need of this machine, said before it starts: memory by part, and what there is.
 use crate::config::Config;
+use crate::run::source::RING_SLOTS;
+use cohort_learner::training::Training;
 use cohort_model::DecoderSpec;
 use serde::Serialize;
 use std::path::Path;
 
-/// Bytes that one engine needs, by part. An estimate from shapes: f32, one process, all parameters trained.
+/// Bytes that a run needs, by part. An estimate from shapes: f32, one host, all parameters trained.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
 pub struct Need {
-    /// The weights.
+    /// The weights of the engine that learns.
     pub parameters: u64,
     /// Their gradients.
     pub gradients: u64,
@@ -17,6 +19,12 @@ pub struct Need {
     pub activations: u64,
     /// Keys and values of the sequences that are generated at once.
     pub kv: u64,
+    /// The frozen model that a KL term compares with.
+    pub reference: u64,
+    /// The weights of rollout workers in processes of their own.
+    pub workers: u64,
+    /// The buffers through which new weights reach them.
+    pub ring: u64,
 }
 
 impl Need {
@@ -31,35 +39,58 @@ impl Need {
             moments,
             activations: 4 * activation_values(spec) * micro_batch_tokens,
             kv: 4 * 2 * (spec.layers * spec.kv_heads * spec.head_dim) as u64 * kv_tokens,
+            reference: 0,
+            workers: 0,
+            ring: 0,
         }
     }
 
-    /// For a run whose engine both generates and learns.
+    /// For a run: one engine that both generates and learns, or, with processes, one that learns and one a rollout worker.
     #[must_use]
     pub fn of_run(spec: &DecoderSpec, config: &Config) -> Self {
+        let engine = Self::of(spec, config.training.micro_batch_tokens.into(), 0);
+        let referenced = Training::try_from(&config.training).is_ok_and(|training| training.loss.needs_reference());
+        let rollout = u64::from(config.cluster.rollout.get());
+        let (workers, ring) = if config.cluster.processes { (rollout, u64::from(RING_SLOTS)) } else { (0, 0) };
+        Self {
+            kv: Self::kv_of_engine(spec, config) * workers.max(1),
+            reference: if referenced { engine.parameters } else { 0 },
+            workers: workers * engine.parameters,
+            ring: ring * engine.parameters,
+            ..engine
+        }
+    }
+
+    /// Keys and values of one generating engine of a run.
+    #[must_use]
+    pub fn kv_of_engine(spec: &DecoderSpec, config: &Config) -> u64 {
         let c = &config.cluster;
-        let sequences = u64::from(c.rollout.get()) * u64::from(c.capacity.get()) * u64::from(config.training.group_size);
+        let sharing = if c.processes { 1 } else { u64::from(c.rollout.get()) };
+        let sequences = sharing * u64::from(c.capacity.get()) * u64::from(config.training.group_size);
         // No more sequences run at once than a step has, nor than the engine takes.
         let step = u64::from(config.training.groups_per_step) * u64::from(config.training.group_size);
         let running = sequences.min(step).min(cohort_engine::EngineOptions::default().max_running as u64);
-        Self::of(spec, config.training.micro_batch_tokens.into(), running * spec.max_context as u64)
+        Self::of(spec, 0, running * spec.max_context as u64).kv
     }
 
     /// All of it.
     #[must_use]
     pub fn total(&self) -> u64 {
-        self.parameters + self.gradients + self.moments + self.activations + self.kv
+        self.parts().iter().map(|(_, bytes)| bytes).sum()
     }
 
     /// The parts with their names, in order.
     #[must_use]
-    pub fn parts(&self) -> [(&'static str, u64); 5] {
+    pub fn parts(&self) -> [(&'static str, u64); 8] {
         [
             ("parameters", self.parameters),
             ("gradients", self.gradients),
             ("moments", self.moments),
             ("activations", self.activations),
             ("keys and values", self.kv),
+            ("reference model", self.reference),
+            ("rollout processes", self.workers),
+            ("weight ring", self.ring),
         ]
     }
 }
@@ -106,17 +137,24 @@ impl Memory {
     /// One line: `learner needs 2.1 GiB (parameters 0.5 GiB, ..), has 20.1 GiB`.
     #[must_use]
     pub fn line(&self) -> String {
-        let parts: Vec<String> =
-            self.need.parts().iter().map(|(name, bytes)| format!("{name} {}", memory_text(*bytes))).collect();
+        let parts = self.need.parts();
+        let parts: Vec<String> = parts
+            .iter()
+            .filter(|(name, bytes)| *bytes > 0 || *name == "parameters")
+            .map(|(name, bytes)| format!("{name} {}", memory_text(*bytes)))
+            .collect();
         let has = self.available_bytes.map_or("an unknown amount".to_owned(), memory_text);
-        format!("learner needs {} ({}), has {has}", memory_text(self.needed_bytes), parts.join(", "))
+        let who = if self.need.workers > 0 { "learner and rollout workers need" } else { "learner needs" };
+        format!("{who} {} ({}), has {has}", memory_text(self.needed_bytes), parts.join(", "))
     }
 
     /// What to do where it does not fit.
     #[must_use]
     pub fn remedy(&self) -> &'static str {
         let n = &self.need;
-        if n.activations >= n.kv && n.activations > n.parameters {
+        if n.workers + n.ring > n.parameters + n.gradients + n.moments && n.workers + n.ring > n.kv.max(n.activations) {
+            "run fewer rollout workers, or leave --processes out: in one process all share one copy of the weights"
+        } else if n.activations >= n.kv && n.activations > n.parameters {
             "lower training.micro_batch_tokens"
         } else if n.kv > n.parameters {
             "lower cluster.capacity or training.group_size"
@@ -187,6 +225,29 @@ mod tests {
         assert_eq!(need.total(), 16 * 134_515_008);
         assert_eq!(Need::of(&smollm2(), 0, 1).kv, 4 * 2 * 30 * 3 * 64);
         assert_eq!(Need::of(&smollm2(), 1, 0).activations, 4 * (30 * (4 * 576 + 2 * 576 + 2 * 192 + 3 * 1536) + 2 * 576));
+    }
+
+    #[test]
+    fn every_process_and_the_reference_model_are_counted() {
+        let (spec, mut config) = (smollm2(), Config::default());
+        let one = Need::of_run(&spec, &config);
+        assert_eq!((one.workers, one.ring, one.reference), (0, 0, 0));
+        config.training.loss = serde_json::from_str(r#"{ "type": "grpo", "beta": 0.04 }"#).unwrap();
+        config.cluster.processes = true;
+        config.cluster.rollout = std::num::NonZeroU16::new(3).unwrap();
+        let many = Need::of_run(&spec, &config);
+        assert_eq!((many.workers, many.ring, many.reference), (3 * one.parameters, 3 * one.parameters, one.parameters));
+        assert_eq!(many.kv, 3 * Need::kv_of_engine(&spec, &config));
+        assert_eq!(many.total(), many.parts().iter().map(|(_, bytes)| bytes).sum::<u64>());
+        assert!(many.total() > one.total() + 7 * one.parameters);
+        let memory = Memory { available_bytes: Some(1), ..Memory::check(many) };
+        assert!(
+            memory.line().starts_with("learner and rollout workers need ")
+                && memory.line().contains("rollout processes")
+                && memory.line().contains("reference model"),
+            "{}",
+            memory.line()
+        );
     }
 
     #[test]

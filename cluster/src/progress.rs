@@ -8,7 +8,7 @@ use std::path::PathBuf;
 
 /// One piece of news.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
-#[serde(tag = "event", rename_all = "snake_case")]
+#[serde(tag = "event", content = "what", rename_all = "snake_case")]
 pub enum Progress {
     /// The run directory is locked, checked and open.
     Started {
@@ -228,4 +228,23 @@ pub struct Silent;
 
 impl ProgressSink for Silent {
     fn emit(&self, _news: Progress) {}
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn every_kind_of_news_survives_the_way_to_the_agent() {
+        let news = [
+            Progress::Started { run_dir: "r".into(), resumed_at: 1, steps: 2 },
+            Progress::Phase(RunPhase::Collecting),
+            Progress::Actors(Vec::new()),
+            Progress::Notice("slow".into()),
+        ];
+        for piece in news {
+            let line = serde_json::to_string(&piece).unwrap();
+            assert_eq!(serde_json::from_str::<Progress>(&line).unwrap(), piece, "{line}");
+        }
+    }
 }

@@ -135,7 +135,12 @@ impl LearnerActorState {
         let work = tokio::spawn(self.workshop.clone().run(job));
         self.job = Some(tokio::spawn(async move {
             let outcome = work.await.unwrap_or_else(|panicked| {
-                Outcome::Failed(Failure { error: panicked.to_string(), fatal: true, aftermath: Aftermath::WeightsLost })
+                Outcome::Failed(Failure {
+                    error: panicked.to_string(),
+                    fatal: true,
+                    compute: false,
+                    aftermath: Aftermath::WeightsLost,
+                })
             });
             // An actor that has stopped has no use for the outcome.
             let _ = myself.cast(LearnerMsg::Finished(outcome));

@@ -96,6 +96,8 @@ pub struct Failure {
     pub error: String,
     /// Whether asking again would fail again.
     pub fatal: bool,
+    /// Whether the engine failed, or a value is not finite.
+    pub compute: bool,
     /// What is left of the state.
     pub aftermath: Aftermath,
 }
@@ -294,11 +296,17 @@ impl LearnerState {
                     Aftermath::WeightsLost => (self.held, self.last) = (None, None),
                     Aftermath::EngineLost => out.push(Command::Fail(failure.error.clone())),
                 }
-                LearnerToCoordinator::Failed(LearnerFailed { epoch, what, error: failure.error, fatal: failure.fatal })
+                LearnerToCoordinator::Failed(LearnerFailed {
+                    epoch,
+                    what,
+                    error: failure.error,
+                    fatal: failure.fatal,
+                    compute: failure.compute,
+                })
             }
             (other, request) => {
                 let error = format!("the job of {request:?} ended as {other:?}");
-                LearnerToCoordinator::Failed(LearnerFailed { epoch, what, error, fatal: true })
+                LearnerToCoordinator::Failed(LearnerFailed { epoch, what, error, fatal: true, compute: false })
             }
         };
         if std::mem::take(&mut self.greeting) {
@@ -345,7 +353,7 @@ impl LearnerState {
 }
 
 fn refuse(epoch: Epoch, what: String, error: String, fatal: bool, out: &mut Vec<Command>) {
-    out.push(Command::Send(LearnerToCoordinator::Failed(LearnerFailed { epoch, what, error, fatal })));
+    out.push(Command::Send(LearnerToCoordinator::Failed(LearnerFailed { epoch, what, error, fatal, compute: false })));
 }
 
 #[cfg(test)]
@@ -427,7 +435,7 @@ mod tests {
     fn lost_weights_are_not_stepped_on() {
         let mut state = ready();
         ask(&mut state, CoordinatorToLearner::Step(step(1, 1)));
-        let failure = Failure { error: "NaN".into(), fatal: true, aftermath: Aftermath::WeightsLost };
+        let failure = Failure { error: "NaN".into(), fatal: true, compute: true, aftermath: Aftermath::WeightsLost };
         let out = after(&mut state, Event::Finished(Outcome::Failed(failure)));
         assert!(matches!(&out[..], [Command::Send(LearnerToCoordinator::Failed(f))] if f.fatal && f.what == "step 1"));
         assert_eq!(state.held(), None);
@@ -471,7 +479,7 @@ mod tests {
     fn a_dead_engine_ends_the_worker_after_it_was_said() {
         let mut state = ready();
         ask(&mut state, CoordinatorToLearner::Step(step(1, 1)));
-        let failure = Failure { error: "gone".into(), fatal: false, aftermath: Aftermath::EngineLost };
+        let failure = Failure { error: "gone".into(), fatal: false, compute: true, aftermath: Aftermath::EngineLost };
         let out = after(&mut state, Event::Finished(Outcome::Failed(failure)));
         assert!(matches!(&out[..], [Command::Send(LearnerToCoordinator::Failed(_)), Command::Fail(_)]));
     }

@@ -285,6 +285,12 @@ impl StepError {
     pub fn is_fatal(&self) -> bool {
         !matches!(self, Self::Engine { source: EngineError::Capacity(_), .. })
     }
+
+    /// Whether the engine failed, or a value is not finite: neither the request nor the configuration is to blame.
+    #[must_use]
+    pub fn is_compute(&self) -> bool {
+        matches!(self, Self::NonFinite { .. } | Self::Engine { .. })
+    }
 }
 
 /// A step that was not completed.

@@ -169,7 +169,7 @@ fn learner_to_coordinator() -> Vec<(&'static str, LearnerToCoordinator)> {
         metrics: vec![("grad_norm".into(), 0.125), ("kl".into(), 0.0)],
     };
     let saved = CheckpointSaved { epoch, version, dir: "checkpoints/step-4".into(), manifest_sha256: "aa".into() };
-    let failed = LearnerFailed { epoch, what: "step 12".into(), error: "loss is NaN".into(), fatal: true };
+    let failed = LearnerFailed { epoch, what: "step 12".into(), error: "loss is NaN".into(), fatal: true, compute: true };
     let beat = LearnerBeat { version: Some(version), step: None, progress: 31 };
     vec![
         ("Ready", LearnerToCoordinator::Ready(None)),

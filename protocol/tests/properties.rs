@@ -208,8 +208,8 @@ fn learner_to_coordinator() -> impl Strategy<Value = LearnerToCoordinator> {
         (epoch(), version(), text(), text()).prop_map(|(epoch, version, dir, manifest_sha256)| {
             LearnerToCoordinator::CheckpointSaved(CheckpointSaved { epoch, version, dir, manifest_sha256 })
         }),
-        (epoch(), text(), text(), any::<bool>()).prop_map(|(epoch, what, error, fatal)| {
-            LearnerToCoordinator::Failed(LearnerFailed { epoch, what, error, fatal })
+        (epoch(), text(), text(), any::<bool>(), any::<bool>()).prop_map(|(epoch, what, error, fatal, compute)| {
+            LearnerToCoordinator::Failed(LearnerFailed { epoch, what, error, fatal, compute })
         }),
         (of(version()), of(any::<u64>()), any::<u64>()).prop_map(|(version, step, progress)| {
             LearnerToCoordinator::Beat(LearnerBeat { version, step: step.map(StepId), progress })

@@ -6,45 +6,40 @@ use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
 
-/// A run of a tiny untrained model at the order desk: seconds long, and every part of a real one.
+/// A run of a tiny untrained model: seconds long, and every part of a real one. Its rewards are drawn from the group's
+/// number, so that there is something to learn. Its data lies beside it.
 pub const TINY: &str = r#"
 [model]
-path = "random://tiny"
-
+path = "random://tiny?seed=5"
 [agent]
-type = "tool"
-max_new_tokens = 6
-
+max_new_tokens = 24
 [environment]
-type = "order_desk"
-max_turns = 2
-heldout = 4
-
+type = "prompts"
+path = "prompts.jsonl"
+heldout = 2
+max_turns = 1
 [training]
-steps = 3
-groups_per_step = 3
-group_size = 2
-learning_rate = 1e-3
-schedule = "linear"
+steps = 4
+groups_per_step = 4
+group_size = 4
+learning_rate = 1e-2
+schedule = "constant"
 warmup_ratio = 0.0
-
+micro_batch_tokens = 128
 [training.eval]
 every = 0
 samples = 1
-greedy = true
-
+greedy = false
 [training.checkpoint]
 every = 2
-
-# An untrained model never gets the answer right: lengths differ, so that there is something to learn.
 [[rewards.parts]]
-type = "length"
-max = 1
-slack = 80
-
+type = "random"
 [cluster]
 capacity = 2
 "#;
+
+/// Groups that each of its steps consumes.
+pub const GROUPS: u64 = 4;
 
 /// Longer than any run of these tests takes on a busy machine.
 pub const PATIENCE: Duration = Duration::from_secs(120);
@@ -74,16 +69,29 @@ impl Ended {
         report.get(name).with_context(|| format!("no {name} in {report}"))
     }
 
-    /// SHA-256 of the final weights.
+    /// SHA-256 of the final weights of a run that was exact.
     pub fn weights(&self) -> Result<String> {
-        Ok(self.field("weights_sha256")?.as_str().context("weights_sha256 is no string")?.to_owned())
+        ensure!(self.code == Some(0), "exit code {:?}: {}", self.code, self.stderr);
+        ensure!(self.field("max_logprob_diff")? == 0.0 && self.number("logprob_tokens_compared")? > 300, "{:?}", self.report);
+        let hash = self.field("weights_sha256")?.as_str().context("weights_sha256 is no string")?;
+        ensure!(hash.len() == 64, "{hash}");
+        Ok(hash.to_owned())
+    }
+
+    /// A count of the report.
+    pub fn number(&self, name: &str) -> Result<u64> {
+        self.field(name)?.as_u64().with_context(|| format!("{name} is no count"))
     }
 }
 
 impl Bench {
-    /// A bench in an empty folder. `program`: `env!("CARGO_BIN_EXE_cluster_under_test")`.
+    /// A bench in an empty folder. `program`: `env!("CARGO_BIN_EXE_cluster_under_test")`. Commands run in another folder
+    /// than the configuration's, so that whatever is relative to the working directory fails.
     pub fn new(program: &str, folder: &Path) -> Result<Self> {
+        let rows: String = (0..20).map(|i| format!("{{\"prompt\": \"Say {i}.\", \"answer\": \"{i}\"}}\n")).collect();
+        std::fs::write(folder.join("prompts.jsonl"), rows)?;
         std::fs::write(folder.join("tiny.toml"), TINY)?;
+        std::fs::create_dir(folder.join("elsewhere"))?;
         Ok(Self { program: program.into(), folder: folder.to_owned() })
     }
 
@@ -109,11 +117,27 @@ impl Bench {
         command
     }
 
+    /// `cluster status RUN --json`, once there is one.
+    pub fn status(&self, name: &str) -> Result<Option<Value>> {
+        let output = self.command("status").arg(self.run_dir(name)).arg("--json").output()?;
+        Ok(output.status.success().then(|| serde_json::from_slice(&output.stdout)).transpose()?)
+    }
+
+    /// The process of an actor of a run, by what `status` says and the system confirms; `None` while it has none.
+    pub fn process_of(&self, name: &str, actor: &str) -> Result<Option<u32>> {
+        let Some(status) = self.status(name)? else { return Ok(None) };
+        let actors = status["actors"].as_array().context("status has no actors")?;
+        let pid = actors.iter().find(|a| a["name"] == actor).and_then(|a| a["pid"].as_u64());
+        let pid = pid.map(u32::try_from).transpose()?;
+        let alive = processes_of(&self.run_dir(name))?;
+        Ok(pid.filter(|pid| alive.contains(pid)))
+    }
+
     /// Any subcommand.
     #[must_use]
     pub fn command(&self, subcommand: &str) -> Command {
         let mut command = Command::new(&self.program);
-        command.current_dir(&self.folder).arg(subcommand).env_remove("COHORT_CRASH");
+        command.current_dir(self.folder.join("elsewhere")).arg(subcommand).env_remove("COHORT_CRASH");
         command
     }
 
@@ -235,21 +259,17 @@ pub fn until<T>(what: &str, patience: Duration, mut probe: impl FnMut() -> Resul
     }
 }
 
-/// `status.json` of a run, if it is there.
-pub fn status(run_dir: &Path) -> Result<Option<Value>> {
-    let Ok(text) = std::fs::read_to_string(run_dir.join("status.json")) else { return Ok(None) };
-    Ok(serde_json::from_str(&text).ok())
-}
-
-/// Processes of the host whose command line names the run directory.
+/// Worker processes of the host whose command line names the run directory.
 pub fn processes_of(run_dir: &Path) -> Result<Vec<u32>> {
+    let run_dir = run_dir.canonicalize()?;
     let needle = run_dir.to_str().context("run directory is no text")?.as_bytes();
     let mut found = Vec::new();
     for entry in std::fs::read_dir("/proc")? {
         let Ok(pid) = entry?.file_name().to_string_lossy().parse::<u32>() else { continue };
         // A process that ended meanwhile has no command line.
         let command_line = std::fs::read(format!("/proc/{pid}/cmdline")).unwrap_or_default();
-        if command_line.windows(needle.len()).any(|window| window == needle) {
+        let worker = command_line.split(|&b| b == 0).any(|argument| argument == b"worker");
+        if worker && command_line.windows(needle.len()).any(|window| window == needle) {
             found.push(pid);
         }
     }

@@ -3,7 +3,7 @@
 //! | child | failure | action | lost |
 //! |---|---|---|---|
 //! | any | exit code 0 | none: it is done | nothing |
-//! | any | exit code [`exit::NO_RESTART`] | the supervisor stops the others and ends with the cause | nothing more |
+//! | any | exit code [`exit::NO_RESTART`] or above [`exit::FINAL`] | the supervisor stops the others and ends with the cause | nothing more |
 //! | any | another code, a signal, a failed start | restart, as the policy says | what it had in memory |
 //! | the agent | any | children read EOF on stdin, and get SIGKILL on Linux | as a kill of each |
 //!
@@ -40,12 +40,22 @@ pub mod exit {
     pub const ORPHANED: u8 = 75;
     /// It failed and would again: bad configuration, refused by the coordinator.
     pub const NO_RESTART: u8 = 78;
+    /// A signal that was not its agent's told it to leave: start it again.
+    pub const SIGNALLED: u8 = 76;
+    /// `FINAL + n`, n from 2 to 99: as [`NO_RESTART`], and whoever launched the run ends with exit code `n`.
+    pub const FINAL: u8 = 100;
+
+    /// The `n` of a `FINAL + n`. 101 is none: a panic that nobody caught ends in it.
+    #[must_use]
+    pub fn final_code(code: i32) -> Option<u8> {
+        u8::try_from(code).ok().and_then(|code| code.checked_sub(FINAL)).filter(|n| (2..=99).contains(n))
+    }
 }
 
 /// Additions and removals that wait for the supervisor; when it is full, the caller waits.
 const ORDERS: usize = 64;
-/// Longest part of a log line that becomes part of a cause, in bytes.
-const CAUSE_BYTES: usize = 300;
+/// Longest part of a log line that becomes part of a cause, in bytes: an error with its remedy fits.
+const CAUSE_BYTES: usize = 2000;
 
 /// A child process and how to start it, again and again. It gets a pipe as stdin that stays open as long as the agent
 /// lives, [`parent::ENV_PARENT`] and [`parent::ENV_INCARNATION`].
@@ -108,6 +118,7 @@ enum Order {
     Add(ProcessSpec),
     Remove(ChildId),
     Kill(ChildId, String),
+    Terminate(ChildId),
 }
 
 impl ProcessSupervisor {
@@ -145,6 +156,12 @@ impl ProcessSupervisor {
     pub async fn kill(&self, id: ChildId, why: impl Into<String>) {
         // A supervisor that has ended has no children.
         let _ = self.orders.send(Order::Kill(id, why.into())).await;
+    }
+
+    /// Asks a child to end by itself (SIGTERM). It stays supervised: exit code 0 is its end, a failure restarts it.
+    pub async fn terminate(&self, id: ChildId) {
+        // A supervisor that has ended has no children.
+        let _ = self.orders.send(Order::Terminate(id)).await;
     }
 
     /// All children now.
@@ -197,6 +214,12 @@ impl Supervising {
                     Some(Order::Remove(id)) => Event::Remove(id),
                     Some(Order::Kill(id, why)) => {
                         self.kill(&id, why);
+                        Event::Tick
+                    }
+                    Some(Order::Terminate(id)) => {
+                        // As a kill: one that has just ended has not been reported yet.
+                        let pid = self.alive.get(&id).and_then(|alive| process_id(alive.pid));
+                        let _ = pid.map(|pid| kill_process(pid, Signal::TERM));
                         Event::Tick
                     }
                     None => {
@@ -294,6 +317,7 @@ impl Supervising {
         let exit = match ended.code.and_then(|code| u8::try_from(code).ok()) {
             Some(exit::DONE) => Exit::Done,
             Some(exit::NO_RESTART) => Exit::Fatal(text),
+            Some(code) if exit::final_code(code.into()).is_some() => Exit::Fatal(text),
             _ => Exit::Failed(text),
         };
         self.exits.insert(child.clone(), ended);

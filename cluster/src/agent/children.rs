@@ -1,5 +1,6 @@
 //! Which processes a run has and how each is started; what `agent.json` says of them.
 use super::{AgentError, AgentOptions};
+use crate::coordinator::DRAIN_LIMIT;
 use crate::ledger::RunPaths;
 use cohort_actors::certs::RunAuthority;
 use cohort_actors::supervision::process::{ProcessSpec, ProcessStatus};
@@ -12,8 +13,8 @@ use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::time::Duration;
 
-/// Time to drain and save before a child is killed.
-const GRACE_COORDINATOR: Duration = Duration::from_secs(30);
+/// Time to drain, save and write the report before it is killed: what draining may take, and as long again.
+pub(super) const GRACE_COORDINATOR: Duration = DRAIN_LIMIT.saturating_add(Duration::from_secs(30));
 /// Time a worker has to leave.
 const GRACE_WORKER: Duration = Duration::from_secs(3);
 
@@ -100,11 +101,16 @@ pub(super) fn coordinator_id() -> ChildId {
     ChildId::from(WorkerId { role: Role::Coordinator, index: 0 }.to_string())
 }
 
-/// It ended with exit code 0: the run is over. While draining, it is enough that it runs no more.
+/// The coordinator's process now.
+pub(super) fn coordinator_pid(status: &[ProcessStatus]) -> Option<u32> {
+    let id = coordinator_id();
+    status.iter().find(|child| child.id == id)?.pid
+}
+
+/// It ended with exit code 0: the run is over. While draining, it may also have been taken away.
 pub(super) fn coordinator_has_left(status: &[ProcessStatus], draining: bool) -> bool {
     let id = coordinator_id();
     match status.iter().find(|child| child.id == id) {
-        Some(child) if draining => child.pid.is_none(),
         Some(child) => child.phase == "ended" && child.last_exit.as_ref().is_some_and(|e| e.code == Some(0)),
         None => draining,
     }
@@ -132,12 +138,4 @@ pub(super) fn write_status(paths: &RunPaths, status: &[ProcessStatus]) -> std::i
     serde_json::to_writer(&mut file, &reports)?;
     file.write_all(b"\n")?;
     std::fs::rename(&temporary, &path)
-}
-
-/// The process that a worker has now.
-pub(super) fn pid_of(paths: &RunPaths, worker: WorkerId) -> Option<u32> {
-    let text = std::fs::read_to_string(paths.agent()).ok()?;
-    let reports: Vec<ChildReport> = serde_json::from_str(&text).ok()?;
-    let name = worker.to_string();
-    reports.into_iter().find(|child| child.name == name)?.pid
 }

@@ -3,6 +3,7 @@
 //! | child | failure | action | lost |
 //! |---|---|---|---|
 //! | coordinator | any | restarted; recovers from the ledger in a new epoch, workers reconnect | nothing committed or accepted |
+//! | coordinator | says nothing for [`SILENCE`] | killed, then as above | nothing committed or accepted |
 //! | rollout worker | any | restarted; its groups are leased again and come out with the same bits | the groups in its hands |
 //! | reward worker | any | restarted; its groups are sent to be graded again | the scores in its hands |
 //! | learner | any | restarted; loads the last checkpoint, replays the committed intents | the step in work |
@@ -15,34 +16,48 @@
 //! - **N3** when the coordinator has ended well, every other child is told to leave, and none survives the agent.
 mod children;
 mod handover;
+mod news;
 mod worker;
 
 pub use worker::{WorkerOptions, run as run_worker};
 
+use crate::cli::Exit;
 use crate::config::Config;
 use crate::ledger::RunPaths;
-use crate::progress::{LaunchReport, Progress, ProgressSink};
+use crate::progress::{LaunchReport, ProgressSink};
 use children::Children;
 use cohort_actors::certs::{CertError, RunAuthority};
-use cohort_actors::supervision::process::ProcessSupervisor;
+use cohort_actors::supervision::process::{ProcessStatus, ProcessSupervisor, exit};
 use cohort_actors::{Escalation, Shutdown, SupervisionPolicy};
 use cohort_engine::{RingError, SharedRing};
 use cohort_protocol::RunId;
 use std::collections::BTreeMap;
 use std::fs::OpenOptions;
-use std::io::{BufRead, BufReader, PipeReader};
 use std::net::{Ipv4Addr, UdpSocket};
 use std::os::fd::OwnedFd;
 use std::path::PathBuf;
 use std::sync::Arc;
+use std::time::{Duration, Instant};
 use thiserror::Error;
+
+/// A coordinator that says nothing for so long (it does four times a second) is killed and started again.
+pub const SILENCE: Duration = Duration::from_secs(30);
+/// For tests: another [`SILENCE`], in milliseconds.
+pub const SILENCE_VARIABLE: &str = "COHORT_COORDINATOR_SILENCE_MS";
+/// Between two looks at it.
+const LOOK: Duration = Duration::from_millis(250);
 
 /// Why a run of processes ended early.
 #[derive(Debug, Error)]
 pub enum AgentError {
     /// A child failed too often, or said that it cannot run. Stop.
-    #[error("the run was given up: {0}")]
-    GaveUp(#[from] Escalation),
+    #[error("the run was given up: {escalation}")]
+    GaveUp {
+        /// Who, and the first cause.
+        escalation: Escalation,
+        /// How the launch ends, as the child said.
+        exit: Exit,
+    },
     /// The certificates of the run cannot be made. Stop.
     #[error(transparent)]
     Certificates(#[from] CertError),
@@ -102,7 +117,7 @@ pub async fn run(options: AgentOptions, progress: Arc<dyn ProgressSink>, shutdow
         (handover::Item::Progress as u8, OwnedFd::from(teller)),
     ]);
     handover::serve(&name, items).map_err(system("open the hand-over socket"))?;
-    relay(news, progress).map_err(system("start the progress reader"))?;
+    let mut heard = news::listen(news, progress).map_err(system("start the progress reader"))?;
 
     let stop = Shutdown::new();
     let (supervisor, mut ended) = ProcessSupervisor::start(SupervisionPolicy::default(), options.run.0, stop.clone());
@@ -112,50 +127,84 @@ pub async fn run(options: AgentOptions, progress: Arc<dyn ProgressSink>, shutdow
         supervisor.add(spec).await;
     }
     let mut status = supervisor.watch();
-    let mut draining = false;
+    let mut draining = Draining::default();
+    let mut silence = news::Silence::new(Instant::now(), silence_limit());
+    let mut look = tokio::time::interval(LOOK);
+    let (mut coordinator, mut since) = (None, Instant::now());
     let outcome = loop {
         tokio::select! {
-            escalated = &mut ended => break flatten(escalated),
+            escalated = &mut ended => break escalated,
             changed = status.changed() => {
                 let now = status.borrow_and_update().clone();
                 children::write_status(&options.paths, &now).map_err(system("write agent.json"))?;
-                if changed.is_err() || children::coordinator_has_left(&now, draining) {
+                if changed.is_err() || children::coordinator_has_left(&now, draining.by.is_some()) {
                     stop.trigger("the coordinator has left");
-                    break flatten(ended.await);
+                    break ended.await;
+                }
+                let pid = children::coordinator_pid(&now);
+                if pid != coordinator {
+                    coordinator = pid;
+                    since = Instant::now();
+                    silence.restart(since);
                 }
             }
-            _ = shutdown.wait(), if !draining => {
-                // SIGTERM to the coordinator alone: it drains, saves and ends; its end stops the others.
-                draining = true;
-                supervisor.remove(children::coordinator_id()).await;
+            _ = look.tick() => {
+                let (now, last) = (Instant::now(), *heard.last.borrow());
+                if let Some(by) = draining.by {
+                    if now > by {
+                        // Nothing waits for ever: what it has not saved is in the ledger.
+                        supervisor.remove(children::coordinator_id()).await;
+                        supervisor.kill(children::coordinator_id(), "it did not leave in time").await;
+                    } else if last > since && draining.told != coordinator {
+                        // Not before it speaks: a SIGTERM that comes too early kills it.
+                        draining.told = coordinator;
+                        supervisor.terminate(children::coordinator_id()).await;
+                    }
+                } else if let Some(silent) = silence.look(now, last) {
+                    silence.restart(now);
+                    supervisor.kill(children::coordinator_id(), format!("it said nothing for {:.1} s", silent.as_secs_f64())).await;
+                }
             }
+            Some((worker, why)) = heard.replace.recv() => supervisor.kill(worker, why).await,
+            // The coordinator alone is told: it drains, saves and ends; its end stops the others. Where it fails on the way
+            // the next one is told too.
+            _ = shutdown.wait(), if draining.by.is_none() => draining.by = Some(Instant::now() + children::GRACE_COORDINATOR),
         }
     };
     let last = supervisor.status();
     // The last picture is a report; the run's result does not hang on it.
     let _ = children::write_status(&options.paths, &last);
-    outcome?;
-    report(&options.paths, children::restarts(&last))
-}
-
-fn flatten(joined: Result<Result<(), Escalation>, tokio::task::JoinError>) -> Result<(), AgentError> {
-    match joined {
-        Ok(outcome) => Ok(outcome?),
+    match outcome {
+        Ok(Ok(())) => report(&options.paths, children::restarts(&last)),
+        Ok(Err(escalation)) => Err(gave_up(escalation, &last)),
         Err(error) => Err(AgentError::System { what: "supervise the children", source: std::io::Error::other(error) }),
     }
 }
 
-/// Passes the coordinator's news on, from whichever incarnation they come.
-fn relay(news: PipeReader, progress: Arc<dyn ProgressSink>) -> std::io::Result<()> {
-    std::thread::Builder::new().name("progress".into()).spawn(move || {
-        for line in BufReader::new(news).lines().map_while(Result::ok) {
-            // A coordinator killed in the middle of a line leaves half of one; the next line is whole again.
-            if let Ok(piece) = serde_json::from_str::<Progress>(&line) {
-                progress.emit(piece);
-            }
+/// The run was asked to stop.
+#[derive(Debug, Default)]
+struct Draining {
+    /// When the coordinator must have left.
+    by: Option<Instant>,
+    /// The process that was told.
+    told: Option<u32>,
+}
+
+fn silence_limit() -> Duration {
+    let given = std::env::var(SILENCE_VARIABLE).ok().and_then(|ms| ms.parse().ok());
+    given.map_or(SILENCE, Duration::from_millis)
+}
+
+/// The run's end: as the child that cannot run said by its exit code.
+fn gave_up(escalation: Escalation, status: &[ProcessStatus]) -> AgentError {
+    let exit = match &escalation {
+        Escalation::Fatal { child, .. } => {
+            let code = status.iter().find(|s| s.id == *child).and_then(|s| s.last_exit.as_ref()?.code);
+            code.and_then(exit::final_code).and_then(Exit::from_code)
         }
-    })?;
-    Ok(())
+        Escalation::TooManyRestarts { .. } => None,
+    };
+    AgentError::GaveUp { escalation, exit: exit.unwrap_or(Exit::WorkerGaveUp) }
 }
 
 fn report(paths: &RunPaths, restarts: u64) -> Result<LaunchReport, AgentError> {

@@ -1,26 +1,29 @@
 //! A child's side: one role in a process of its own.
 //!
-//! Exit codes: 0 the work is done or the coordinator drained it; [`exit::NO_RESTART`] it cannot run and would not the next
-//! time either (configuration, model, a refusal); anything else: start it again.
-use super::children::{certificates, pid_of};
+//! Exit codes: 0 the coordinator said that the run is over; [`exit::FINAL`] + n it cannot run and would not the next time
+//! either (configuration, model, a refusal), and the launch ends with code n; [`exit::NO_RESTART`] the same where n is not
+//! known; [`exit::SIGNALLED`] somebody sent SIGTERM; anything else: start it again.
+use super::children::certificates;
 use super::handover::{self, Item};
+use super::news::Teller;
+use crate::cli::CliError;
 use crate::config::Config;
-use crate::coordinator::{self, Replacer};
+use crate::coordinator::{self, CoordinatorError};
 use crate::ledger::RunPaths;
-use crate::progress::{Progress, ProgressSink};
+use crate::run::RunError;
+use crate::run::failure::Failure;
 use crate::run::source::{Surroundings, coordinator_args};
-use crate::run::wiring::{Wiring, WiringError};
+use crate::run::wiring::Wiring;
 use cohort_actors::certs::Identity;
 use cohort_actors::supervision::process::exit;
 use cohort_actors::transport::quic::{QuicDialer, QuicListener, QuicOptions};
 use cohort_actors::{Dialer, Shutdown, crash, parent};
 use cohort_engine::{SharedRing, WeightRing};
 use cohort_protocol::{Role, RunId, WorkerId};
-use std::io::Write;
 use std::net::{SocketAddr, UdpSocket};
 use std::os::fd::AsRawFd;
 use std::path::PathBuf;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::Arc;
 use std::time::Instant;
 use tokio::signal::unix::{SignalKind, signal};
 
@@ -53,6 +56,12 @@ fn hopeless(error: impl std::fmt::Display) -> WorkerFailure {
     WorkerFailure { code: exit::NO_RESTART, message: error.to_string() }
 }
 
+impl From<Failure> for WorkerFailure {
+    fn from(Failure { exit, lasting, message }: Failure) -> Self {
+        Self { code: if lasting { exit::FINAL + exit as u8 } else { 1 }, message }
+    }
+}
+
 /// It may go better the next time.
 fn passing(error: impl std::fmt::Display) -> WorkerFailure {
     WorkerFailure { code: 1, message: error.to_string() }
@@ -66,7 +75,7 @@ pub fn run(options: WorkerOptions) -> Result<(), WorkerFailure> {
     let text = std::fs::read_to_string(RunPaths::new(&options.run_dir).config()).map_err(hopeless)?;
     let config: Config = toml::from_str(&text).map_err(hopeless)?;
     crate::logging::to_stderr(&config.logging);
-    let wiring = Wiring::open(Arc::new(config), options.run, &options.run_dir).map_err(hopeless)?;
+    let wiring = Wiring::open(Arc::new(config), options.run, &options.run_dir).map_err(Failure::from)?;
     let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build().map_err(passing)?;
     runtime.block_on(async {
         let mut terminate = signal(SignalKind::terminate()).map_err(passing)?;
@@ -76,9 +85,17 @@ pub fn run(options: WorkerOptions) -> Result<(), WorkerFailure> {
                 asked.trigger("SIGTERM");
             }
         });
-        let outcome = role(&options, &wiring, shutdown).await;
+        let outcome = role(&options, &wiring, shutdown.clone()).await;
         watch.abort();
-        outcome
+        match outcome {
+            // A coordinator told to leave drains the run, which is over for this launch then. A worker's run is not: where
+            // it is the agent who asked, the agent does not look at the code.
+            Ok(()) if options.who.role != Role::Coordinator && shutdown.is_triggered() => {
+                let why = shutdown.reason().unwrap_or_default();
+                Err(WorkerFailure { code: exit::SIGNALLED, message: format!("told to leave ({why})") })
+            }
+            outcome => outcome,
+        }
     })
 }
 
@@ -89,30 +106,42 @@ async fn role(options: &WorkerOptions, wiring: &Wiring, shutdown: Shutdown) -> R
     if options.who.role == Role::Coordinator {
         let socket = UdpSocket::from(handover::take(&options.handover, Item::Socket).map_err(passing)?);
         let listener = QuicListener::new(socket, &identity, quic).map_err(passing)?;
-        let teller = handover::take(&options.handover, Item::Progress).map_err(passing)?;
-        let progress = Arc::new(Teller(Mutex::new(teller.into())));
-        let around =
-            Surroundings { shared_engine: false, progress, replacer: Arc::new(Killer(paths.clone())), begun: Instant::now() };
-        let args = coordinator_args(wiring, &paths, around).map_err(hopeless)?;
-        return coordinator::run(args, Arc::new(listener), shutdown).await.map(|_| ()).map_err(|e| failure(&e));
+        let teller = Teller::new(handover::take(&options.handover, Item::Progress).map_err(passing)?.into());
+        let beats = tokio::spawn(teller.clone().beat());
+        let around = Surroundings { shared_engine: false, progress: teller.clone(), replacer: teller, begun: Instant::now() };
+        let args = coordinator_args(wiring, &paths, around).map_err(Failure::from)?;
+        let outcome = coordinator::run(args, Arc::new(listener), shutdown).await;
+        beats.abort();
+        return outcome.map(|_| ()).map_err(failure);
     }
     let dialer: Arc<dyn Dialer> = Arc::new(QuicDialer::new(options.coordinator, &identity, quic).map_err(passing)?);
-    let wired = |error: WiringError| hopeless(error);
-    match options.who.role {
+    work(options, wiring, dialer, shutdown).await
+}
+
+async fn work(
+    options: &WorkerOptions,
+    wiring: &Wiring,
+    dialer: Arc<dyn Dialer>,
+    shutdown: Shutdown,
+) -> Result<(), WorkerFailure> {
+    let ended: Result<(), Failure> = match options.who.role {
         Role::Rollout => {
-            let args = wiring.rollout(options.who.index, wiring.engine().map_err(wired)?, ring(options)?).map_err(wired)?;
-            cohort_rollout::run_worker(args, dialer, shutdown).await.map_err(passing)
+            let engine = wiring.engine().map_err(Failure::from)?;
+            let args = wiring.rollout(options.who.index, engine, ring(options)?).map_err(Failure::from)?;
+            cohort_rollout::run_worker(args, dialer, shutdown).await.map_err(Failure::from)
         }
         Role::Reward => {
-            let args = wiring.reward(options.who.index).map_err(wired)?;
-            cohort_reward_workers::run_worker(args, dialer, shutdown).await.map_err(passing)
+            let args = wiring.reward(options.who.index).map_err(Failure::from)?;
+            cohort_reward_workers::run_worker(args, dialer, shutdown).await.map_err(Failure::from)
         }
         Role::Learner => {
-            let args = wiring.learner(wiring.engine().map_err(wired)?, ring(options)?).map_err(wired)?;
-            cohort_learner::run_worker(args, dialer, shutdown).await.map_err(passing)
+            let engine = wiring.engine().map_err(Failure::from)?;
+            let args = wiring.learner(engine, ring(options)?).map_err(Failure::from)?;
+            cohort_learner::run_worker(args, dialer, shutdown).await.map_err(Failure::from)
         }
         Role::Coordinator => Ok(()),
-    }
+    };
+    Ok(ended?)
 }
 
 fn ring(options: &WorkerOptions) -> Result<Arc<dyn WeightRing>, WorkerFailure> {
@@ -122,35 +151,12 @@ fn ring(options: &WorkerOptions) -> Result<Arc<dyn WeightRing>, WorkerFailure> {
 }
 
 /// Errors of a run that another start cannot mend end it.
-fn failure(error: &coordinator::CoordinatorError) -> WorkerFailure {
+fn failure(error: CoordinatorError) -> WorkerFailure {
     match error {
-        coordinator::CoordinatorError::Internal(_) => passing(error),
-        _ => hopeless(error),
-    }
-}
-
-/// Kills a hung worker of this host by the process that `agent.json` names; the agent starts another.
-struct Killer(RunPaths);
-
-impl Replacer for Killer {
-    fn replace(&self, worker: WorkerId, why: &str) {
-        let Some(pid) = pid_of(&self.0, worker) else { return };
-        tracing::warn!(target: "cohort::coordinator", %worker, pid, why, "worker_replaced");
-        if let Some(pid) = i32::try_from(pid).ok().and_then(rustix::process::Pid::from_raw) {
-            // A process that is gone already has been replaced.
-            let _ = rustix::process::kill_process(pid, rustix::process::Signal::KILL);
+        CoordinatorError::Internal(_) => passing(error),
+        error => {
+            let CliError { exit, message } = RunError::from(error).into();
+            Failure { exit, lasting: true, message }.into()
         }
-    }
-}
-
-/// News as JSON lines into the agent's pipe.
-struct Teller(Mutex<std::fs::File>);
-
-impl ProgressSink for Teller {
-    fn emit(&self, news: Progress) {
-        let Ok(mut line) = serde_json::to_vec(&news) else { return };
-        line.push(b'\n');
-        // An agent that is gone takes this process with it.
-        let _ = self.0.lock().unwrap_or_else(PoisonError::into_inner).write_all(&line);
     }
 }

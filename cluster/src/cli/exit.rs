@@ -1,4 +1,5 @@
 //! How the program ends: exit codes and the errors that lead to them (documented in `docs/cli.md`).
+use crate::agent::AgentError;
 use crate::config::ConfigError;
 use crate::coordinator::CoordinatorError;
 use crate::ledger::LedgerError;
@@ -28,7 +29,7 @@ pub enum Exit {
     Data = 4,
     /// The run directory is missing, in use, damaged or on a file system that cannot hold a ledger.
     RunDirectory = 5,
-    /// A resume or a worker would compute with other numerics than the run's.
+    /// A resume or a worker would compute something else than the run: other numerics or settings, another build.
     Numerics = 6,
     /// A worker or grader failed more often than it may be restarted.
     WorkerGaveUp = 7,
@@ -40,6 +41,30 @@ pub enum Exit {
     Drained = 20,
     /// A mistake in the program itself.
     Internal = 70,
+}
+
+impl Exit {
+    /// Every one.
+    const ALL: [Self; 12] = [
+        Self::Success,
+        Self::Negative,
+        Self::Usage,
+        Self::Model,
+        Self::Data,
+        Self::RunDirectory,
+        Self::Numerics,
+        Self::WorkerGaveUp,
+        Self::Io,
+        Self::Compute,
+        Self::Drained,
+        Self::Internal,
+    ];
+
+    /// The one with that code.
+    #[must_use]
+    pub fn from_code(code: u8) -> Option<Self> {
+        Self::ALL.into_iter().find(|exit| *exit as u8 == code)
+    }
 }
 
 /// An error with the code it ends in.
@@ -161,11 +186,17 @@ impl From<RunError> for CliError {
             RunError::Wiring(error) => return error.into(),
             RunError::Config(error) => return error.into(),
             RunError::Ledger(error) | RunError::Coordinator(CoordinatorError::Ledger(error)) => return error.into(),
-            RunError::Exists { .. } => Exit::RunDirectory,
-            RunError::Numerics { .. } | RunError::Coordinator(CoordinatorError::Numerics { .. }) => Exit::Numerics,
+            RunError::Exists { .. } | RunError::NotARun { .. } => Exit::RunDirectory,
+            RunError::Changed { .. }
+            | RunError::Edited { .. }
+            | RunError::Numerics { .. }
+            | RunError::Coordinator(CoordinatorError::Numerics { .. }) => Exit::Numerics,
             RunError::Coordinator(CoordinatorError::RunFailed(_)) => Exit::WorkerGaveUp,
+            RunError::Coordinator(CoordinatorError::ComputeFailed(_)) => Exit::Compute,
             RunError::Coordinator(CoordinatorError::Internal(_)) => Exit::Internal,
-            RunError::Agent(_) | RunError::GaveUp(_) => Exit::WorkerGaveUp,
+            RunError::GaveUp { exit, .. } | RunError::Agent(AgentError::GaveUp { exit, .. }) => exit,
+            RunError::Agent(AgentError::System { .. } | AgentError::Ring(_)) => Exit::Io,
+            RunError::Agent(_) | RunError::Hung { .. } => Exit::WorkerGaveUp,
             RunError::System { .. } => Exit::Io,
         };
         Self::new(exit, error)

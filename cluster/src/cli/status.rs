@@ -3,7 +3,7 @@ use super::{CliError, Exit, json_line};
 use crate::ledger::{LedgerError, RunPaths};
 use crate::progress::RunStatus;
 use std::io::Write;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 #[derive(Debug, clap::Args)]
@@ -20,7 +20,7 @@ pub(super) fn run(args: &Args, out: &mut dyn Write) -> Result<Exit, CliError> {
     let text = match std::fs::read(&path) {
         Ok(text) => text,
         Err(error) if error.kind() == std::io::ErrorKind::NotFound => {
-            return Err(LedgerError::Missing { path: args.run.clone() }.into());
+            return Err(nothing_said(&args.run));
         }
         Err(error) => return Err(CliError::io("read", &path, &error)),
     };
@@ -54,6 +54,15 @@ pub(super) fn run(args: &Args, out: &mut dyn Write) -> Result<Exit, CliError> {
         )?;
     }
     Ok(Exit::Success)
+}
+
+/// There is no run, or one that has only just been started.
+fn nothing_said(run: &Path) -> CliError {
+    if !RunPaths::new(run).ledger().is_file() {
+        return LedgerError::Missing { path: run.to_owned() }.into();
+    }
+    let why = "the run has not said anything yet: its coordinator is starting, or never came so far; ask again in a moment, or look into";
+    CliError::new(Exit::RunDirectory, format!("{}: {why} {}", run.display(), run.join("logs").display()))
 }
 
 /// A state's name as it stands in JSON.

@@ -87,6 +87,8 @@ pub(super) struct Core {
     next_delivery: u64,
     outcome: Option<Outcome>,
     last_status: Option<Instant>,
+    /// The learner's last failure was the engine's, and final.
+    pub(super) compute_failed: bool,
 }
 
 impl Core {
@@ -113,6 +115,7 @@ impl Core {
             next_delivery: 0,
             outcome: None,
             last_status: None,
+            compute_failed: false,
         }
     }
 
@@ -344,6 +347,7 @@ impl Core {
                 manifest_sha256: c.manifest_sha256,
             },
             LearnerToCoordinator::Failed(f) => {
+                self.compute_failed = f.fatal && f.compute;
                 Event::LearnerFailed { conn, epoch: f.epoch, what: f.what, error: f.error, fatal: f.fatal }
             }
             LearnerToCoordinator::Beat(beat) => Event::Beat { conn, progress: beat.progress },

@@ -21,6 +21,9 @@ pub enum CoordinatorError {
     /// The run cannot go on; the message names place, value and remedy.
     #[error("{0}")]
     RunFailed(String),
+    /// The run cannot go on because the engine failed or a value is not finite.
+    #[error("{0}")]
+    ComputeFailed(String),
     /// A thread of the coordinator could not be started or has died.
     #[error("the coordinator's {0} has stopped; its log says why")]
     Internal(&'static str),

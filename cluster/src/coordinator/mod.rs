@@ -148,7 +148,7 @@ async fn conclude(
     core.final_status();
     let finished = matches!(result, Ok(Outcome::Finished));
     let mut summary = core.report.summary(Instant::now(), &args.paths, &core.state, finished, args.incarnation);
-    let Core { journal: handle, told: Told { exports, news }, tasks, .. } = core;
+    let Core { journal: handle, told: Told { exports, news }, tasks, compute_failed, .. } = core;
     drop((handle, tasks));
     news.finish().await;
     let (paths, last) = (args.paths.clone(), cohort_protocol::PolicyVersion(summary.steps));
@@ -164,6 +164,7 @@ async fn conclude(
     });
     let summary = written.await.map_err(|_| CoordinatorError::Internal("writing of the summary"))?;
     match result? {
+        Outcome::Failed { error } if compute_failed => Err(CoordinatorError::ComputeFailed(error)),
         Outcome::Failed { error } => Err(CoordinatorError::RunFailed(error)),
         Outcome::Finished | Outcome::Drained => Ok(summary?),
     }

@@ -1,7 +1,7 @@
 //! The run's folder: made, taken over with `--clean`, or entered again with `--resume`; locked as long as the launch lives.
 use super::wiring::Wiring;
-use super::{LaunchOptions, RunError};
-use crate::config::Resolved;
+use super::{LaunchOptions, RunError, resume};
+use crate::config::{Inputs, Resolved};
 use crate::ledger::place::{check_local, write_atomically};
 use crate::ledger::{Ledger, LedgerError, RunLock, RunMeta, RunPaths};
 use cohort_protocol::RunId;
@@ -33,11 +33,14 @@ pub fn prepare(resolved: &Resolved, options: &LaunchOptions) -> Result<Prepared,
     let config = Arc::new(resolved.config.clone());
     if let Some(path) = &options.resume {
         let wiring = check(config, path)?;
-        return resume(path, &wiring);
+        return enter(path, resolved, &wiring);
     }
     let path = options.run_dir.clone().unwrap_or_else(|| fresh_name(&resolved.config.cluster.run_root));
     let wiring = check(config, &path)?;
     let taken = std::fs::read_dir(&path).is_ok_and(|mut entries| entries.next().is_some());
+    if taken && !is_run(&path) {
+        return Err(RunError::NotARun { path });
+    }
     if taken && !options.clean {
         return Err(RunError::Exists { path });
     }
@@ -47,12 +50,12 @@ pub fn prepare(resolved: &Resolved, options: &LaunchOptions) -> Result<Prepared,
     let paths = RunPaths::new(&path);
     let lock = RunLock::take(&paths.launch_lock(), Duration::ZERO)?;
     if taken {
-        empty(&path, &paths.launch_lock())?;
+        clean(&path)?;
     }
     let text = resolved.to_toml()?;
     write_atomically(&paths.config(), text.as_bytes())?;
     std::fs::create_dir_all(path.join("logs")).map_err(|e| LedgerError::io("make", &path, e))?;
-    let config_hash = blake3::hash(text.as_bytes()).to_hex().to_string();
+    let config_hash = resume::identity(&resolved.config);
     let meta = RunMeta { run: random_id()?, numerics: wiring.numerics(), config_hash };
     drop(Ledger::create(&paths, &meta)?);
     Ok(Prepared { paths, lock, meta })
@@ -65,7 +68,9 @@ fn check(config: Arc<crate::config::Config>, path: &Path) -> Result<Wiring, RunE
     Ok(wiring)
 }
 
-fn resume(path: &Path, wiring: &Wiring) -> Result<Prepared, RunError> {
+/// Goes on with a run. The settings of this launch, where they may differ, replace those in `config.toml`, which its
+/// processes and the next `--resume` read.
+fn enter(path: &Path, resolved: &Resolved, wiring: &Wiring) -> Result<Prepared, RunError> {
     let missing = || LedgerError::Missing { path: path.to_owned() };
     let path = path.canonicalize().map_err(|_| missing())?;
     let paths = RunPaths::new(&path);
@@ -77,6 +82,21 @@ fn resume(path: &Path, wiring: &Wiring) -> Result<Prepared, RunError> {
     let now = wiring.numerics();
     if meta.numerics != now {
         return Err(RunError::Numerics { begun: meta.numerics, now });
+    }
+    let begun = Resolved::load(&Inputs { files: vec![paths.config()], ..Inputs::default() })?;
+    if let Some(resume::Change { key, run, given, why }) = resume::refused(&begun.config, &resolved.config) {
+        return Err(RunError::Changed { key, run, given, why });
+    }
+    if meta.config_hash != resume::identity(&begun.config) {
+        return Err(RunError::Edited { path: paths.config() });
+    }
+    if begun.config != resolved.config {
+        write_atomically(&paths.config(), resolved.to_toml()?.as_bytes())?;
+    }
+    // That of an earlier launch must not pass for this one's.
+    match std::fs::remove_file(paths.summary()) {
+        Err(e) if e.kind() != ErrorKind::NotFound => return Err(LedgerError::io("remove", &paths.summary(), e).into()),
+        _ => {}
     }
     Ok(Prepared { paths, lock, meta })
 }
@@ -106,13 +126,42 @@ fn random_id() -> Result<RunId, RunError> {
     Ok(RunId(u64::from_le_bytes(bytes) >> 1))
 }
 
-/// Removes everything but the lock that is held.
-fn empty(path: &Path, keep: &Path) -> Result<(), LedgerError> {
-    for entry in std::fs::read_dir(path).map_err(|e| LedgerError::io("read", path, e))?.flatten() {
-        let child = entry.path();
-        if child == keep {
-            continue;
-        }
+/// What a run writes in its directory, the launch's lock apart.
+const WRITTEN: [&str; 13] = [
+    "config.toml",
+    "ledger.sqlite",
+    "ledger.sqlite-wal",
+    "ledger.sqlite-shm",
+    "ledger.lock",
+    "segments",
+    "checkpoints",
+    "metrics.jsonl",
+    "evaluations.jsonl",
+    "status.json",
+    "agent.json",
+    "summary.json",
+    "certs",
+];
+/// The logs of earlier launches; removed last, so that a directory that was half cleaned still is a run's.
+const LOGS: &str = "logs";
+
+/// Whether a run was begun here: its lock, and its ledger, its configuration or nothing at all beside it.
+fn is_run(path: &Path) -> bool {
+    let paths = RunPaths::new(path);
+    let alone = || std::fs::read_dir(path).is_ok_and(|entries| entries.count() == 1);
+    paths.launch_lock().is_file() && (paths.ledger().is_file() || paths.config().is_file() || alone())
+}
+
+/// Removes what an earlier run wrote; whatever else lies there is somebody else's and stays.
+fn clean(path: &Path) -> Result<(), LedgerError> {
+    let drafts = std::fs::read_dir(path).map_err(|e| LedgerError::io("read", path, e))?.flatten().map(|entry| entry.path());
+    let drafts = drafts.filter(|p| {
+        let ours = p.file_stem().is_some_and(|stem| WRITTEN.iter().any(|name| Path::new(name).file_stem() == Some(stem)));
+        let kind = p.extension().and_then(|e| e.to_str()).unwrap_or_default();
+        ours && (kind == "new" || kind.starts_with("draft-"))
+    });
+    let drafts: Vec<PathBuf> = drafts.collect();
+    for child in drafts.into_iter().chain(WRITTEN.iter().chain([&LOGS]).map(|name| path.join(name))) {
         let removed = if child.is_dir() { std::fs::remove_dir_all(&child) } else { std::fs::remove_file(&child) };
         match removed {
             Err(e) if e.kind() != ErrorKind::NotFound => return Err(LedgerError::io("remove", &child, e)),

@@ -5,22 +5,29 @@
 //! |---|---|---|---|
 //! | any worker | panic or error | restarted with backoff; its work is leased again | what it had in hand |
 //! | any worker | more than 20 failures in 60 s | the run ends, naming the first cause | nothing committed |
+//! | any worker | refused, or cannot be made | the run ends at once, naming the cause | nothing committed |
+//! | any worker | hangs ([`super::hangs`]) | the run ends, naming it; `--resume` goes on | nothing committed |
 //! | the coordinator | error | the run ends; `--resume` goes on | nothing committed |
 use super::RunError;
+use super::failure::Failure;
+use super::hangs::Hangs;
 use super::source::{RING_SLOTS, Surroundings, coordinator_args};
-use super::wiring::{Wiring, WiringError};
+use super::wiring::Wiring;
+use crate::cli::Exit;
 use crate::coordinator::{self, Replacer};
 use crate::ledger::RunPaths;
-use crate::progress::{LaunchReport, ProgressSink};
+use crate::progress::{LaunchReport, Progress, ProgressSink};
 use async_trait::async_trait;
-use cohort_actors::supervision::actor::{ChildFactory, ChildSpec, SupervisorActor, SupervisorArgs};
+use cohort_actors::supervision::actor::{ChildFactory, ChildSpec, Fatal, SupervisorActor, SupervisorArgs};
 use cohort_actors::transport::inproc;
-use cohort_actors::{ChildId, Dialer, Restart, Shutdown, SupervisionPolicy};
+use cohort_actors::{ChildId, Dialer, Escalation, Restart, Shutdown, SupervisionPolicy};
 use cohort_engine::{EngineHandle, LocalRing, WeightRing};
 use cohort_protocol::{Role, WorkerId};
-use ractor::{Actor, ActorCell, ActorProcessingErr, ActorRef};
-use std::sync::Arc;
+use ractor::{Actor, ActorCell, ActorProcessingErr, ActorRef, SupervisionEvent};
+use std::collections::HashMap;
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
+use tokio::sync::{mpsc, oneshot};
 use tokio::task::AbortHandle;
 
 /// Time a worker has to leave after the run.
@@ -33,7 +40,9 @@ pub(super) async fn run(
     progress: Arc<dyn ProgressSink>,
     shutdown: Shutdown,
 ) -> Result<LaunchReport, RunError> {
-    let around = Surroundings { shared_engine: true, progress, replacer: Arc::new(Nobody), begun };
+    let (hung, mut hangs) = mpsc::channel(1);
+    let watch = Arc::new(Watch { hangs: Mutex::default(), hung, progress });
+    let around = Surroundings { shared_engine: true, progress: watch.clone(), replacer: watch, begun };
     let args = coordinator_args(wiring, paths, around)?;
     let (listener, dialer) = inproc::pair("coordinator");
     let place = Arc::new(Place {
@@ -42,6 +51,7 @@ pub(super) async fn run(
         ring: Arc::new(LocalRing::new(RING_SLOTS)),
         dialer: Arc::new(dialer),
         shutdown: Shutdown::new(),
+        exits: Mutex::default(),
     });
     let children = super::source::workers(&wiring.config).into_iter().map(|who| ChildSpec {
         id: ChildId::from(who.to_string()),
@@ -50,20 +60,62 @@ pub(super) async fn run(
     });
     let supervisor =
         SupervisorArgs { policy: SupervisionPolicy::default(), seed: wiring.run.0, grace: GRACE, children: children.collect() };
-    let (root, mut root_ended) = Actor::spawn(None, SupervisorActor, supervisor)
-        .await
-        .map_err(|e| RunError::GaveUp(format!("the supervisor did not start: {e}")))?;
+    let (tell, root_ended) = oneshot::channel();
+    let started = Actor::spawn(None, Root, (supervisor, tell)).await;
+    let (root, _) = started.map_err(|e| given_up(format!("the supervisor did not start: {e}")))?;
     let mut coordinator = tokio::spawn(coordinator::run(args, Arc::new(listener), shutdown));
     let report = tokio::select! {
         report = &mut coordinator => report.map_err(|e| RunError::System { what: "run the coordinator", source: std::io::Error::other(e) })?,
-        _ = &mut root_ended => {
+        escalation = root_ended => {
             coordinator.abort();
-            return Err(RunError::GaveUp("a worker failed too often; the log names the first cause".into()));
+            return Err(escalation.map_or_else(|_| given_up("the workers' supervisor has ended".into()), |e| place.gave_up(&e)));
+        }
+        Some((worker, why)) = hangs.recv() => {
+            coordinator.abort();
+            return Err(RunError::Hung { worker, why, run: paths.root().to_owned() });
         }
     };
     place.shutdown.trigger("the run is over");
     root.stop(None);
     Ok(report?)
+}
+
+fn given_up(why: String) -> RunError {
+    RunError::GaveUp { exit: Exit::WorkerGaveUp, why }
+}
+
+/// Above the supervisor: hears with what it failed.
+struct Root;
+
+impl Actor for Root {
+    type Msg = ();
+    type State = Option<oneshot::Sender<Escalation>>;
+    type Arguments = (SupervisorArgs, oneshot::Sender<Escalation>);
+
+    async fn pre_start(&self, myself: ActorRef<()>, (args, tell): Self::Arguments) -> Result<Self::State, ActorProcessingErr> {
+        Actor::spawn_linked(None, SupervisorActor, args, myself.get_cell()).await?;
+        Ok(Some(tell))
+    }
+
+    async fn handle_supervisor_evt(
+        &self,
+        myself: ActorRef<()>,
+        event: SupervisionEvent,
+        tell: &mut Self::State,
+    ) -> Result<(), ActorProcessingErr> {
+        match event {
+            SupervisionEvent::ActorFailed(_, error) => {
+                if let (Ok(escalation), Some(tell)) = (error.downcast::<Escalation>(), tell.take()) {
+                    // A run that is over does not listen.
+                    let _ = tell.send(*escalation);
+                }
+                myself.stop(None);
+            }
+            SupervisionEvent::ActorTerminated(..) => myself.stop(None),
+            SupervisionEvent::ActorStarted(_) | SupervisionEvent::ProcessGroupChanged(_) => {}
+        }
+        Ok(())
+    }
 }
 
 /// What every worker shares.
@@ -73,41 +125,79 @@ struct Place {
     ring: Arc<dyn WeightRing>,
     dialer: Arc<dyn Dialer>,
     shutdown: Shutdown,
+    /// How the launch would end by each worker's last failure.
+    exits: Mutex<HashMap<ChildId, Exit>>,
 }
 
 impl Place {
     /// One worker's whole life.
-    async fn live(self: Arc<Self>, who: WorkerId, incarnation: u32) -> Result<(), String> {
+    async fn live(self: Arc<Self>, who: WorkerId, incarnation: u32) -> Result<(), Failure> {
         let (engine, ring, dialer, shutdown) =
             (self.engine.clone(), self.ring.clone(), self.dialer.clone(), self.shutdown.child());
-        let wired = |e: WiringError| e.to_string();
         match who.role {
             Role::Rollout => {
-                let mut args = self.wiring.rollout(who.index, engine, ring).map_err(wired)?;
+                let mut args = self.wiring.rollout(who.index, engine, ring)?;
                 args.hello.incarnation = incarnation;
-                cohort_rollout::run_worker(args, dialer, shutdown).await.map_err(|e| e.to_string())
+                Ok(cohort_rollout::run_worker(args, dialer, shutdown).await?)
             }
             Role::Reward => {
-                let mut args = self.wiring.reward(who.index).map_err(wired)?;
+                let mut args = self.wiring.reward(who.index)?;
                 args.hello.incarnation = incarnation;
-                cohort_reward_workers::run_worker(args, dialer, shutdown).await.map_err(|e| e.to_string())
+                Ok(cohort_reward_workers::run_worker(args, dialer, shutdown).await?)
             }
             Role::Learner => {
-                let mut args = self.wiring.learner(engine, ring).map_err(wired)?;
+                let mut args = self.wiring.learner(engine, ring)?;
                 args.hello.incarnation = incarnation;
-                cohort_learner::run_worker(args, dialer, shutdown).await.map_err(|e| e.to_string())
+                Ok(cohort_learner::run_worker(args, dialer, shutdown).await?)
             }
             Role::Coordinator => Ok(()),
         }
     }
+
+    /// The run's end by an escalation.
+    fn gave_up(&self, escalation: &Escalation) -> RunError {
+        let exit = match escalation {
+            Escalation::Fatal { child, .. } => self.exits.lock().unwrap_or_else(PoisonError::into_inner).get(child).copied(),
+            Escalation::TooManyRestarts { .. } => None,
+        };
+        RunError::GaveUp { exit: exit.unwrap_or(Exit::WorkerGaveUp), why: escalation.to_string() }
+    }
 }
 
-/// Threads cannot be killed: a hung worker of this process is found, named, and waited for.
-struct Nobody;
+/// Looks out for hung workers among the news, which it passes on.
+struct Watch {
+    hangs: Mutex<Hangs>,
+    /// Holds one: the first ends the run.
+    hung: mpsc::Sender<(WorkerId, String)>,
+    progress: Arc<dyn ProgressSink>,
+}
 
-impl Replacer for Nobody {
+impl Watch {
+    fn end(&self, worker: WorkerId, why: String) {
+        tracing::error!(target: "cohort::coordinator", %worker, why, "worker_hangs");
+        // A full channel has ended the run already.
+        let _ = self.hung.try_send((worker, why));
+    }
+}
+
+impl Replacer for Watch {
     fn replace(&self, worker: WorkerId, why: &str) {
-        tracing::error!(target: "cohort::coordinator", %worker, why, "worker_hangs_in_process");
+        let given_up = self.hangs.lock().unwrap_or_else(PoisonError::into_inner).given_up(Instant::now(), worker, why);
+        if let Some(why) = given_up {
+            self.end(worker, why);
+        }
+    }
+}
+
+impl ProgressSink for Watch {
+    fn emit(&self, news: Progress) {
+        if let Progress::Actors(actors) = &news {
+            let hung = self.hangs.lock().unwrap_or_else(PoisonError::into_inner).seen(Instant::now(), actors);
+            if let Some((worker, why)) = hung {
+                self.end(worker, why);
+            }
+        }
+        self.progress.emit(news);
     }
 }
 
@@ -116,7 +206,7 @@ struct WorkerActor;
 
 enum WorkerMsg {
     /// The task ended.
-    Ended(Result<(), String>),
+    Ended(Result<(), Failure>),
 }
 
 /// Its task, which ends with it.
@@ -135,10 +225,14 @@ impl Actor for WorkerActor {
 
     async fn pre_start(&self, myself: ActorRef<WorkerMsg>, args: Self::Arguments) -> Result<Running, ActorProcessingErr> {
         let (place, who, incarnation) = args;
-        let task = tokio::spawn(place.live(who, incarnation));
+        let task = tokio::spawn(place.clone().live(who, incarnation));
         let handle = task.abort_handle();
         tokio::spawn(async move {
-            let ended = task.await.unwrap_or_else(|e| Err(format!("it panicked: {e}")));
+            let ended = task.await.unwrap_or_else(|e| Err(Failure::passing(format!("it panicked: {e}"))));
+            if let Err(failure) = &ended {
+                let mut exits = place.exits.lock().unwrap_or_else(PoisonError::into_inner);
+                exits.insert(ChildId::from(who.to_string()), failure.exit);
+            }
             // An actor that was stopped is not interested.
             let _ = myself.cast(WorkerMsg::Ended(ended));
         });
@@ -151,7 +245,8 @@ impl Actor for WorkerActor {
                 myself.stop(None);
                 Ok(())
             }
-            WorkerMsg::Ended(Err(why)) => Err(why.into()),
+            WorkerMsg::Ended(Err(failure)) if failure.lasting => Err(Fatal(failure.message).into()),
+            WorkerMsg::Ended(Err(failure)) => Err(failure.message.into()),
         }
     }
 }
@@ -166,5 +261,39 @@ impl ChildFactory for Worker {
     async fn spawn(&self, supervisor: ActorCell, incarnation: u32) -> Result<ActorCell, ActorProcessingErr> {
         let (actor, _) = Actor::spawn_linked(None, WorkerActor, (self.place.clone(), self.who, incarnation), supervisor).await?;
         Ok(actor.get_cell())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::sync::atomic::{AtomicU32, Ordering};
+
+    /// Fails at every start, lastingly or not.
+    struct Broken(bool, AtomicU32);
+
+    #[async_trait]
+    impl ChildFactory for Broken {
+        async fn spawn(&self, _: ActorCell, _: u32) -> Result<ActorCell, ActorProcessingErr> {
+            let cause = format!("cause {}", self.1.fetch_add(1, Ordering::Relaxed));
+            Err(if self.0 { Fatal(cause).into() } else { cause.into() })
+        }
+    }
+
+    async fn escalation(lasting: bool) -> String {
+        let factory = Arc::new(Broken(lasting, AtomicU32::new(0)));
+        let child = ChildSpec { id: ChildId::from("rollout-0"), restart: Restart::Transient, factory };
+        let policy = SupervisionPolicy { max_restarts: 2, ..SupervisionPolicy::default() };
+        let args = SupervisorArgs { policy, seed: 1, grace: GRACE, children: vec![child] };
+        let (tell, told) = oneshot::channel();
+        Actor::spawn(None, Root, (args, tell)).await.unwrap();
+        tokio::time::timeout(Duration::from_secs(10), told).await.unwrap().unwrap().to_string()
+    }
+
+    #[tokio::test]
+    async fn the_end_of_the_workers_names_the_first_cause() {
+        let why = escalation(false).await;
+        assert!(why.contains("first cause: rollout-0: could not start: cause 0"), "{why}");
+        assert_eq!(escalation(true).await, "rollout-0 cannot run: cause 0");
     }
 }

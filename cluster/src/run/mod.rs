@@ -7,20 +7,26 @@
 //! - **R3** the first SIGINT or SIGTERM drains (the report says `finished = false`), the second ends the process at once;
 //!   children of the node agent cannot outlive it.
 //!
-//! Files: `directory` the run's folder; `wiring` from configuration to workers; `source` from configuration to the
-//! coordinator; `inproc` everything in this process. Runs of processes are [`crate::agent`]'s.
+//! Files: `directory` the run's folder; `resume` what a resumed run may change; `wiring` from configuration to workers;
+//! `source` from configuration to the coordinator; `failure` how workers end badly; `inproc` everything in this process,
+//! `hangs` what of it hangs. Runs of processes are [`crate::agent`]'s.
 pub mod directory;
+pub(crate) mod failure;
+mod hangs;
 mod inproc;
+mod resume;
 pub mod source;
 pub mod wiring;
 
 use crate::agent::{self, AgentError, AgentOptions};
+use crate::cli::Exit;
 use crate::config::{ConfigError, Resolved};
 use crate::coordinator::CoordinatorError;
 use crate::ledger::LedgerError;
 use crate::logging;
 use crate::progress::{LaunchReport, ProgressSink};
 use cohort_actors::{Shutdown, crash};
+use cohort_protocol::WorkerId;
 use directory::Prepared;
 use std::path::PathBuf;
 use std::sync::Arc;
@@ -58,6 +64,15 @@ pub enum RunError {
         /// Where.
         path: PathBuf,
     },
+    /// What is there is no run's.
+    #[error(
+        "{} is not empty and holds no run: nothing in it is touched; name another directory by --run-dir, or empty it yourself",
+        path.display()
+    )]
+    NotARun {
+        /// Where.
+        path: PathBuf,
+    },
     /// A resumed run would compute differently.
     #[error(
         "run numerics differ: the run was begun with {begun:?}, this build and configuration have {now:?}; \
@@ -69,15 +84,52 @@ pub enum RunError {
         /// Of this process.
         now: String,
     },
+    /// A resume with a setting that is the run's own.
+    #[error("{key} is {run} in the run and {given} now: {why}")]
+    Changed {
+        /// Dotted path.
+        key: String,
+        /// The run's value.
+        run: String,
+        /// This launch's.
+        given: String,
+        /// Why it is refused, and what to do.
+        why: &'static str,
+    },
+    /// The run's configuration is not the one it was begun with.
+    #[error(
+        "{} is not what the run was begun with: it was changed by hand, or this build has other settings; restore it, or resume \
+         with the build that began the run",
+        path.display()
+    )]
+    Edited {
+        /// The file.
+        path: PathBuf,
+    },
     /// The coordinator.
     #[error(transparent)]
     Coordinator(#[from] CoordinatorError),
     /// The node agent.
     #[error(transparent)]
     Agent(#[from] AgentError),
-    /// A worker of this process failed too often.
-    #[error("the run was given up: {0}")]
-    GaveUp(String),
+    /// A worker of this process failed too often, or cannot run.
+    #[error("the run was given up: {why}")]
+    GaveUp {
+        /// How the program ends.
+        exit: Exit,
+        /// The first cause.
+        why: String,
+    },
+    /// A worker of this process hangs.
+    #[error("the run was given up: {worker} hangs ({why}); a thread cannot be killed: go on with `cluster launch --resume {}`", run.display())]
+    Hung {
+        /// Who.
+        worker: WorkerId,
+        /// How that showed.
+        why: String,
+        /// The run.
+        run: PathBuf,
+    },
     /// The system refused something.
     #[error("cannot {what}: {source}")]
     System {
@@ -134,7 +186,7 @@ fn watch_signals(shutdown: Shutdown) -> std::io::Result<tokio::task::JoinHandle<
                 _ = terminate.recv() => "SIGTERM",
             };
             if asked {
-                std::process::exit(i32::from(crate::cli::Exit::Drained as u8));
+                std::process::exit(i32::from(Exit::Drained as u8));
             }
             asked = true;
             shutdown.trigger(name);

@@ -168,7 +168,7 @@ impl Wiring {
     fn backend(&self) -> Result<impl FnOnce() -> Result<Box<dyn Backend>, EngineError> + Send + 'static, WiringError> {
         let spec = self.files.spec.clone();
         let threads = usize::from(self.config.cluster.threads);
-        let kv_bytes = kv_budget(&Need::of_run(&spec, &self.config));
+        let kv_bytes = kv_budget(Need::kv_of_engine(&spec, &self.config));
         let (kind, device) = (self.config.model.engine, self.config.model.device);
         let stub = match self.is_stub() {
             true => Some((registry::stub_script(&self.config.agent, &self.files)?, self.files.weights()?)),
@@ -185,7 +185,7 @@ impl Wiring {
 }
 
 /// Bytes for keys and values: what the run's sequences can fill, at most half of the free memory.
-fn kv_budget(need: &Need) -> usize {
-    let bytes = available_memory().map_or(need.kv, |free| need.kv.min(free / 2)).max(64 << 20);
+fn kv_budget(kv: u64) -> usize {
+    let bytes = available_memory().map_or(kv, |free| kv.min(free / 2)).max(64 << 20);
     usize::try_from(bytes).unwrap_or(usize::MAX)
 }

@@ -137,6 +137,8 @@ pub struct LearnerFailed {
     pub error: String,
     /// `true`: the run must stop (non-finite loss, no disk space for the last checkpoint); `false`: asking again may help.
     pub fatal: bool,
+    /// `true`: the engine failed, or a value is not finite; decides the exit code of a run that ends with it.
+    pub compute: bool,
 }
 
 /// Proof of life with progress.

@@ -1,0 +1,14 @@
+//! Whole runs of the real program: the same bits however they are run and disturbed, and what may change between launches.
+//! A tiny random model is trained; what is tried here does not depend on its size.
+mod bits;
+mod kills;
+mod settings;
+
+use cohort_tests::launch::Bench;
+
+/// A bench in a folder of its own, which goes with the first value.
+fn bench() -> anyhow::Result<(tempfile::TempDir, Bench)> {
+    let folder = tempfile::tempdir()?;
+    let bench = Bench::new(env!("CARGO_BIN_EXE_cluster_under_test"), folder.path())?;
+    Ok((folder, bench))
+}
