@@ -73,7 +73,7 @@ mod tests {
             lease: None,
             version: None,
             progress,
-            breakers: Vec::new(),
+            breakers: std::collections::BTreeMap::new(),
         }]
     }
 
