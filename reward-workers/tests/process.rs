@@ -152,7 +152,10 @@ async fn a_dying_child_is_restarted_until_its_limit_and_then_names_the_first_cau
     let reward = plugin.reward(|c| (c.max_restarts, c.attempts) = (1, 3));
     let outcomes = reward.score(&group(1)).await;
     let ScoreOutcome::Failed { error, retryable } = &outcomes[0] else { panic!("{outcomes:?}") };
-    assert!(!retryable && error.contains("given up after 1 restarts") && error.contains("exit status: 3"), "{error}");
+    assert!(
+        !retryable && error.contains("given up") && error.contains("1 restarts are allowed") && error.contains("exit status: 3"),
+        "{error}"
+    );
     assert!(error.contains("out of luck"), "{error}");
 }
 
