@@ -44,7 +44,6 @@ pub enum Command {
 
 /// Work for the engine or the disk.
 #[derive(Debug, Clone, PartialEq)]
-#[expect(clippy::large_enum_variant, reason = "moved once from the decision to its execution")]
 pub enum Job {
     /// Take state.
     Load(Load),

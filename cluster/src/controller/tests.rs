@@ -106,8 +106,8 @@ fn id(role: Role, index: u16) -> WorkerId {
 impl World {
     fn new(plan: Plan, seed: u64, trouble: Trouble, rollouts: u16, rewards: u16) -> Self {
         let mut workers = BTreeMap::new();
-        (0..rollouts).for_each(|i| drop(workers.insert(id(Role::Rollout, i), FakeWorker::default())));
-        (0..rewards).for_each(|i| drop(workers.insert(id(Role::Reward, i), FakeWorker::default())));
+        workers.extend((0..rollouts).map(|i| (id(Role::Rollout, i), FakeWorker::default())));
+        workers.extend((0..rewards).map(|i| (id(Role::Reward, i), FakeWorker::default())));
         workers.insert(id(Role::Learner, 0), FakeWorker::default());
         let state = ControllerState::new(plan.clone(), Epoch(1), Past::default());
         Self {

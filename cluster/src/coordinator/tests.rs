@@ -485,7 +485,7 @@ async fn failures_and_differences_are_named() {
     let place = Place::new(Habits::default());
     let (shutdown, running) = start(&place, args(&paths));
     let stranger: Result<WorkerLink<CoordinatorToReward, RewardToCoordinator>, _> = place.link(id(Role::Reward, 9)).await;
-    let why = stranger.err().expect("a stranger was welcomed").to_string();
+    let why = stranger.expect_err("a stranger was welcomed").to_string();
     assert!(why.contains("no reward-9"), "{why}");
     shutdown.trigger("done");
     within(running).await.unwrap().unwrap();

@@ -75,7 +75,6 @@ impl OptimizerState {
         let mut tensors = BTreeMap::new();
         tensors.extend(first.0.into_iter().map(|(name, t)| (format!("{FIRST}{name}"), t)));
         tensors.extend(second.0.into_iter().map(|(name, t)| (format!("{SECOND}{name}"), t)));
-        #[expect(clippy::cast_possible_truncation, reason = "the mask leaves 16 bits")]
         let digits = (0..4).map(|i| f32::from((updates >> (16 * i) & 0xffff) as u16)).collect();
         tensors.insert(UPDATES.to_owned(), Tensor { shape: vec![4], data: digits });
         Self { tensors: WeightSet(tensors), updates }
