@@ -17,6 +17,8 @@ use tracing::info;
 pub(super) const ENV: &str = "COHORT_PLUGIN";
 /// How long a killed or closing process may take to be gone, and its last lines to arrive.
 const GRACE: Duration = Duration::from_secs(1);
+/// For the exit status of a child that may have died in the middle of an answer.
+const LAST_WORDS: Duration = Duration::from_millis(100);
 
 /// What to run and under which limits.
 #[derive(Debug, Clone)]
@@ -217,9 +219,12 @@ impl Plugin {
 
     /// Kills the process with its whole group and says what happened, with its last lines.
     pub(super) async fn end(mut self, wrong: Wrong) -> Failure {
-        if matches!(wrong, Wrong::Exited) {
+        match wrong {
             // It closed its pipe: its exit status follows at once, and tells more than our signal would.
-            let _ = timeout(GRACE, self.child.wait()).await;
+            Wrong::Exited => drop(timeout(GRACE, self.child.wait()).await),
+            // Its last words may be half a frame.
+            Wrong::Broken(_) => drop(timeout(LAST_WORDS, self.child.wait()).await),
+            _ => {}
         }
         let own_exit = self.child.try_wait().ok().flatten();
         self.kill();
@@ -233,7 +238,10 @@ impl Plugin {
                 "it did not {what} within {after:?} and was killed; make it faster or raise {}",
                 if after == self.spec.start_timeout && what == "say hello" { "start_timeout_s" } else { "timeout_s" }
             ))),
-            Wrong::Broken(why) => Failure::Retryable(spoke(why)),
+            Wrong::Broken(why) => Failure::Retryable(spoke(match own_exit {
+                Some(status) if self.next_id > 0 => format!("it ended with {status} while it graded a group; before that {why}"),
+                _ => why,
+            })),
             Wrong::Unfit(why) | Wrong::Raised(why) => Failure::Fatal(spoke(why)),
             Wrong::Exited => exited(own_exit, self.next_id == 0, &spoke),
         }
