@@ -66,13 +66,18 @@ impl Bench {
 
     /// Welcomes the worker to an epoch, publishes the base as version 0 and waits until it holds it.
     async fn welcome(&self, epoch: u64) -> Link {
-        let numerics = self.engine.numerics().to_owned();
-        let terms = AcceptTerms { run: RunId(1), epoch: Epoch(epoch), numerics, deadline: Duration::from_secs(5) };
-        let connection = self.listener.accept().await.unwrap();
-        let link: Link = accept_worker(connection, &terms, |_| Ok(())).await.unwrap().into_link();
+        let link = self.accept(epoch).await;
         heard(&link, |m| matches!(m, RolloutToCoordinator::Ready(_)).then_some(())).await;
         self.publish(&link, 0, 0).await;
         link
+    }
+
+    /// Welcomes the worker and hears nothing yet.
+    async fn accept(&self, epoch: u64) -> Link {
+        let numerics = self.engine.numerics().to_owned();
+        let terms = AcceptTerms { run: RunId(1), epoch: Epoch(epoch), numerics, deadline: Duration::from_secs(5) };
+        let connection = self.listener.accept().await.unwrap();
+        accept_worker(connection, &terms, |_| Ok(())).await.unwrap().into_link()
     }
 
     async fn publish(&self, link: &Link, slot: u32, version: u64) {
@@ -86,16 +91,18 @@ impl Bench {
 
 /// The first message that `pick` takes; bulk is acknowledged, others (beats) are skipped.
 async fn heard<T>(link: &Link, pick: impl Fn(RolloutToCoordinator) -> Option<T>) -> T {
-    loop {
-        let (message, ack) =
-            tokio::time::timeout(Duration::from_secs(20), link.recv()).await.expect("a message in time").unwrap();
-        if let Some(ack) = ack {
-            ack.accept();
+    let found = async {
+        loop {
+            let (message, ack) = link.recv().await.unwrap();
+            if let Some(ack) = ack {
+                ack.accept();
+            }
+            if let Some(found) = pick(message) {
+                return found;
+            }
         }
-        if let Some(found) = pick(message) {
-            return found;
-        }
-    }
+    };
+    tokio::time::timeout(Duration::from_secs(20), found).await.expect("the message in time")
 }
 
 async fn batch(link: &Link) -> TrajectoryBatch {
@@ -219,14 +226,14 @@ async fn leases_survive_a_lost_connection_and_not_a_new_epoch() {
     let bench = desk();
     let link = bench.welcome(1).await;
     give(&link, &lease(1, 0, 1, &item)).await;
-    let first = loop {
-        if let (RolloutToCoordinator::Trajectories(batch), Some(_withheld)) = link.recv().await.unwrap() {
-            break batch;
+    let (first, withheld) = loop {
+        if let (RolloutToCoordinator::Trajectories(batch), Some(ack)) = link.recv().await.unwrap() {
+            break (batch, ack);
         }
     };
     link.close("test");
-    drop(link);
-    let link = bench.welcome(1).await;
+    drop((link, withheld));
+    let link = bench.accept(1).await;
     let again = batch(&link).await;
     assert_eq!(first, again);
     drop(link);
