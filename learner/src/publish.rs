@@ -32,6 +32,14 @@ impl WeightRing for Mortal {
         })
     }
 
+    fn publish_name(&self, slot: u32, version: u64, digest: u64) -> Result<bool, RingError> {
+        let enough = self.0.publish_name(slot, version, digest)?;
+        if enough {
+            crash_point(PUBLISH);
+        }
+        Ok(enough)
+    }
+
     fn fetch(&self, slot: u32, version: u64) -> Result<WeightSet, RingError> {
         self.0.fetch(slot, version)
     }

@@ -195,7 +195,7 @@ mod tests {
         let result = guard(1, 1.0).call(std::future::pending::<Result<(), Failure>>).await;
         assert_eq!(result, Err(Failure::Retryable("no answer within 1s".to_owned())));
         let (begun, guard) = (Instant::now(), guard(4, 1.0));
-        guard.call(|| std::future::pending::<Result<(), Failure>>()).await.unwrap_err();
+        guard.call(std::future::pending::<Result<(), Failure>>).await.unwrap_err();
         assert!(begun.elapsed() > Duration::from_secs(4) && begun.elapsed() <= guard.longest(), "{:?}", begun.elapsed());
     }
 

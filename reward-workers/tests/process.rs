@@ -1,4 +1,5 @@
 //! The `process` reward with real python3 children: what a plug-in can do wrong, and that nothing of it is a score.
+#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, reason = "a test fails by panicking")]
 use cohort_protocol::{GroupId, LeasePurpose, SampleIx, ScoreOutcome, Turn, TurnRole};
 use cohort_reward_workers::rewards::process::{ProcessConfig, ProcessReward};
 use cohort_reward_workers::{Reward, SampleInput, ScoreInput, conformance, scaffold};

@@ -21,7 +21,7 @@ use async_trait::async_trait;
 use cohort_actors::supervision::actor::{ChildFactory, ChildSpec, Fatal, SupervisorActor, SupervisorArgs};
 use cohort_actors::transport::inproc;
 use cohort_actors::{ChildId, Dialer, Escalation, Restart, Shutdown, SupervisionPolicy};
-use cohort_engine::{EngineHandle, LocalRing, WeightRing};
+use cohort_engine::{EngineHandle, HeldRing, WeightRing};
 use cohort_protocol::{Role, WorkerId};
 use ractor::{Actor, ActorCell, ActorProcessingErr, ActorRef, SupervisionEvent};
 use std::collections::HashMap;
@@ -48,7 +48,7 @@ pub(super) async fn run(
     let place = Arc::new(Place {
         wiring: wiring.clone(),
         engine: wiring.engine()?,
-        ring: Arc::new(LocalRing::new(RING_SLOTS)),
+        ring: Arc::new(HeldRing::new(RING_SLOTS)),
         dialer: Arc::new(dialer),
         shutdown: Shutdown::new(),
         exits: Mutex::default(),

@@ -1,0 +1,245 @@
+//! Slots in an anonymous file in memory (memfd) that the node agent makes and its workers inherit.
+//!
+//! It is read and written by position rather than mapped: a fetch ends in owned tensors anyway, and a page that shrinks or
+//! changes under a mapping would be a fault instead of an error value.
+use super::{RingError, WeightRing};
+use cohort_model::{Tensor, WeightSet};
+use std::collections::BTreeMap;
+use std::fs::File;
+use std::os::fd::{AsRawFd, RawFd};
+use std::os::unix::fs::FileExt;
+
+/// Slots in an anonymous memory file that the processes of a host share.
+///
+/// Layout: a page with `MAGIC | slots: u64 | slot bytes: u64` (bytes 0 until the first publish), then the slots. A slot is
+/// a page with its header, a directory of tensors (name, shape), and their values, all little-endian.
+#[derive(Debug)]
+pub struct SharedRing {
+    file: File,
+    slots: u32,
+}
+
+const MAGIC: u64 = u64::from_le_bytes(*b"CohoRing");
+pub(super) const PAGE: u64 = 4096;
+/// Words of a slot's header: sequence (odd while being written), version, digest, directory bytes, value bytes.
+pub(super) const HEADER_WORDS: usize = 5;
+/// Bytes moved at a time.
+const CHUNK: usize = 1 << 20;
+
+impl SharedRing {
+    /// A new ring whose descriptor children inherit. Takes memory at the first publish.
+    pub fn create(slots: u32) -> Result<Self, RingError> {
+        // Not close-on-exec: inheriting it is its purpose. Not shrinkable: a reader never runs past the end.
+        let fd = rustix::fs::memfd_create("cohort-weights", rustix::fs::MemfdFlags::ALLOW_SEALING)
+            .map_err(|e| RingError::Io { what: "cannot create the memory file", source: e.into() })?;
+        rustix::fs::fcntl_add_seals(&fd, rustix::fs::SealFlags::SHRINK)
+            .map_err(|e| RingError::Io { what: "cannot seal the memory file", source: e.into() })?;
+        let ring = Self { file: File::from(fd), slots };
+        ring.write_words(0, &[MAGIC, u64::from(slots), 0])?;
+        Ok(ring)
+    }
+
+    /// The ring behind an inherited descriptor, or behind `/proc/PID/fd/N` of a process that has it.
+    pub fn inherit(fd: RawFd) -> Result<Self, RingError> {
+        let file = File::options()
+            .read(true)
+            .write(true)
+            .open(format!("/proc/self/fd/{fd}"))
+            .map_err(|source| RingError::Io { what: "cannot open the inherited descriptor", source })?;
+        let probe = Self { file, slots: 0 };
+        let [magic, slots, _] = probe.read_words(0)?;
+        let slots = u32::try_from(slots).ok().filter(|&n| magic == MAGIC && n > 0);
+        let Some(slots) = slots else {
+            return Err(RingError::Corrupt { slot: 0, why: format!("descriptor {fd} is not a weight ring") });
+        };
+        Ok(Self { file: probe.file, slots })
+    }
+
+    /// The descriptor that children inherit.
+    #[must_use]
+    pub fn fd(&self) -> RawFd {
+        self.file.as_raw_fd()
+    }
+
+    pub(super) fn slot_bytes(&self) -> Result<u64, RingError> {
+        self.read_words::<3>(0).map(|[_, _, bytes]| bytes)
+    }
+
+    pub(super) fn offset(&self, slot: u32, slot_bytes: u64) -> Result<u64, RingError> {
+        if slot >= self.slots {
+            return Err(RingError::NoSlot { slot, slots: self.slots });
+        }
+        Ok(PAGE + u64::from(slot) * slot_bytes)
+    }
+
+    pub(super) fn read_words<const N: usize>(&self, at: u64) -> Result<[u64; N], RingError> {
+        let mut bytes = vec![0; N * 8];
+        self.read(at, &mut bytes)?;
+        let mut words = [0; N];
+        for (word, chunk) in words.iter_mut().zip(bytes.as_chunks::<8>().0) {
+            *word = u64::from_le_bytes(*chunk);
+        }
+        Ok(words)
+    }
+
+    pub(super) fn write_words(&self, at: u64, words: &[u64]) -> Result<(), RingError> {
+        let bytes: Vec<u8> = words.iter().flat_map(|w| w.to_le_bytes()).collect();
+        self.write(at, &bytes)
+    }
+
+    fn read(&self, at: u64, bytes: &mut [u8]) -> Result<(), RingError> {
+        self.file.read_exact_at(bytes, at).map_err(|source| RingError::Io { what: "cannot read", source })
+    }
+
+    pub(super) fn write(&self, at: u64, bytes: &[u8]) -> Result<(), RingError> {
+        self.file.write_all_at(bytes, at).map_err(|source| RingError::Io { what: "cannot write", source })
+    }
+
+    /// Writes values from `at` on and gives the end.
+    fn write_values(&self, mut at: u64, values: &[f32], buffer: &mut Vec<u8>) -> Result<u64, RingError> {
+        for chunk in values.chunks(CHUNK / 4) {
+            buffer.clear();
+            buffer.extend(chunk.iter().flat_map(|v| v.to_le_bytes()));
+            self.write(at, buffer)?;
+            at += buffer.len() as u64;
+        }
+        Ok(at)
+    }
+
+    fn read_values(&self, at: u64, len: usize, buffer: &mut Vec<u8>) -> Result<Vec<f32>, RingError> {
+        let mut values = Vec::with_capacity(len);
+        while values.len() < len {
+            let n = (len - values.len()).min(CHUNK / 4);
+            buffer.resize(n * 4, 0);
+            self.read(at + values.len() as u64 * 4, buffer)?;
+            values.extend(buffer.as_chunks::<4>().0.iter().map(|b| f32::from_le_bytes(*b)));
+        }
+        Ok(values)
+    }
+
+    /// The slot's size, decided by the first publish (all weights of a run have one size).
+    fn reserve(&self, need: u64) -> Result<u64, RingError> {
+        let need = need.next_multiple_of(PAGE);
+        let have = self.slot_bytes()?;
+        if have == 0 {
+            self.file
+                .set_len(PAGE + need * u64::from(self.slots))
+                .map_err(|source| RingError::Io { what: "cannot size the memory file", source })?;
+            self.write_words(16, &[need])?;
+            return Ok(need);
+        }
+        if need > have {
+            return Err(RingError::Corrupt { slot: 0, why: format!("weights of {need} bytes for slots of {have}") });
+        }
+        Ok(have)
+    }
+}
+
+impl WeightRing for SharedRing {
+    fn publish_through(&self, slot: u32, version: u64, weights: &WeightSet, midway: &mut dyn FnMut()) -> Result<u64, RingError> {
+        let directory = encode_directory(weights);
+        let values: u64 = weights.0.values().map(|t| t.data.len() as u64 * 4).sum();
+        let at = self.offset(slot, self.reserve(PAGE + directory.len() as u64 + values)?)?;
+        let [sequence] = self.read_words::<1>(at)?;
+        // Odd while being written; an odd one left by a dead writer is simply passed over.
+        let writing = (sequence | 1) + if sequence & 1 == 1 { 2 } else { 0 };
+        self.write_words(at, &[writing])?;
+        let digest = weights.digest();
+        self.write_words(at + 8, &[version, digest, directory.len() as u64, values])?;
+        self.write(at + PAGE, &directory)?;
+        let mut end = at + PAGE + directory.len() as u64;
+        let mut buffer = Vec::with_capacity(CHUNK);
+        let half = weights.0.len() / 2;
+        for (written, tensor) in weights.0.values().enumerate() {
+            if written == half {
+                midway();
+            }
+            end = self.write_values(end, &tensor.data, &mut buffer)?;
+        }
+        self.write_words(at, &[writing + 1])?;
+        Ok(digest)
+    }
+
+    fn fetch(&self, slot: u32, version: u64) -> Result<WeightSet, RingError> {
+        let corrupt = |why: &str| RingError::Corrupt { slot, why: why.into() };
+        let slot_bytes = self.slot_bytes()?;
+        let at = self.offset(slot, slot_bytes)?;
+        if slot_bytes == 0 {
+            return Err(RingError::Version { slot, found: "nothing".into(), want: version });
+        }
+        let header: [u64; HEADER_WORDS] = self.read_words(at)?;
+        let [sequence, held, digest_then, directory_bytes, value_bytes] = header;
+        if sequence & 1 == 1 {
+            return Err(RingError::Torn { slot });
+        }
+        if sequence == 0 || held != version {
+            let found = if sequence == 0 { "nothing".into() } else { format!("version {held}") };
+            return Err(RingError::Version { slot, found, want: version });
+        }
+        let body = directory_bytes.checked_add(value_bytes).and_then(|n| n.checked_add(PAGE));
+        if body.is_none_or(|n| n > slot_bytes) {
+            return Err(corrupt("it claims more bytes than it has"));
+        }
+        let mut directory = vec![0; usize::try_from(directory_bytes).map_err(|_| corrupt("too long"))?];
+        self.read(at + PAGE, &mut directory)?;
+        let shapes = decode_directory(&directory).ok_or_else(|| corrupt("its directory cannot be read"))?;
+        let total = shapes.iter().try_fold(0u64, |sum, (_, shape)| {
+            shape.iter().try_fold(4u64, |n, &d| n.checked_mul(d as u64)).and_then(|n| n.checked_add(sum))
+        });
+        if total != Some(value_bytes) {
+            return Err(corrupt("its directory does not match its length"));
+        }
+        let mut weights = WeightSet(BTreeMap::new());
+        let (mut from, mut buffer) = (at + PAGE + directory_bytes, Vec::with_capacity(CHUNK));
+        for (name, shape) in shapes {
+            let data = self.read_values(from, shape.iter().product(), &mut buffer)?;
+            from += data.len() as u64 * 4;
+            weights.0.insert(name, Tensor { shape, data });
+        }
+        if self.read_words::<HEADER_WORDS>(at)? != header {
+            return Err(RingError::Torn { slot });
+        }
+        if weights.digest() != digest_then {
+            return Err(corrupt("its bytes do not have its digest"));
+        }
+        Ok(weights)
+    }
+
+    fn slots(&self) -> u32 {
+        self.slots
+    }
+}
+
+/// `count, {name length, name, rank, dimensions..}..`, every number a u64.
+fn encode_directory(weights: &WeightSet) -> Vec<u8> {
+    let mut out = Vec::new();
+    let word = |out: &mut Vec<u8>, n: usize| out.extend_from_slice(&(n as u64).to_le_bytes());
+    word(&mut out, weights.0.len());
+    for (name, tensor) in &weights.0 {
+        word(&mut out, name.len());
+        out.extend_from_slice(name.as_bytes());
+        word(&mut out, tensor.shape.len());
+        for &n in &tensor.shape {
+            word(&mut out, n);
+        }
+    }
+    out
+}
+
+fn decode_directory(mut bytes: &[u8]) -> Option<Vec<(String, Vec<usize>)>> {
+    fn word(bytes: &mut &[u8]) -> Option<usize> {
+        let (head, rest) = bytes.split_first_chunk::<8>()?;
+        *bytes = rest;
+        usize::try_from(u64::from_le_bytes(*head)).ok()
+    }
+    let mut out = Vec::new();
+    for _ in 0..word(&mut bytes)? {
+        let len = word(&mut bytes)?;
+        let (name, rest) = bytes.split_at_checked(len)?;
+        bytes = rest;
+        let rank = word(&mut bytes)?;
+        let shape = (0..rank).map(|_| word(&mut bytes)).collect::<Option<Vec<_>>>()?;
+        out.push((String::from_utf8(name.to_vec()).ok()?, shape));
+    }
+    bytes.is_empty().then_some(out)
+}
