@@ -2,6 +2,7 @@
 #![expect(clippy::print_stdout, reason = "a command line's output")]
 
 mod bench;
+mod budget;
 mod desk_check;
 mod docs;
 mod gpu_check;
@@ -25,6 +26,8 @@ enum Command {
     Docs,
     /// Compile the CUDA build where nvcc is (or in a toolkit made by scripts/cuda_toolkit.sh).
     GpuCheck,
+    /// Compare what groups of tests took with tests/budget.toml.
+    Budget(budget::Args),
     /// Measure the engine beside this machine's own ceilings.
     Bench(bench::BenchArgs),
     /// Make the embedded model, the order desk's base.
@@ -38,6 +41,7 @@ fn main() -> anyhow::Result<()> {
         Command::Tidy => tidy::run(),
         Command::Docs => docs::run(),
         Command::GpuCheck => gpu_check::run(),
+        Command::Budget(args) => budget::run(&args),
         Command::Bench(args) => bench::run(&args),
         Command::Pretrain(args) => pretrain::run(&args),
         Command::DeskCheck(args) => desk_check::run(&args),

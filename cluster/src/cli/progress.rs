@@ -262,7 +262,8 @@ fn lasting_line(news: &Progress) -> Option<String> {
 }
 
 fn evaluation_text(report: &EvaluationReport) -> String {
-    let how = if report.greedy { "greedy".to_owned() } else { format!("{} samples each", report.samples) };
+    let samples = if report.samples == 1 { "1 sample".to_owned() } else { format!("{} samples", report.samples) };
+    let how = if report.greedy { "greedy".to_owned() } else { format!("{samples} each") };
     format!("held-out reward after step {}: {:.3} ({} prompts, {how})", report.step, report.reward, report.per_prompt.len())
 }
 
