@@ -27,6 +27,9 @@ pub struct Need {
     pub ring: u64,
 }
 
+/// Tokens of a prompt, with what tools and users say, that are planned for.
+const PROMPT_TOKENS: u64 = 512;
+
 impl Need {
     /// For micro-batches of that many tokens and that many tokens of keys and values.
     #[must_use]
@@ -61,7 +64,8 @@ impl Need {
         }
     }
 
-    /// Keys and values of one generating engine of a run.
+    /// Keys and values of one generating engine of a run: its budget. Prompts are not read for it; where they are longer than
+    /// [`PROMPT_TOKENS`] the engine runs fewer sequences at once, and one always fits.
     #[must_use]
     pub fn kv_of_engine(spec: &DecoderSpec, config: &Config) -> u64 {
         let c = &config.cluster;
@@ -70,7 +74,10 @@ impl Need {
         // No more sequences run at once than a step has, nor than the engine takes.
         let step = u64::from(config.training.groups_per_step) * u64::from(config.training.group_size);
         let running = sequences.min(step).min(cohort_engine::EngineOptions::default().max_running as u64);
-        Self::of(spec, 0, running * spec.max_context as u64).kv
+        let context = spec.max_context as u64;
+        let turns = u64::from(config.environment.max_turns) * u64::from(config.agent.max_new_tokens);
+        let tokens = (running * (PROMPT_TOKENS + turns).min(context)).max(context);
+        Self::of(spec, 0, tokens).kv
     }
 
     /// All of it.
