@@ -7,6 +7,7 @@ mod desk_check;
 mod docs;
 mod gpu_check;
 mod pretrain;
+mod soak;
 mod tidy;
 
 use clap::{Parser, Subcommand};
@@ -28,6 +29,8 @@ enum Command {
     GpuCheck,
     /// Compare what groups of tests took with tests/budget.toml.
     Budget(budget::Args),
+    /// Kill processes of runs at random moments, again and again.
+    Soak(soak::Args),
     /// Measure the engine beside this machine's own ceilings.
     Bench(bench::BenchArgs),
     /// Make the embedded model, the order desk's base.
@@ -42,6 +45,7 @@ fn main() -> anyhow::Result<()> {
         Command::Docs => docs::run(),
         Command::GpuCheck => gpu_check::run(),
         Command::Budget(args) => budget::run(&args),
+        Command::Soak(args) => soak::run(&args),
         Command::Bench(args) => bench::run(&args),
         Command::Pretrain(args) => pretrain::run(&args),
         Command::DeskCheck(args) => desk_check::run(&args),
