@@ -76,6 +76,8 @@ def grpo():
 
     tokenizer = AutoTokenizer.from_pretrained(folder, gguf_file=name)
     model = load()
+    # The file's weights were dequantized at loading; the trainer goes by the mark.
+    model.is_quantized = False
     question = [{"role": "user", "content": "Write one sentence about the sea, then one about the mountains."}]
     data = Dataset.from_list([{"prompt": question}] * 64)
     stamps = []
