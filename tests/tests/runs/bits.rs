@@ -8,6 +8,9 @@ use std::path::Path;
 use std::time::Duration;
 
 const CONSUMED: u64 = 4 * GROUPS;
+/// Steps of runs in which every worker is to have a share, those that start last too.
+const LONG: &str = "30";
+const LONG_CONSUMED: u64 = 30 * GROUPS;
 
 /// Workers of a role that had a hand in a consumed group.
 fn had_a_hand(run: &Path, column: &str, table: &str) -> Result<i64> {
@@ -18,8 +21,8 @@ fn had_a_hand(run: &Path, column: &str, table: &str) -> Result<i64> {
 #[test]
 fn workers_threads_and_processes_do_not_change_a_bit() -> Result<()> {
     let (_folder, bench) = bench()?;
-    let reference = finish(&mut bench.launch("one", &["--threads", "1"]))?.weights()?;
-    bench.balanced("one", CONSUMED)?;
+    let reference = finish(&mut bench.launch("one", &["--steps", LONG, "--threads", "1"]))?.weights()?;
+    bench.balanced("one", LONG_CONSUMED)?;
     let kinds: [(&str, &[&str]); 4] = [
         ("three", &["--workers", "rollout=3,reward=2"]),
         ("two-threads", &["--threads", "2"]),
@@ -27,13 +30,15 @@ fn workers_threads_and_processes_do_not_change_a_bit() -> Result<()> {
         ("many-processes", &["--processes", "--workers", "rollout=3,reward=2", "--threads", "2"]),
     ];
     for (name, extra) in kinds {
-        assert_eq!(finish(&mut bench.launch(name, extra))?.weights()?, reference, "{name}");
-        bench.balanced(name, CONSUMED)?;
+        let options = [&["--steps", LONG], extra].concat();
+        assert_eq!(finish(&mut bench.launch(name, &options))?.weights()?, reference, "{name}");
+        bench.balanced(name, LONG_CONSUMED)?;
     }
     assert_eq!(had_a_hand(&bench.run_dir("many-processes"), "worker", "trajectories")?, 3, "every rollout worker had its share");
-    let other = finish(&mut bench.launch("other", &["--seed", "7"]))?.weights()?;
+    assert_eq!(had_a_hand(&bench.run_dir("many-processes"), "worker", "scores")?, 2, "every reward worker had its share");
+    let other = finish(&mut bench.launch("other", &["--steps", LONG, "--seed", "7"]))?.weights()?;
     assert_ne!(other, reference, "another seed is another run");
-    let hashed = bench.command("hash").arg(bench.run_dir("one").join("checkpoints/step-4")).arg("--json").output()?;
+    let hashed = bench.command("hash").arg(bench.run_dir("one").join("checkpoints/step-30")).arg("--json").output()?;
     let hashed: serde_json::Value = serde_json::from_slice(&hashed.stdout)?;
     assert_eq!(hashed["weights"], reference.as_str(), "`hash` and `launch` name the same weights");
     Ok(())
