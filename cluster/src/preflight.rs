@@ -65,7 +65,7 @@ impl Need {
     }
 
     /// Keys and values of one generating engine of a run: its budget. Prompts are not read for it; where they are longer than
-    /// 512 the engine runs fewer sequences at once, and one always fits.
+    /// 512 tokens the engine runs fewer sequences at once, and one always fits.
     #[must_use]
     pub fn kv_of_engine(spec: &DecoderSpec, config: &Config) -> u64 {
         let c = &config.cluster;
