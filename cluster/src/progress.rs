@@ -212,8 +212,24 @@ pub struct LaunchReport {
     pub example_before: Option<ExampleDialogue>,
     /// The same prompt's dialogue at the end.
     pub example_after: Option<ExampleDialogue>,
+    /// Rise of the sampled held-out reward.
+    #[serde(default)]
+    pub heldout_rise: Option<Rise>,
     /// Parts of the held-out score before and after, by name.
     pub heldout_parts: Vec<(String, f64, f64)>,
+}
+
+/// Rise of a held-out reward between two rounds over the same prompts.
+#[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
+pub struct Rise {
+    /// Mean difference.
+    pub mean: f64,
+    /// Lower end of its 95 % interval (paired bootstrap over prompts).
+    pub low: f64,
+    /// Upper end.
+    pub high: f64,
+    /// Prompts.
+    pub prompts: u64,
 }
 
 /// Takes news; must not block (bounded queues behind it drop `Actors` first).

@@ -1,6 +1,6 @@
 //! What a finished run says to people.
 use super::CliError;
-use crate::progress::{ExampleDialogue, LaunchReport};
+use crate::progress::{ExampleDialogue, LaunchReport, Rise};
 use cohort_protocol::{Turn, TurnRole};
 use std::io::Write;
 
@@ -71,6 +71,8 @@ fn figures(report: &LaunchReport, out: &mut dyn Write) -> Result<(), CliError> {
     let mut rows: Vec<(String, String)> = Vec::new();
     let mut row = |name: &str, value: Option<String>| rows.extend(value.map(|value| (name.to_owned(), value)));
     row("held-out reward, sampled", pair(report.heldout_before, report.heldout_after));
+    let interval = |r: Rise| format!("{:+.3} [{:+.3}, {:+.3}] over {} prompts", r.mean, r.low, r.high, r.prompts);
+    row("  rise, 95 % interval", report.heldout_rise.map(interval));
     row("held-out reward, greedy", pair(report.heldout_greedy_before, report.heldout_greedy_after));
     for (part, before, after) in &report.heldout_parts {
         row(&format!("  of it {part}"), pair(Some(*before), Some(*after)));

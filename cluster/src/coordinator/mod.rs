@@ -10,6 +10,7 @@ mod journal;
 mod news;
 mod payload;
 mod report;
+mod rise;
 mod session;
 
 pub use error::CoordinatorError;

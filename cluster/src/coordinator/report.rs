@@ -1,5 +1,6 @@
 //! What a run has to tell, gathered as it goes: live progress, the state of its actors, the report at the end.
 //! All sums are made of the ledger's commits, so that a resumed run reports the whole of it.
+use super::rise::rise;
 use crate::controller::{ConnId, ControllerState};
 use crate::ledger::{Past, RunPaths};
 use crate::progress::{
@@ -255,6 +256,9 @@ impl Report {
             finished,
             example_before: example(0),
             example_after: end.and_then(example),
+            heldout_rise: round(0, false)
+                .zip(end.and_then(|step| round(step, false)))
+                .and_then(|(b, a)| rise(&b.per_prompt, &a.per_prompt)),
             heldout_parts: parts(0).into_iter().filter_map(|(n, v)| Some((n.clone(), v, *after.get(&n)?))).collect(),
         }
     }

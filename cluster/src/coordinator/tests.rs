@@ -363,6 +363,8 @@ async fn a_run_goes_from_base_to_summary() {
     assert_eq!(report.weights_sha256, "ab".repeat(32));
     assert_eq!((report.reward_first5, report.heldout_before, report.heldout_after), (Some(0.25), Some(0.25), Some(0.25)));
     assert_eq!((report.heldout_greedy_before, report.heldout_greedy_after), (Some(0.0), Some(0.0)));
+    let rise = report.heldout_rise.unwrap();
+    assert!(rise.mean == 0.0 && rise.low == 0.0 && rise.high == 0.0 && rise.prompts > 0, "{rise:?}");
     assert_eq!(report.heldout_parts, [("exact".to_owned(), 0.25, 0.25)]);
     assert_eq!(report.example_before.as_ref().unwrap().turns[1].content, "so much");
     assert_eq!(place.dismissed(staff).await, workers().len(), "everyone was told to leave");
