@@ -39,9 +39,22 @@ fn refused(dir: &Path, code: i32, arguments: &[&str]) -> String {
     ran.err
 }
 
-fn has(value: &Value, fields: &[&str]) {
-    for field in fields {
-        assert!(value.get(field).is_some(), "no {field} in {value}");
+/// Every field that `docs/cli.md` promises, of the kind that scripts read: "name:kind name:kind".
+fn shaped(value: &Value, fields: &str) {
+    for field in fields.split_whitespace() {
+        let (name, kind) = field.split_once(':').unwrap();
+        let found = &value[name];
+        let hex = |s: &str| s.len() == 64 && s.bytes().all(|b| b.is_ascii_hexdigit() && !b.is_ascii_uppercase());
+        let fits = match kind {
+            "string" => found.is_string(),
+            "count" => found.is_u64(),
+            "number" => found.is_number(),
+            "array" => found.is_array(),
+            "object" => found.is_object(),
+            "hash" => found.as_str().is_some_and(hex),
+            other => panic!("no kind {other}"),
+        };
+        assert!(fits, "{name} is no {kind} in {value}");
     }
 }
 
@@ -84,31 +97,18 @@ fn workplace() -> (tempfile::TempDir, PathBuf) {
 fn a_run_and_every_report_about_it() {
     let (_keep, dir) = workplace();
     let report = json(&dir, &["launch", "run.toml", "--run-dir", "r", "--json"]);
-    has(
+    shaped(
         &report,
-        &[
-            "run_dir",
-            "steps",
-            "reward_first5",
-            "reward_last5",
-            "heldout_before",
-            "heldout_after",
-            "heldout_greedy_before",
-            "heldout_greedy_after",
-            "rollout_tokens_per_s",
-            "train_tokens_per_s",
-            "max_logprob_diff",
-            "logprob_tokens_compared",
-            "weights_sha256",
-            "restarts",
-            "wall_s",
-        ],
+        "run_dir:string steps:count reward_first5:number reward_last5:number heldout_before:number heldout_after:number \
+         heldout_greedy_before:number heldout_greedy_after:number heldout_rise:object rollout_tokens_per_s:number \
+         train_tokens_per_s:number max_logprob_diff:number logprob_tokens_compared:count weights_sha256:hash restarts:count \
+         wall_s:number",
     );
     assert_eq!((report["steps"].as_u64(), report["max_logprob_diff"].as_f64()), (Some(3), Some(0.0)));
     assert!(report["logprob_tokens_compared"].as_u64() > Some(0));
 
     let hashes = json(&dir, &["hash", "r/checkpoints/step-3", "--json"]);
-    has(&hashes, &["weights", "optimizer", "rng", "cursor"]);
+    shaped(&hashes, "weights:hash optimizer:hash rng:hash cursor:hash");
     assert_eq!(hashes["weights"], report["weights_sha256"]);
     assert_eq!(json(&dir, &["hash", "r", "--json"]), hashes, "a run directory stands for its newest checkpoint");
     assert_ne!(json(&dir, &["hash", "r/checkpoints/step-1", "--json"])["weights"], hashes["weights"]);
@@ -119,10 +119,17 @@ fn a_run_and_every_report_about_it() {
     expected.as_object().unwrap().iter().for_each(|(k, v)| assert_eq!(&audit[k], v, "{k}"));
 
     let status = json(&dir, &["status", "r", "--json"]);
-    has(&status["actors"][0], &["role", "pid", "state", "restarts", "lease"]);
+    shaped(&status, "phase:string epoch:count step:count steps:count updated_ms:count actors:array");
+    for actor in status["actors"].as_array().unwrap() {
+        shaped(actor, "name:string role:string pid:count state:string restarts:count");
+        assert!(actor["lease"].is_null() || actor["lease"].is_string(), "{actor}");
+    }
 
     let evaluated = json(&dir, &["evaluate", "r", "--json"]);
-    has(&evaluated, &["checkpoint", "weights_sha256", "prompts", "samples", "heldout", "heldout_greedy", "parts"]);
+    shaped(
+        &evaluated,
+        "checkpoint:string weights_sha256:hash prompts:count samples:count heldout:number heldout_greedy:number parts:object",
+    );
     assert_eq!(evaluated["weights_sha256"], report["weights_sha256"]);
     assert_eq!(evaluated["heldout"], report["heldout_after"], "the same draws as the run's own evaluation");
     assert_eq!(evaluated["heldout_greedy"], report["heldout_greedy_after"]);
@@ -137,9 +144,15 @@ fn scores_are_the_stored_bits(dir: &Path) {
     let mut compared = 0;
     for (step, model) in [("1", "random://tiny?seed=5"), ("3", "r/checkpoints/step-2")] {
         let export = json(dir, &["rollouts", "r", "--step", step, "--json"]);
-        has(&export, &["run_dir", "step", "version", "groups"]);
+        shaped(&export, "run_dir:string step:count version:count groups:array");
         assert_eq!(export["version"].as_u64(), Some(step.parse::<u64>().unwrap() - 1));
-        has(&export["groups"][0], &["group_id", "step", "item", "trajectories"]);
+        shaped(&export["groups"][0], "group_id:count step:count item:object trajectories:array");
+        shaped(
+            &export["groups"][0]["trajectories"][0],
+            "trajectory_id:string turns:array turn_rewards:array total_reward:number breakdown:object advantage:number \
+             token_ids:array mask:array logp:array logp_sampled:array temperature:number spans:array finish_reason:string \
+             episode_length:count metadata:object",
+        );
         assert!(export["groups"][0]["item"]["prompt"].is_string());
         std::fs::write(dir.join("export.json"), export.to_string()).unwrap();
         let scored = good(dir, &["score", "--model", model, "--input", "export.json"]);
@@ -190,7 +203,7 @@ fn generate_answers_in_order_whatever_the_batch() {
     let ids: Vec<String> = rows.iter().map(|r| r["id"].to_string().replace(['"', '[', ']'], "")).collect();
     assert_eq!(ids, (0..40).map(|i| i.to_string()).collect::<Vec<_>>());
     for row in &rows {
-        has(row, &["id", "text", "token_ids", "logprobs", "finish_reason", "token_sha256"]);
+        shaped(row, "text:string token_ids:array logprobs:array finish_reason:string token_sha256:hash");
         assert_eq!(row["token_ids"].as_array().map(Vec::len), row["logprobs"].as_array().map(Vec::len));
     }
     assert_eq!(with(&["--batch", "1", "--threads", "1"]), out, "bits do not depend on the batch or on threads");
@@ -198,6 +211,12 @@ fn generate_answers_in_order_whatever_the_batch() {
     let greedy = with(&["--greedy"]);
     assert_eq!(with(&["--greedy", "--seed", "7"]), greedy);
     assert_ne!(greedy, out);
+
+    let long = with(&["--ignore-eos"]);
+    for line in long.lines() {
+        let row: Value = serde_json::from_str(line).unwrap();
+        assert_eq!((row["token_ids"].as_array().map(Vec::len), row["finish_reason"].as_str()), (Some(9), Some("length")));
+    }
 
     // What was generated scores as it was drawn.
     let triples: String = rows
@@ -238,6 +257,34 @@ fn bad_data_is_named_by_file_and_line() {
     let said = refused(&dir, 4, &["score", "--model", "random://tiny", "--input", "in.jsonl"]);
     assert!(said.contains("the first token has nothing before it"), "{said}");
     assert!(refused(&dir, 3, &["generate", "--model", "stub://x", "--input", "in.jsonl"]).contains("no model behind it"));
+}
+
+#[test]
+fn models_that_cannot_be_had_leave_no_run_behind() {
+    let (_keep, dir) = workplace();
+    std::fs::write(dir.join("cut.gguf"), b"GGUF\x03\0\0\0\x10").unwrap();
+    std::fs::create_dir(dir.join("hf")).unwrap();
+    std::fs::write(dir.join("hf/config.json"), r#"{"architectures":["MambaForCausalLM"],"model_type":"mamba"}"#).unwrap();
+    for (model, says) in [
+        ("nowhere/at-all", "nowhere/at-all"),
+        ("cut.gguf", "cut.gguf"),
+        ("hf", "MambaForCausalLM"),
+        ("hf://org/absent", "check the network and the id"),
+        ("hf://no-name", "an id has the form org/name"),
+        ("hf://openai/gpt-oss-20b", "gpt-oss"),
+    ] {
+        // A hub that refuses connections stands for a machine without a network.
+        let ran = Command::new(env!("CARGO_BIN_EXE_cluster"))
+            .current_dir(&dir)
+            .args(["launch", "run.toml", "--run-dir", "x", "--set", &format!("model.path={model:?}")])
+            .envs([("HF_ENDPOINT", "http://127.0.0.1:9"), ("HF_HOME", dir.join("hub").to_str().unwrap())])
+            .output()
+            .unwrap();
+        let said = String::from_utf8(ran.stderr).unwrap();
+        assert_eq!(ran.status.code(), Some(3), "{model}: {said}");
+        assert!(said.starts_with("error: ") && said.contains(says) && !said.contains("panicked"), "{model}: {said}");
+        assert!(!dir.join("x").exists(), "{model}: a refused launch leaves nothing behind");
+    }
 }
 
 #[test]

@@ -12,7 +12,7 @@ use crate::state::{Aftermath, Command, Event, Failure, Job, LearnerState, Outcom
 use cohort_actors::{Ack, LinkSender};
 use cohort_engine::EngineError;
 use cohort_protocol::Epoch;
-use cohort_protocol::messages::learner::{CoordinatorToLearner, LearnerToCoordinator};
+use cohort_protocol::messages::learner::{CoordinatorToLearner, Fault, LearnerToCoordinator};
 use ractor::{Actor, ActorProcessingErr, ActorRef};
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
@@ -138,7 +138,7 @@ impl LearnerActorState {
                 Outcome::Failed(Failure {
                     error: panicked.to_string(),
                     fatal: true,
-                    compute: false,
+                    fault: Fault::Worker,
                     aftermath: Aftermath::WeightsLost,
                 })
             });

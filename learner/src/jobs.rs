@@ -9,7 +9,7 @@ use crate::step::{self, StepError};
 use crate::training::Training;
 use cohort_engine::{Backend, EngineError, EngineHandle, WeightRing};
 use cohort_model::{ModelError, ModelFiles, Tensor, WeightSet};
-use cohort_protocol::messages::learner::{CheckpointRequest, Load, LoadFrom, PublishRequest, StepRequest};
+use cohort_protocol::messages::learner::{CheckpointRequest, Fault, Load, LoadFrom, PublishRequest, StepRequest};
 use cohort_protocol::{PolicyVersion, StepCommit};
 use std::path::PathBuf;
 use std::sync::Arc;
@@ -78,7 +78,7 @@ impl Workshop {
         if (state.version, state.seed) != ours {
             let (version, seed) = (state.version, state.seed);
             let error = format!("the state has version {version} and seed {seed}, the run asks for {} and {}", ours.0, ours.1);
-            return Err(Failure { error, fatal: true, compute: false, aftermath: Aftermath::WeightsLost });
+            return Err(Failure { error, fatal: true, fault: Fault::Worker, aftermath: Aftermath::WeightsLost });
         }
         Ok(state)
     }
@@ -159,8 +159,9 @@ impl Workshop {
 
 async fn blocking<T: Send + 'static>(work: impl FnOnce() -> Result<T, Failure> + Send + 'static) -> Result<T, Failure> {
     let joined = tokio::task::spawn_blocking(work).await;
-    joined
-        .unwrap_or_else(|e| Err(Failure { error: e.to_string(), fatal: true, compute: false, aftermath: Aftermath::WeightsLost }))
+    joined.unwrap_or_else(|e| {
+        Err(Failure { error: e.to_string(), fatal: true, fault: Fault::Worker, aftermath: Aftermath::WeightsLost })
+    })
 }
 
 fn zeros_like(weights: &WeightSet) -> WeightSet {
@@ -171,19 +172,20 @@ fn zeros_like(weights: &WeightSet) -> WeightSet {
 fn engine_failure(error: &EngineError, aftermath: Aftermath) -> Failure {
     let aftermath = if matches!(error, EngineError::Stopped(_)) { Aftermath::EngineLost } else { aftermath };
     let fatal = !matches!(error, EngineError::Capacity(_) | EngineError::Stopped(_));
-    Failure { error: error.to_string(), fatal, compute: true, aftermath }
+    Failure { error: error.to_string(), fatal, fault: Fault::Compute, aftermath }
 }
 
 fn step_failure(error: &StepError, aftermath: Aftermath) -> Failure {
-    Failure { error: error.to_string(), fatal: error.is_fatal(), compute: error.is_compute(), aftermath }
+    Failure { error: error.to_string(), fatal: error.is_fatal(), fault: error.fault(), aftermath }
 }
 
 fn model_failure(error: &ModelError) -> Failure {
-    Failure { error: error.to_string(), fatal: true, compute: false, aftermath: Aftermath::WeightsLost }
+    Failure { error: error.to_string(), fatal: true, fault: Fault::Worker, aftermath: Aftermath::WeightsLost }
 }
 
 fn checkpoint_failure(error: &CheckpointError) -> Failure {
     // With room on the disk again, or from an older checkpoint, the run can go on; the coordinator decides for how long.
     let fatal = matches!(error, CheckpointError::Foreign { .. } | CheckpointError::Cursor(_));
-    Failure { error: error.to_string(), fatal, compute: false, aftermath: Aftermath::Intact }
+    let fault = if error.is_out_of_space() { Fault::System } else { Fault::Worker };
+    Failure { error: error.to_string(), fatal, fault, aftermath: Aftermath::Intact }
 }

@@ -11,8 +11,8 @@
 //!   ([`Patience`]); the coordinator replaces a learner whose counter stands still.
 use crate::patience::Patience;
 use cohort_protocol::messages::learner::{
-    CheckpointRequest, CheckpointSaved, CoordinatorToLearner, LearnerBeat, LearnerFailed, LearnerToCoordinator, Load, Loaded,
-    PublishRequest, Published, StepRequest, Stepped,
+    CheckpointRequest, CheckpointSaved, CoordinatorToLearner, Fault, LearnerBeat, LearnerFailed, LearnerToCoordinator, Load,
+    Loaded, PublishRequest, Published, StepRequest, Stepped,
 };
 use cohort_protocol::{Epoch, PolicyVersion, StepCommit, StepId, StepIntent};
 
@@ -96,8 +96,8 @@ pub struct Failure {
     pub error: String,
     /// Whether asking again would fail again.
     pub fatal: bool,
-    /// Whether the engine failed, or a value is not finite.
-    pub compute: bool,
+    /// What is to blame.
+    pub fault: Fault,
     /// What is left of the state.
     pub aftermath: Aftermath,
 }
@@ -301,12 +301,12 @@ impl LearnerState {
                     what,
                     error: failure.error,
                     fatal: failure.fatal,
-                    compute: failure.compute,
+                    fault: failure.fault,
                 })
             }
             (other, request) => {
                 let error = format!("the job of {request:?} ended as {other:?}");
-                LearnerToCoordinator::Failed(LearnerFailed { epoch, what, error, fatal: true, compute: false })
+                LearnerToCoordinator::Failed(LearnerFailed { epoch, what, error, fatal: true, fault: Fault::Worker })
             }
         };
         if std::mem::take(&mut self.greeting) {
@@ -353,7 +353,7 @@ impl LearnerState {
 }
 
 fn refuse(epoch: Epoch, what: String, error: String, fatal: bool, out: &mut Vec<Command>) {
-    out.push(Command::Send(LearnerToCoordinator::Failed(LearnerFailed { epoch, what, error, fatal, compute: false })));
+    out.push(Command::Send(LearnerToCoordinator::Failed(LearnerFailed { epoch, what, error, fatal, fault: Fault::Worker })));
 }
 
 #[cfg(test)]

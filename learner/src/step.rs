@@ -12,7 +12,7 @@ use crate::metrics::Tally;
 use crate::training::Training;
 use cohort_actors::crash::{LEARNER_BACKWARD, crash_point};
 use cohort_engine::{AdamW, Backend, EngineError, Forward, Upstream};
-use cohort_protocol::messages::learner::StepRequest;
+use cohort_protocol::messages::learner::{Fault, StepRequest};
 use cohort_protocol::{GroupId, SampleIx};
 use thiserror::Error;
 
@@ -286,10 +286,13 @@ impl StepError {
         !matches!(self, Self::Engine { source: EngineError::Capacity(_), .. })
     }
 
-    /// Whether the engine failed, or a value is not finite: neither the request nor the configuration is to blame.
+    /// What is to blame: the engine and values that are not finite are neither the request's fault nor the configuration's.
     #[must_use]
-    pub fn is_compute(&self) -> bool {
-        matches!(self, Self::NonFinite { .. } | Self::Engine { .. })
+    pub fn fault(&self) -> Fault {
+        match self {
+            Self::NonFinite { .. } | Self::Engine { .. } => Fault::Compute,
+            _ => Fault::Worker,
+        }
     }
 }
 

@@ -8,8 +8,8 @@ use cohort_protocol::frame::LEN_BYTES;
 use cohort_protocol::messages::WireMessage;
 use cohort_protocol::messages::handshake::{Handshake, Hello, Refused, Welcome};
 use cohort_protocol::messages::learner::{
-    CheckpointRequest, CheckpointSaved, CoordinatorToLearner, LearnerBeat, LearnerFailed, LearnerToCoordinator, Load, LoadFrom,
-    Loaded, PublishRequest, Published, StepRequest, Stepped,
+    CheckpointRequest, CheckpointSaved, CoordinatorToLearner, Fault, LearnerBeat, LearnerFailed, LearnerToCoordinator, Load,
+    LoadFrom, Loaded, PublishRequest, Published, StepRequest, Stepped,
 };
 use cohort_protocol::messages::reward::{
     CoordinatorToReward, RewardBeat, RewardToCoordinator, SampleToScore, ScoreReply, ScoreRequest,
@@ -169,7 +169,7 @@ fn learner_to_coordinator() -> Vec<(&'static str, LearnerToCoordinator)> {
         metrics: vec![("grad_norm".into(), 0.125), ("kl".into(), 0.0)],
     };
     let saved = CheckpointSaved { epoch, version, dir: "checkpoints/step-4".into(), manifest_sha256: "aa".into() };
-    let failed = LearnerFailed { epoch, what: "step 12".into(), error: "loss is NaN".into(), fatal: true, compute: true };
+    let failed = LearnerFailed { epoch, what: "step 12".into(), error: "loss is NaN".into(), fatal: true, fault: Fault::Compute };
     let beat = LearnerBeat { version: Some(version), step: None, progress: 31 };
     vec![
         ("Ready", LearnerToCoordinator::Ready(None)),

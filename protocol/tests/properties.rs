@@ -4,8 +4,8 @@ use cohort_protocol::codec::Column;
 use cohort_protocol::messages::WireMessage;
 use cohort_protocol::messages::handshake::{Handshake, Hello, Refused, Welcome};
 use cohort_protocol::messages::learner::{
-    CheckpointRequest, CheckpointSaved, CoordinatorToLearner, LearnerBeat, LearnerFailed, LearnerToCoordinator, Load, LoadFrom,
-    Loaded, PublishRequest, Published, StepRequest, Stepped,
+    CheckpointRequest, CheckpointSaved, CoordinatorToLearner, Fault, LearnerBeat, LearnerFailed, LearnerToCoordinator, Load,
+    LoadFrom, Loaded, PublishRequest, Published, StepRequest, Stepped,
 };
 use cohort_protocol::messages::reward::{
     CoordinatorToReward, RewardBeat, RewardToCoordinator, SampleToScore, ScoreReply, ScoreRequest,
@@ -196,6 +196,7 @@ fn learner_to_coordinator() -> impl Strategy<Value = LearnerToCoordinator> {
             StepCommit { step, version, weights_sha256, weights_digest, metrics }
         },
     );
+    let fault = prop_oneof![Just(Fault::Worker), Just(Fault::Compute), Just(Fault::System)];
     prop_oneof![
         of(version()).prop_map(LearnerToCoordinator::Ready),
         (epoch(), version(), any::<u64>(), text()).prop_map(|(epoch, version, digest, sha256)| {
@@ -208,8 +209,8 @@ fn learner_to_coordinator() -> impl Strategy<Value = LearnerToCoordinator> {
         (epoch(), version(), text(), text()).prop_map(|(epoch, version, dir, manifest_sha256)| {
             LearnerToCoordinator::CheckpointSaved(CheckpointSaved { epoch, version, dir, manifest_sha256 })
         }),
-        (epoch(), text(), text(), any::<bool>(), any::<bool>()).prop_map(|(epoch, what, error, fatal, compute)| {
-            LearnerToCoordinator::Failed(LearnerFailed { epoch, what, error, fatal, compute })
+        (epoch(), text(), text(), any::<bool>(), fault).prop_map(|(epoch, what, error, fatal, fault)| {
+            LearnerToCoordinator::Failed(LearnerFailed { epoch, what, error, fatal, fault })
         }),
         (of(version()), of(any::<u64>()), any::<u64>()).prop_map(|(version, step, progress)| {
             LearnerToCoordinator::Beat(LearnerBeat { version, step: step.map(StepId), progress })

@@ -109,6 +109,12 @@ impl Bench {
         command
     }
 
+    /// The program and the tiny run's configuration, for a shell that launches it.
+    #[must_use]
+    pub fn program_and_config(&self) -> [PathBuf; 2] {
+        [self.program.clone(), self.folder.join("tiny.toml")]
+    }
+
     /// `cluster launch --resume`.
     #[must_use]
     pub fn resume(&self, name: &str, args: &[&str]) -> Command {

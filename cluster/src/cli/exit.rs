@@ -7,6 +7,7 @@ use crate::run::RunError;
 use crate::run::wiring::WiringError;
 use cohort_engine::EngineError;
 use cohort_model::ModelError;
+use cohort_protocol::messages::learner::Fault;
 use cohort_reward_workers::RewardError;
 use cohort_rollout::RolloutError;
 use std::fmt::Display;
@@ -191,13 +192,16 @@ impl From<RunError> for CliError {
             | RunError::Edited { .. }
             | RunError::Numerics { .. }
             | RunError::Coordinator(CoordinatorError::Numerics { .. }) => Exit::Numerics,
-            RunError::Coordinator(CoordinatorError::RunFailed(_)) => Exit::WorkerGaveUp,
-            RunError::Coordinator(CoordinatorError::ComputeFailed(_)) => Exit::Compute,
+            RunError::Coordinator(CoordinatorError::RunFailed { fault, .. }) => match fault {
+                Fault::Worker => Exit::WorkerGaveUp,
+                Fault::Compute => Exit::Compute,
+                Fault::System => Exit::Io,
+            },
             RunError::Coordinator(CoordinatorError::Internal(_)) => Exit::Internal,
             RunError::GaveUp { exit, .. } | RunError::Agent(AgentError::GaveUp { exit, .. }) => exit,
             RunError::Agent(AgentError::System { .. } | AgentError::Ring(_)) => Exit::Io,
             RunError::Agent(_) | RunError::Hung { .. } => Exit::WorkerGaveUp,
-            RunError::System { .. } => Exit::Io,
+            RunError::System { .. } | RunError::NoRoom { .. } => Exit::Io,
         };
         Self::new(exit, error)
     }

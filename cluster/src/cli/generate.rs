@@ -28,6 +28,9 @@ pub(super) struct Args {
     /// Tokens of one completion, at most
     #[arg(long, value_name = "N", default_value_t = 128, value_parser = clap::value_parser!(u32).range(1..))]
     max_new_tokens: u32,
+    /// Go on past the end of the sequence, to --max-new-tokens
+    #[arg(long)]
+    ignore_eos: bool,
     /// Logits are divided by this
     #[arg(long, value_name = "T", default_value_t = 1.0, value_parser = temperature)]
     temperature: f32,
@@ -156,7 +159,7 @@ impl Job<'_> {
             temperature: self.args.temperature,
             greedy: self.args.greedy,
             max_new_tokens: self.args.max_new_tokens,
-            stop_ids: self.files.eos.clone(),
+            stop_ids: if self.args.ignore_eos { Vec::new() } else { self.files.eos.clone() },
             watch: None,
             key: DrawKey { seed: cohort_rollout::draw::hash(&[self.args.seed, PURPOSE]), group: row as u64, sample: 0 },
         }

@@ -1,7 +1,7 @@
 //! What the controller hears and what it orders. Events are past tense, commands imperative; payloads stay outside, named
 //! by [`DeliveryId`] while they arrive and by [`Work`] once they are accepted.
 use crate::progress::{EvaluationReport, RunPhase};
-use cohort_protocol::messages::learner::LoadFrom;
+use cohort_protocol::messages::learner::{Fault, LoadFrom};
 use cohort_protocol::{AttemptId, Epoch, GroupId, LeasePurpose, PolicyVersion, StepCommit, StepId, StepIntent, WorkerId};
 
 /// A connection of a worker; a worker that connects again gets another.
@@ -246,6 +246,8 @@ pub enum Event {
         error: String,
         /// Whether the run must stop.
         fatal: bool,
+        /// What is to blame.
+        fault: Fault,
     },
     /// Facts are durable.
     Recorded(RecordId),
@@ -464,5 +466,7 @@ pub enum Outcome {
     Failed {
         /// The first cause, with the remedy.
         error: String,
+        /// What is to blame.
+        fault: Fault,
     },
 }

@@ -13,6 +13,7 @@ use super::steps::{LearnerDesk, Request};
 use super::wave::{Generation, Group, Scoring, Wave, WaveKind};
 use crate::ledger::{Past, PastCheckpoint, PastGroup};
 use crate::progress::{EvaluationReport, RunPhase};
+use cohort_protocol::messages::learner::Fault;
 use cohort_protocol::{Epoch, GroupId, PolicyVersion, Role, StepCommit, StepId, StepIntent, WorkerId};
 use std::collections::{BTreeMap, BTreeSet};
 use std::time::Instant;
@@ -236,8 +237,13 @@ impl ControllerState {
 
     /// Stops the run for good.
     pub(super) fn fail(&mut self, error: String, out: &mut Vec<Command>) {
+        self.fail_by(Fault::Worker, error, out);
+    }
+
+    /// Stops the run for good by what is to blame.
+    pub(super) fn fail_by(&mut self, fault: Fault, error: String, out: &mut Vec<Command>) {
         if self.outcome.is_none() {
-            let outcome = Outcome::Failed { error };
+            let outcome = Outcome::Failed { error, fault };
             self.outcome = Some(outcome.clone());
             out.push(Command::Finish(outcome));
         }

@@ -259,7 +259,7 @@ impl ControllerState {
 
     /// A request failed.
     pub(super) fn on_learner_failed(&mut self, now: Instant, event: Event, out: &mut Vec<Command>) {
-        let Event::LearnerFailed { conn, epoch, what, error, fatal } = event else { return };
+        let Event::LearnerFailed { conn, epoch, what, error, fatal, fault } = event else { return };
         let request = self.learner.busy;
         if !self.answers_any(conn, epoch, |_| true) {
             return;
@@ -277,7 +277,7 @@ impl ControllerState {
             return self.pass_over(version, &error, out);
         }
         if fatal || hopeless {
-            return self.fail(format!("learner: {what}: {error}"), out);
+            return self.fail_by(fault, format!("learner: {what}: {error}"), out);
         }
         let wait = self.plan.deadlines.retry * 2u32.saturating_pow(self.learner.failures.min(16));
         self.learner.not_before = Some(now + wait);

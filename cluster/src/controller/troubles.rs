@@ -2,7 +2,7 @@
 use super::membership::{MAX_LOSSES, MAX_REPLACEMENTS};
 use super::*;
 use crate::ledger::{Past, PastCheckpoint};
-use cohort_protocol::messages::learner::LoadFrom;
+use cohort_protocol::messages::learner::{Fault, LoadFrom};
 use cohort_protocol::*;
 use std::collections::BTreeMap;
 use std::time::{Duration, Instant};
@@ -150,7 +150,7 @@ impl Desk {
 
 fn failed(commands: &[Command]) -> Option<&str> {
     commands.iter().find_map(|c| match c {
-        Command::Finish(Outcome::Failed { error }) => Some(error.as_str()),
+        Command::Finish(Outcome::Failed { error, .. }) => Some(error.as_str()),
         _ => None,
     })
 }
@@ -307,10 +307,12 @@ fn a_step_that_fails_whenever_it_is_taken_ends_the_run_though_every_load_succeed
         let out_of_loading = desk.say(Event::Loaded { conn, epoch: Epoch(1), version: PolicyVersion(0), digest: 7 });
         assert!(out_of_loading.iter().any(|c| matches!(c, Command::Step { .. })), "{out_of_loading:?}");
         let (what, error) = ("step 1".to_owned(), "no memory for a batch of 9000 tokens".to_owned());
-        out = desk.say(Event::LearnerFailed { conn, epoch: Epoch(1), what, error, fatal: false });
+        out = desk.say(Event::LearnerFailed { conn, epoch: Epoch(1), what, error, fatal: false, fault: Fault::Compute });
         out.extend(desk.seconds(3));
     }
     assert!(failed(&out).is_some_and(|e| e.contains("step 1") && e.contains("9000 tokens")), "{out:?}");
+    let blamed = |c: &Command| matches!(c, Command::Finish(Outcome::Failed { fault: Fault::Compute, .. }));
+    assert!(out.iter().any(blamed), "the exit code names the engine: {out:?}");
 }
 
 /// A run of one committed step with a checkpoint of it.
@@ -342,7 +344,14 @@ fn a_checkpoint_that_does_not_fit_ends_the_run_and_a_damaged_one_is_passed_over(
     let fails = |desk: &mut Desk, fatal| {
         let conn = desk.conns[&LEARNER];
         let error = "the state has version 1 and seed 4, the run asks for 1 and 5".to_owned();
-        desk.say(Event::LearnerFailed { conn, epoch: Epoch(1), what: "load version 1".into(), error, fatal })
+        desk.say(Event::LearnerFailed {
+            conn,
+            epoch: Epoch(1),
+            what: "load version 1".into(),
+            error,
+            fatal,
+            fault: Fault::Worker,
+        })
     };
     let mut desk = Desk::new(plan(), past());
     assert_eq!(load_from(&desk.join(LEARNER)), Some(saved.clone()));

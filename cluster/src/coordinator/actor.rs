@@ -89,8 +89,6 @@ pub(super) struct Core {
     next_delivery: u64,
     outcome: Option<Outcome>,
     last_status: Option<Instant>,
-    /// The learner's last failure was the engine's, and final.
-    pub(super) compute_failed: bool,
 }
 
 impl Core {
@@ -117,7 +115,6 @@ impl Core {
             next_delivery: 0,
             outcome: None,
             last_status: None,
-            compute_failed: false,
         }
     }
 
@@ -349,8 +346,8 @@ impl Core {
                 manifest_sha256: c.manifest_sha256,
             },
             LearnerToCoordinator::Failed(f) => {
-                self.compute_failed = f.fatal && f.compute;
-                Event::LearnerFailed { conn, epoch: f.epoch, what: f.what, error: f.error, fatal: f.fatal }
+                let (epoch, what, error, fatal, fault) = (f.epoch, f.what, f.error, f.fatal, f.fault);
+                Event::LearnerFailed { conn, epoch, what, error, fatal, fault }
             }
             LearnerToCoordinator::Beat(beat) => Event::Beat { conn, progress: beat.progress },
         };

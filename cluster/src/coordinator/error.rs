@@ -1,5 +1,6 @@
 //! Why a coordinator ended before its run did.
 use crate::ledger::LedgerError;
+use cohort_protocol::messages::learner::Fault;
 use thiserror::Error;
 
 /// All of them leave the run resumable.
@@ -18,12 +19,14 @@ pub enum CoordinatorError {
         /// Of this process.
         now: String,
     },
-    /// The run cannot go on; the message names place, value and remedy.
-    #[error("{0}")]
-    RunFailed(String),
-    /// The run cannot go on because the engine failed or a value is not finite.
-    #[error("{0}")]
-    ComputeFailed(String),
+    /// The run cannot go on.
+    #[error("{error}")]
+    RunFailed {
+        /// Place, value and remedy.
+        error: String,
+        /// What is to blame.
+        fault: Fault,
+    },
     /// A thread of the coordinator could not be started or has died.
     #[error("the coordinator's {0} has stopped; its log says why")]
     Internal(&'static str),

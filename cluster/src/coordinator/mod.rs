@@ -114,7 +114,7 @@ pub async fn run(
     match &result {
         Ok(Outcome::Finished) => core.dismiss("the run is finished", inbox).await,
         Ok(Outcome::Drained) => core.dismiss("the run was asked to stop", inbox).await,
-        Ok(Outcome::Failed { error }) => core.dismiss(&format!("the run has failed: {error}"), inbox).await,
+        Ok(Outcome::Failed { error, .. }) => core.dismiss(&format!("the run has failed: {error}"), inbox).await,
         // The run may go on with the next coordinator: workers stay and look for it.
         Err(error) => core.disconnect(&format!("the coordinator has failed: {error}")),
     }
@@ -149,7 +149,7 @@ async fn conclude(
     core.final_status();
     let finished = matches!(result, Ok(Outcome::Finished));
     let mut summary = core.report.summary(Instant::now(), &args.paths, &core.state, finished, args.incarnation);
-    let Core { journal: handle, told: Told { exports, news }, tasks, compute_failed, .. } = core;
+    let Core { journal: handle, told: Told { exports, news }, tasks, .. } = core;
     drop((handle, tasks));
     news.finish().await;
     let (paths, last) = (args.paths.clone(), cohort_protocol::PolicyVersion(summary.steps));
@@ -165,8 +165,7 @@ async fn conclude(
     });
     let summary = written.await.map_err(|_| CoordinatorError::Internal("writing of the summary"))?;
     match result? {
-        Outcome::Failed { error } if compute_failed => Err(CoordinatorError::ComputeFailed(error)),
-        Outcome::Failed { error } => Err(CoordinatorError::RunFailed(error)),
+        Outcome::Failed { error, fault } => Err(CoordinatorError::RunFailed { error, fault }),
         Outcome::Finished | Outcome::Drained => Ok(summary?),
     }
 }

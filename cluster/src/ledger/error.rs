@@ -6,8 +6,8 @@ use thiserror::Error;
 /// Every one leaves what was acknowledged before it intact.
 #[derive(Debug, Error)]
 pub enum LedgerError {
-    /// No room: free some and resume; nothing acknowledged was lost.
-    #[error("no space left for {path}: free some and run `cluster launch --resume`; nothing acknowledged is lost")]
+    /// No room: nothing acknowledged was lost.
+    #[error("no space left for {path}: free some, then go on with `cluster launch --resume`; nothing acknowledged is lost")]
     NoSpace {
         /// What could not grow.
         path: PathBuf,
@@ -109,6 +109,11 @@ impl LedgerError {
     /// From an SQLite error; "full" becomes [`LedgerError::NoSpace`], damage [`LedgerError::Corrupt`].
     pub(crate) fn sqlite(path: &Path, source: rusqlite::Error) -> Self {
         use rusqlite::ErrorCode;
+        // On a full disk the shared index of the log cannot grow, which SQLite reports in a way of its own.
+        let extended = source.sqlite_error().map(|e| e.extended_code);
+        if extended == Some(rusqlite::ffi::SQLITE_IOERR_SHMSIZE) {
+            return Self::NoSpace { path: path.to_owned() };
+        }
         match source.sqlite_error_code() {
             Some(ErrorCode::DiskFull) => Self::NoSpace { path: path.to_owned() },
             Some(ErrorCode::DatabaseCorrupt | ErrorCode::NotADatabase) => {

@@ -75,6 +75,8 @@ impl Ledger {
         }
         heads.flush(&tx).map_err(at)?;
         tx.commit().map_err(at)?;
+        // What the log holds goes into the file that is renamed; `close` would try and not say that it failed.
+        conn.query_row("PRAGMA wal_checkpoint(TRUNCATE)", [], |_| Ok(())).map_err(at)?;
         conn.close().map_err(|(_, e)| at(e))?;
         std::fs::rename(&draft, &path).map_err(|e| LedgerError::io("name", &path, e))?;
         place::sync_dir(paths.root())?;

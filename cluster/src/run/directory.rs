@@ -44,6 +44,7 @@ pub fn prepare(resolved: &Resolved, options: &LaunchOptions) -> Result<Prepared,
     if taken && !options.clean {
         return Err(RunError::Exists { path });
     }
+    let made = !path.exists();
     std::fs::create_dir_all(&path).map_err(|e| LedgerError::io("make", &path, e))?;
     check_local(&path)?;
     let path = path.canonicalize().map_err(|e| LedgerError::io("find", &path, e))?;
@@ -52,13 +53,30 @@ pub fn prepare(resolved: &Resolved, options: &LaunchOptions) -> Result<Prepared,
     if taken {
         clean(&path)?;
     }
-    let text = resolved.to_toml()?;
-    write_atomically(&paths.config(), text.as_bytes())?;
-    std::fs::create_dir_all(path.join("logs")).map_err(|e| LedgerError::io("make", &path, e))?;
+    match begin(&paths, resolved, &wiring) {
+        Ok(meta) => Ok(Prepared { paths, lock, meta }),
+        Err(error) => {
+            // The first error is the one to report; what cannot be removed is a run's, which `--clean` takes.
+            let _ = clean(&path).map(|()| std::fs::remove_file(paths.launch_lock()));
+            if made {
+                let _ = std::fs::remove_dir(&path);
+            }
+            Err(match error {
+                RunError::Ledger(LedgerError::NoSpace { .. }) => RunError::NoRoom { path },
+                error => error,
+            })
+        }
+    }
+}
+
+/// Writes what makes a folder a run's, the ledger last.
+fn begin(paths: &RunPaths, resolved: &Resolved, wiring: &Wiring) -> Result<RunMeta, RunError> {
+    write_atomically(&paths.config(), resolved.to_toml()?.as_bytes())?;
+    std::fs::create_dir_all(paths.root().join(LOGS)).map_err(|e| LedgerError::io("make", paths.root(), e))?;
     let config_hash = resume::identity(&resolved.config);
     let meta = RunMeta { run: random_id()?, numerics: wiring.numerics(), config_hash };
-    drop(Ledger::create(&paths, &meta)?);
-    Ok(Prepared { paths, lock, meta })
+    drop(Ledger::create(paths, &meta)?);
+    Ok(meta)
 }
 
 /// R1: everything a worker will be made from can be made.
@@ -158,7 +176,7 @@ fn clean(path: &Path) -> Result<(), LedgerError> {
     let drafts = drafts.filter(|p| {
         let ours = p.file_stem().is_some_and(|stem| WRITTEN.iter().any(|name| Path::new(name).file_stem() == Some(stem)));
         let kind = p.extension().and_then(|e| e.to_str()).unwrap_or_default();
-        ours && (kind == "new" || kind.starts_with("draft-"))
+        ours && (kind == "new" || kind.starts_with("draft"))
     });
     let drafts: Vec<PathBuf> = drafts.collect();
     for child in drafts.into_iter().chain(WRITTEN.iter().chain([&LOGS]).map(|name| path.join(name))) {

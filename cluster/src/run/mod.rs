@@ -84,6 +84,12 @@ pub enum RunError {
         /// Of this process.
         now: String,
     },
+    /// The disk is full before the run has begun.
+    #[error("no space left for a run in {}: free some, or choose another disk with --run-dir; nothing was begun", path.display())]
+    NoRoom {
+        /// The run directory.
+        path: PathBuf,
+    },
     /// A resume with a setting that is the run's own.
     #[error("{key} is {run} in the run and {given} now: {why}")]
     Changed {

@@ -159,7 +159,7 @@ pub enum CheckpointError {
         source: io::Error,
     },
     /// The policy's files could not be written or read.
-    #[error("checkpoint: {0}")]
+    #[error("checkpoint: {_0}{}", model_remedy(_0))]
     Model(#[from] ModelError),
     /// What is on the disk is not what was written.
     #[error("checkpoint {} is damaged: {why}; it is not used, an older one is", dir.display())]
@@ -205,6 +205,10 @@ impl CheckpointError {
 fn out_of_space(error: &io::Error) -> bool {
     use io::ErrorKind::{FileTooLarge, QuotaExceeded, StorageFull};
     matches!(error.kind(), StorageFull | QuotaExceeded | FileTooLarge)
+}
+
+fn model_remedy(error: &ModelError) -> &'static str {
+    if let ModelError::Io { source, .. } = error { space_remedy(source) } else { "" }
 }
 
 fn space_remedy(error: &io::Error) -> &'static str {

@@ -1,6 +1,6 @@
 //! What the learner answers, epoch by epoch.
 use super::*;
-use cohort_protocol::messages::learner::LoadFrom;
+use cohort_protocol::messages::learner::{Fault, LoadFrom};
 use proptest::prelude::*;
 
 const PATIENCE: Patience = Patience { state: 5, micro_batch: 3, publish: 2 };
@@ -73,7 +73,7 @@ fn answers_do_not_cross_epochs_and_ready_waits() {
 fn lost_weights_are_not_stepped_on() {
     let mut state = ready();
     ask(&mut state, CoordinatorToLearner::Step(step(1, 1)));
-    let failure = Failure { error: "NaN".into(), fatal: true, compute: true, aftermath: Aftermath::WeightsLost };
+    let failure = Failure { error: "NaN".into(), fatal: true, fault: Fault::Compute, aftermath: Aftermath::WeightsLost };
     let out = after(&mut state, Event::Finished(Outcome::Failed(failure)));
     assert!(matches!(&out[..], [Command::Send(LearnerToCoordinator::Failed(f))] if f.fatal && f.what == "step 1"));
     assert_eq!(state.held(), None);
@@ -117,7 +117,7 @@ fn progress_goes_on_within_a_jobs_patience_and_stops_after_it() {
 fn a_dead_engine_ends_the_worker_after_it_was_said() {
     let mut state = ready();
     ask(&mut state, CoordinatorToLearner::Step(step(1, 1)));
-    let failure = Failure { error: "gone".into(), fatal: false, compute: true, aftermath: Aftermath::EngineLost };
+    let failure = Failure { error: "gone".into(), fatal: false, fault: Fault::Compute, aftermath: Aftermath::EngineLost };
     let out = after(&mut state, Event::Finished(Outcome::Failed(failure)));
     assert!(matches!(&out[..], [Command::Send(LearnerToCoordinator::Failed(_)), Command::Fail(_)]));
 }

@@ -126,6 +126,17 @@ pub struct CheckpointSaved {
     pub manifest_sha256: String,
 }
 
+/// What is to blame for a failure.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Encode, Decode)]
+pub enum Fault {
+    /// The request, the data or the worker itself.
+    Worker,
+    /// The engine failed, or a value is not finite.
+    Compute,
+    /// The operating system refused: no space.
+    System,
+}
+
 /// A request failed and the state is as before it.
 #[derive(Debug, Clone, PartialEq, Encode, Decode)]
 pub struct LearnerFailed {
@@ -137,8 +148,8 @@ pub struct LearnerFailed {
     pub error: String,
     /// `true`: the run must stop (non-finite loss, no disk space for the last checkpoint); `false`: asking again may help.
     pub fatal: bool,
-    /// `true`: the engine failed, or a value is not finite; decides the exit code of a run that ends with it.
-    pub compute: bool,
+    /// What is to blame; decides the exit code of a run that ends with it.
+    pub fault: Fault,
 }
 
 /// Proof of life with progress.

@@ -2,7 +2,7 @@
 //!
 //! One object on stdout's last line with `--json`. Figures are medians of at least five runs of a release build.
 //! `decode` runs the rollout path (scheduler, sampling, log-probs) and leaves the prefill out; its `token_sha256` are those
-//! that `cluster generate --greedy` gives for the same prompts (`--prompts-out`). `bench/peers/peer.py` does the same work in
+//! that `cluster generate --greedy --ignore-eos --max-new-tokens 64` gives for the same prompts (`--prompts-out`). `bench/peers/peer.py` does the same work in
 //! PyTorch, transformers and TRL.
 mod ceilings;
 mod decode;

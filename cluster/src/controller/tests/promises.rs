@@ -59,7 +59,7 @@ fn a_grader_that_keeps_failing_stops_the_run_with_its_words() {
     let trouble = Trouble { score_fails: 1, ..CALM };
     let world = World::new(Plan { evaluation: None, ..plan() }, 3, trouble, 1, 1).run();
     match world.outcome.as_ref().unwrap() {
-        Outcome::Failed { error } => assert!(error.contains("judge: 503") && error.contains("--resume"), "{error}"),
+        Outcome::Failed { error, .. } => assert!(error.contains("judge: 503") && error.contains("--resume"), "{error}"),
         other => panic!("{other:?}"),
     }
     world.check_accounts();
@@ -139,7 +139,7 @@ fn a_replay_with_other_bits_stops_the_run() {
         Some(Command::Phase(_)) | None => {}
         Some(other) => panic!("{other:?}"),
     }
-    let failed = out.iter().any(|c| matches!(c, Command::Finish(Outcome::Failed { error }) if error.contains("taken again")));
+    let failed = out.iter().any(|c| matches!(c, Command::Finish(Outcome::Failed { error, .. }) if error.contains("taken again")));
     assert!(failed, "{out:?}");
 }
 
