@@ -114,7 +114,7 @@ fn decode(engine: &mut NativeEngine, batch: usize) -> Result<(), EngineError> {
 }
 
 fn train(engine: &mut NativeEngine) -> Result<(), EngineError> {
-    let sequence = |salt| PackedSequence { tokens: tokens(128, salt), targets: (1..128).collect(), temperature: 1.0 };
+    let sequence = |salt| PackedSequence { tokens: tokens(128, salt), targets: (1..128).collect(), temperature: 1.0, shared: 0 };
     let batch = PackedBatch { sequences: (0..8).map(sequence).collect() };
     let upstream = vec![-1.0 / batch.targets() as f32; batch.targets()];
     let optimizer = AdamW { beta1: 0.9, beta2: 0.99, eps: 1e-8, weight_decay: 0.0 };

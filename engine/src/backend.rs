@@ -30,6 +30,10 @@ pub struct PackedSequence {
     pub targets: Vec<u32>,
     /// Logits are divided by this before the log-softmax.
     pub temperature: f32,
+    /// The first so many tokens are those of the last sequence before it with 0 here, its family's first, and may be computed
+    /// with it once. No more than that one's tokens or the first target. Changes no log-prob; gradients add up in another
+    /// order.
+    pub shared: u32,
 }
 
 /// Sequences computed together, without padding; they never see each other.
@@ -40,10 +44,10 @@ pub struct PackedBatch {
 }
 
 impl PackedBatch {
-    /// Tokens of all sequences.
+    /// Tokens of all sequences, each beginning that is shared counted once.
     #[must_use]
     pub fn tokens(&self) -> usize {
-        self.sequences.iter().map(|s| s.tokens.len()).sum()
+        self.sequences.iter().map(|s| s.tokens.len() - (s.shared as usize).min(s.tokens.len())).sum()
     }
 
     /// Targets of all sequences: the length of [`Forward::logp`].

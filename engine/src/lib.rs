@@ -4,7 +4,7 @@
 //! Two engines stand behind the [`Backend`] seam: `native` (CPU, explicit backward, batch-invariant) and `candle`
 //! (parity reference on the CPU, CUDA in the feature build); `stub` stands in for a model in plumbing tests.
 //!
-//! Files: `backend` the seam; `handle` the roles' side; `driver` the engine's thread; `scheduler` who is in the next step;
+//! Files: `backend` the seam; `input` what a call may be given; `handle` the roles' side; `driver` the engine's thread; `scheduler` who is in the next step;
 //! `sampler` one token from logits; `ring` weights by version, in memory or shared by a host; `stub` canned text.
 
 /// Whether this build can compute on a CUDA device.
@@ -14,6 +14,7 @@ pub mod backend;
 pub mod candle;
 mod driver;
 pub mod handle;
+mod input;
 pub mod native;
 pub mod ring;
 pub mod sampler;

@@ -66,7 +66,7 @@ impl Actor for LearnerActor {
     async fn pre_start(&self, _myself: ActorRef<LearnerMsg>, args: LearnerActorArgs) -> Result<Self::State, ActorProcessingErr> {
         let LearnerActorArgs { workshop, sender, exit } = args;
         let parameters = workshop.engine.spec().parameters() as u64;
-        let patience = Patience::new(parameters, workshop.training.micro_batch_tokens as u64);
+        let patience = Patience::new(parameters, workshop.training.packing.micro_batch_tokens as u64);
         Ok(LearnerActorState { decide: LearnerState::new(patience), workshop, sender, exit: Some(exit), job: None })
     }
 

@@ -3,7 +3,8 @@
 //! Invariants
 //! - **B1** the plan is a function of the groups in intent order and the budget alone: never of arrival or memory.
 //! - **B2** a sequence is whole in one micro-batch, samples keep their order, and every micro-batch but a lone oversized
-//!   sequence fits the budget.
+//!   sequence fits the budget. What samples of one group have in common before their first target, the prompt, counts once in
+//!   a micro-batch and is computed once, forward and backward.
 //! - **B3** the divisors count all samples of the step, also those without a sampled token, before anything is split.
 use crate::algo::Denominators;
 use cohort_engine::{PackedBatch, PackedSequence};
@@ -65,6 +66,15 @@ impl Sample {
     }
 }
 
+/// How sequences are put together; part of the run's numerics.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Packing {
+    /// Tokens of a micro-batch, at least 1.
+    pub micro_batch_tokens: usize,
+    /// Whether a group's prompt is computed once.
+    pub share_prompts: bool,
+}
+
 /// Sequences computed together, with what the loss reads beside their log-probs.
 #[derive(Debug, Clone, PartialEq, Default)]
 pub struct MicroBatch {
@@ -83,7 +93,16 @@ pub struct MicroBatch {
 }
 
 impl MicroBatch {
-    fn push(&mut self, sample: Sample) {
+    /// Leading tokens that a further sample has in common with the last one computed whole.
+    fn common(&self, sample: &Sample) -> u32 {
+        let whole = self.batch.sequences.iter().zip(&self.ids).rfind(|(s, _)| s.shared == 0);
+        let Some((first, _)) = whole.filter(|(_, id)| id.0 == sample.id.0) else { return 0 };
+        let same = first.tokens.iter().zip(&sample.tokens).take_while(|(a, b)| a == b).count() as u32;
+        let ends = [sample.targets.first(), first.targets.first()].into_iter().flatten().copied();
+        ends.fold(same, u32::min)
+    }
+
+    fn push(&mut self, sample: Sample, shared: u32) {
         let start = self.logp_old.len();
         self.sequences.push(start..start + sample.targets.len());
         self.ids.push(sample.id);
@@ -91,7 +110,7 @@ impl MicroBatch {
         self.logp_old.extend(sample.logp_old);
         self.logp_sampled.extend(sample.logp_sampled);
         let Sample { tokens, targets, temperature, .. } = sample;
-        self.batch.sequences.push(PackedSequence { tokens, targets, temperature });
+        self.batch.sequences.push(PackedSequence { tokens, targets, temperature, shared });
     }
 
     /// Whose target `i` is.
@@ -112,10 +131,10 @@ pub struct Plan {
 }
 
 impl Plan {
-    /// Packs samples, in order, into micro-batches of at most `budget` tokens. Samples without a target count in the
-    /// divisors and are not computed.
+    /// Packs samples, in order, into micro-batches within the budget. Samples without a target count in the divisors and are
+    /// not computed.
     #[must_use]
-    pub fn new(samples: impl IntoIterator<Item = Sample>, budget: usize) -> Self {
+    pub fn new(samples: impl IntoIterator<Item = Sample>, packing: Packing) -> Self {
         let mut plan = Self { micro_batches: Vec::new(), totals: Denominators { sequences: 0, tokens: 0 } };
         let mut open = MicroBatch::default();
         for sample in samples {
@@ -124,10 +143,13 @@ impl Plan {
             if sample.targets.is_empty() {
                 continue;
             }
-            if !open.ids.is_empty() && open.batch.tokens() + sample.tokens.len() > budget {
+            let mut shared = if packing.share_prompts { open.common(&sample) } else { 0 };
+            let tokens = open.batch.tokens() + sample.tokens.len() - shared as usize;
+            if !open.ids.is_empty() && tokens > packing.micro_batch_tokens {
                 plan.micro_batches.push(std::mem::take(&mut open));
+                shared = 0;
             }
-            open.push(sample);
+            open.push(sample, shared);
         }
         if !open.ids.is_empty() {
             plan.micro_batches.push(open);
@@ -137,9 +159,9 @@ impl Plan {
 
     /// The plan of a step's groups.
     #[must_use]
-    pub fn of_groups(groups: &[GroupPayload], budget: usize) -> Self {
+    pub fn of_groups(groups: &[GroupPayload], packing: Packing) -> Self {
         let samples = groups.iter().flat_map(|g| g.samples.iter().zip(&g.advantages));
-        Self::new(samples.map(|(scored, &advantage)| Sample::from_trajectory(scored, advantage)), budget)
+        Self::new(samples.map(|(scored, &advantage)| Sample::from_trajectory(scored, advantage)), packing)
     }
 }
 
@@ -161,6 +183,38 @@ mod tests {
         Sample::supervised(row, &(0..mask.len() as u32).collect::<Vec<_>>(), mask)
     }
 
+    fn packing(micro_batch_tokens: usize) -> Packing {
+        Packing { micro_batch_tokens, share_prompts: true }
+    }
+
+    /// A sample of a group: the group's prompt, then tokens of its own.
+    fn member(group: u64, prompt: &[u32], own: &[u32]) -> Sample {
+        let tokens = [prompt, own].concat();
+        let mask: Vec<u8> = (0..tokens.len()).map(|i| u8::from(i >= prompt.len())).collect();
+        Sample::supervised(group, &tokens, &mask)
+    }
+
+    #[test]
+    fn a_groups_prompt_counts_once_in_a_micro_batch() {
+        let group = |id, prompt: &'static [u32]| (0..3u32).map(move |i| member(id, prompt, &[50 + i, 60]));
+        let samples: Vec<Sample> = group(1, &[7, 8, 9]).chain(group(2, &[7, 8, 9])).collect();
+        let shared = |plan: &Plan| -> Vec<Vec<u32>> {
+            plan.micro_batches.iter().map(|m| m.batch.sequences.iter().map(|s| s.shared).collect()).collect()
+        };
+        let plan = Plan::new(samples.clone(), packing(18));
+        assert_eq!(shared(&plan), [vec![0, 3, 3, 0, 3, 3]], "other groups share nothing, though their prompts are equal");
+        assert_eq!(plan.micro_batches[0].batch.tokens(), 18);
+        assert_eq!(shared(&Plan::new(samples.clone(), packing(7))), [vec![0, 3], vec![0], vec![0, 3], vec![0]]);
+        let apart = Plan::new(samples, Packing { share_prompts: false, ..packing(18) });
+        assert_eq!(shared(&apart), [vec![0; 3], vec![0; 3]]);
+    }
+
+    #[test]
+    fn what_is_sampled_alike_is_not_shared() {
+        let plan = Plan::new([member(1, &[7, 8], &[5, 5, 6]), member(1, &[7, 8], &[5, 5, 9])], packing(100));
+        assert_eq!(plan.micro_batches[0].batch.sequences[1].shared, 2, "every sampled token keeps a gradient of its own");
+    }
+
     #[test]
     fn masked_tokens_are_the_targets_and_the_tail_is_cut() {
         let s = sample(3, &[1, 0, 1, 1, 0, 0]);
@@ -169,14 +223,14 @@ mod tests {
 
     #[test]
     fn an_oversized_sequence_goes_alone() {
-        let plan = Plan::new([sample(0, &[0, 1]), sample(1, &[0, 0, 0, 0, 0, 1]), sample(2, &[0, 1])], 4);
+        let plan = Plan::new([sample(0, &[0, 1]), sample(1, &[0, 0, 0, 0, 0, 1]), sample(2, &[0, 1])], packing(4));
         let rows: Vec<Vec<u64>> = plan.micro_batches.iter().map(|m| m.ids.iter().map(|id| id.0.0).collect()).collect();
         assert_eq!(rows, [vec![0], vec![1], vec![2]]);
     }
 
     #[test]
     fn a_sample_without_targets_still_counts() {
-        let plan = Plan::new([sample(0, &[0, 0]), sample(1, &[0, 1])], 64);
+        let plan = Plan::new([sample(0, &[0, 0]), sample(1, &[0, 1])], packing(64));
         assert_eq!(plan.totals, Denominators { sequences: 2, tokens: 1 });
         assert_eq!(plan.micro_batches[0].ids.len(), 1);
     }
@@ -188,7 +242,7 @@ mod tests {
             budget in 1usize..100,
         ) {
             let samples: Vec<Sample> = masks.iter().enumerate().map(|(i, m)| sample(i as u64, m)).collect();
-            let plan = Plan::new(samples.clone(), budget);
+            let plan = Plan::new(samples.clone(), packing(budget));
             let kept: Vec<&Sample> = samples.iter().filter(|s| !s.targets.is_empty()).collect();
             let ids: Vec<_> = plan.micro_batches.iter().flat_map(|m| m.ids.clone()).collect();
             prop_assert_eq!(ids, kept.iter().map(|s| s.id).collect::<Vec<_>>());

@@ -26,6 +26,9 @@ pub struct TrainingConfig {
     pub inner_epochs: u32,
     /// Tokens computed together by the learner; a longer sequence goes alone. Part of the run's numerics. Default 4096.
     pub micro_batch_tokens: u32,
+    /// Compute what the samples of a group have in common before their first sampled token, the prompt, once, forward and
+    /// backward. Part of the run's numerics. Default true.
+    pub share_prompts: bool,
     /// Key of every random draw of the run. Default 42.
     pub seed: u64,
     /// From rewards to advantages.
@@ -52,6 +55,7 @@ impl Default for TrainingConfig {
             max_grad_norm: 1.0,
             inner_epochs: 1,
             micro_batch_tokens: 4096,
+            share_prompts: true,
             seed: 42,
             advantage: AdvantageConfig::default(),
             loss: LossConfig::default(),

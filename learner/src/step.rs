@@ -71,7 +71,7 @@ pub fn plan(training: &Training, request: &StepRequest) -> Result<Plan, StepErro
             return Err(StepError::Intent { why: format!("group {id} has digest {got}, the intent says {want}") });
         }
     }
-    let plan = Plan::of_groups(groups, training.micro_batch_tokens);
+    let plan = Plan::of_groups(groups, training.packing);
     if plan.totals.tokens == 0 { Err(StepError::NoTokens { samples: plan.totals.sequences }) } else { Ok(plan) }
 }
 

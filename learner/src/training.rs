@@ -1,6 +1,7 @@
 //! The checked meaning of `[training]`: what the rest of the crate works with.
 use crate::advantage::{self, Advantage};
 use crate::algo::{self, Loss};
+use crate::batching::Packing;
 use crate::config::{AdvantageConfig, AggregationConfig, CheckpointConfig, ConfigError, EvalConfig, LossConfig, TrainingConfig};
 use crate::schedule::Schedule;
 use cohort_engine::AdamW;
@@ -22,8 +23,8 @@ pub struct Training {
     pub max_grad_norm: Option<f64>,
     /// Optimizer updates of one step, at least 1.
     pub inner_epochs: u32,
-    /// Tokens of a micro-batch, at least 1.
-    pub micro_batch_tokens: usize,
+    /// How sequences are put together.
+    pub packing: Packing,
     /// Key of every random draw.
     pub seed: u64,
     /// AdamW's constants.
@@ -48,7 +49,7 @@ impl Training {
     /// What decides the bits of a step besides the engine's own numerics, one line.
     #[must_use]
     pub fn numerics(&self) -> String {
-        format!("micro_batch_tokens={}", self.micro_batch_tokens)
+        format!("micro_batch_tokens={} share_prompts={}", self.packing.micro_batch_tokens, self.packing.share_prompts)
     }
 }
 
@@ -87,7 +88,7 @@ impl TryFrom<&TrainingConfig> for Training {
             schedule: Schedule { peak: c.learning_rate, decay: c.schedule, warmup: warmup(c.warmup_ratio, total), total },
             max_grad_norm: (c.max_grad_norm > 0.0).then_some(c.max_grad_norm),
             inner_epochs: c.inner_epochs,
-            micro_batch_tokens: c.micro_batch_tokens as usize,
+            packing: Packing { micro_batch_tokens: c.micro_batch_tokens as usize, share_prompts: c.share_prompts },
             seed: c.seed,
             optimizer: optimizer(c)?,
             advantage: advantage::build(&c.advantage, !matches!(c.loss, LossConfig::DrGrpo { .. })),

@@ -144,7 +144,7 @@ async fn check_exact(bench: &Bench, trajectory: &Trajectory) {
     }
     let targets: Vec<u32> = (0..trajectory.len() as u32).filter(|&i| trajectory.mask[i as usize] == 1).collect();
     let stored: Vec<f32> = targets.iter().map(|&i| trajectory.logp[i as usize]).collect();
-    let sequence = PackedSequence { tokens: trajectory.token_ids.to_vec(), targets, temperature: 1.0 };
+    let sequence = PackedSequence { tokens: trajectory.token_ids.to_vec(), targets, temperature: 1.0, shared: 0 };
     let batch = PackedBatch { sequences: vec![sequence] };
     let again = bench.engine.with_backend(move |b| b.forward(&batch, false)).await.unwrap().unwrap();
     assert_eq!(again.logp, stored);

@@ -79,6 +79,7 @@ impl TinyLlama {
             tokens: s.tokens.clone(),
             targets: (1..s.tokens.len() as u32).collect(),
             temperature: s.temperature,
+            shared: 0,
         };
         PackedBatch { sequences: self.sequences.iter().map(sequence).collect() }
     }

@@ -32,7 +32,7 @@ fn compare(spec: &DecoderSpec, weights: &WeightSet, batch: &PackedBatch) -> Resu
 fn sequence(len: u32, step: u32, vocab: u32, temperature: f32) -> PackedSequence {
     let tokens = (0..len).map(|i| (i * i * 31 + i * step) % vocab).collect();
     // Every third target is left out, as tool outputs are.
-    PackedSequence { tokens, targets: (1..len).filter(|t| t % 3 != 0).collect(), temperature }
+    PackedSequence { tokens, targets: (1..len).filter(|t| t % 3 != 0).collect(), temperature, shared: 0 }
 }
 
 #[test]
@@ -118,8 +118,12 @@ fn training_steps_end_in_the_same_weights() -> Result<()> {
 #[test]
 fn smollm2_agrees_to_every_gradient() -> Result<()> {
     let Some(model) = smollm2("smollm2_agrees_to_every_gradient")? else { return Ok(()) };
-    let sequence =
-        |ids: &[u32]| PackedSequence { tokens: ids.to_vec(), targets: (1..ids.len() as u32).collect(), temperature: 1.0 };
+    let sequence = |ids: &[u32]| PackedSequence {
+        tokens: ids.to_vec(),
+        targets: (1..ids.len() as u32).collect(),
+        temperature: 1.0,
+        shared: 0,
+    };
     let prompts = smollm2_prompts()?;
     let batch = PackedBatch { sequences: prompts[1..4].iter().map(|p| sequence(&p.ids)).collect() };
     let (logp, name, gradient) = compare(&model.spec, &model.weights()?, &batch)?;

@@ -67,7 +67,12 @@ fn smollm2_gives_transformers_logits() -> Result<()> {
     let batch = PackedBatch {
         sequences: prompts
             .iter()
-            .map(|p| PackedSequence { tokens: p.ids.clone(), targets: (1..p.ids.len() as u32).collect(), temperature: 1.0 })
+            .map(|p| PackedSequence {
+                tokens: p.ids.clone(),
+                targets: (1..p.ids.len() as u32).collect(),
+                temperature: 1.0,
+                shared: 0,
+            })
             .collect(),
     };
     let want: Vec<f32> = prompts.iter().flat_map(|p| p.logp.clone()).collect();

@@ -229,7 +229,7 @@ async fn train_step(
             samples.push(Sample::from_trajectory(&ScoredTrajectory { trajectory, score }, advantage));
         }
     }
-    let plan = Plan::new(samples, training.micro_batch_tokens);
+    let plan = Plan::new(samples, training.packing);
     let training = training.clone();
     let (updated, _) = stage
         .engine

@@ -8,7 +8,7 @@ use anyhow::{Context, Result, ensure};
 use cohort_engine::native::NativeEngine;
 use cohort_engine::{AdamW, Backend};
 use cohort_learner::algo::sft::Sft;
-use cohort_learner::batching::{Plan, Sample};
+use cohort_learner::batching::{Packing, Plan, Sample};
 use cohort_learner::step::{Objective, update};
 use cohort_model::init::random_weights;
 use cohort_model::{ModelFiles, SaveDtype};
@@ -58,8 +58,8 @@ const SPECIAL: [&str; 5] = [END, "<|system|>", "<|user|>", "<|assistant|>", "<|t
 const TEMPLATE: &str = "{% for message in messages %}<|{{ message['role'] }}|>{{ message['content'] }}<|end|>{% endfor %}\
 {% if add_generation_prompt %}<|assistant|>{% endif %}";
 const VOCAB: usize = 512;
-/// Tokens of a micro-batch.
-const MICRO_BATCH: usize = 4096;
+/// Its rows share nothing.
+const PACKING: Packing = Packing { micro_batch_tokens: 4096, share_prompts: false };
 /// Most bytes of the embedded model.
 const MOST_BYTES: u64 = 2_000_000;
 
@@ -79,7 +79,7 @@ pub(crate) fn run(args: &Args) -> Result<()> {
             let (tokens, mask) = encode(&format, &demonstration(training_order(args.seed, row), hash(&[args.seed, row])))?;
             Ok(Sample::supervised(row, &tokens, &mask))
         });
-        let plan = Plan::new(rows.collect::<Result<Vec<_>>>()?, MICRO_BATCH);
+        let plan = Plan::new(rows.collect::<Result<Vec<_>>>()?, PACKING);
         let objective = Objective {
             loss: &Sft,
             optimizer: AdamW { beta1: 0.9, beta2: 0.99, eps: 1e-8, weight_decay: 0.0 },

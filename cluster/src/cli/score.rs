@@ -112,7 +112,7 @@ fn collect(files: &ModelFiles, forced: Option<f32>, place: &Place, row: Row, out
     if !(temperature > 0.0 && temperature.is_finite()) {
         return Err(place.error(format!("temperature {temperature} is not above 0")));
     }
-    let sequence = PackedSequence { tokens, targets, temperature };
+    let sequence = PackedSequence { tokens, targets, temperature, shared: 0 };
     out.push(Wanted { place: place.clone(), id, sequence, whole });
     Ok(())
 }

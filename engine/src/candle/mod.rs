@@ -16,7 +16,7 @@ mod scores;
 #[cfg(test)]
 mod tests;
 
-use crate::{AdamW, Backend, EngineError, Extend, Forward, KvId, PackedBatch, PackedSequence, Upstream};
+use crate::{AdamW, Backend, EngineError, Extend, Forward, KvId, PackedBatch, Upstream, input};
 use candle_core::{Device, Tensor};
 use cohort_model::{DecoderSpec, DeviceKind, WeightSet};
 use decoder::{Decoder, Fresh};
@@ -59,63 +59,6 @@ impl CandleEngine {
 
     fn decoder(&self, track: bool) -> Decoder<'_> {
         Decoder { spec: &self.spec, rope: &self.rope, weights: self.parameters.network(track) }
-    }
-
-    fn check_tokens(&self, tokens: &[u32], start: usize, what: &str) -> Result<(), EngineError> {
-        let (vocab, most) = (self.spec.vocab, self.spec.max_context);
-        if let Some(at) = tokens.iter().position(|token| *token as usize >= vocab) {
-            let token = tokens[at];
-            return Err(EngineError::Input(format!(
-                "{what}: token {token} at {} is not below the vocabulary of {vocab}",
-                start + at
-            )));
-        }
-        if start + tokens.len() > most {
-            let len = start + tokens.len();
-            return Err(EngineError::Capacity(format!(
-                "{what}: {len} tokens do not fit the context of {most}; shorten the prompt or the completion"
-            )));
-        }
-        Ok(())
-    }
-
-    fn check_extend(&self, work: &[Extend<'_>], logits: usize) -> Result<(), EngineError> {
-        let vocab = self.spec.vocab;
-        if logits != work.len() * vocab {
-            return Err(EngineError::Input(format!("room for {logits} logits where {} rows of {vocab} are due", work.len())));
-        }
-        for (index, item) in work.iter().enumerate() {
-            let what = format!("item {index}");
-            if item.tokens.is_empty() {
-                return Err(EngineError::Input(format!("{what}: no tokens to append")));
-            }
-            if !self.kv.contains(item.kv) {
-                return Err(EngineError::Input(format!("{what}: key/value memory {} is not open", item.kv.0)));
-            }
-            if work[..index].iter().any(|other| other.kv == item.kv) {
-                return Err(EngineError::Input(format!("{what}: key/value memory {} occurs twice in one call", item.kv.0)));
-            }
-            self.check_tokens(item.tokens, self.kv.len(item.kv), &what)?;
-        }
-        Ok(())
-    }
-
-    fn check_batch(&self, batch: &PackedBatch) -> Result<(), EngineError> {
-        for (index, PackedSequence { tokens, targets, temperature }) in batch.sequences.iter().enumerate() {
-            let what = format!("sequence {index}");
-            if tokens.is_empty() {
-                return Err(EngineError::Input(format!("{what} is empty")));
-            }
-            self.check_tokens(tokens, 0, &what)?;
-            let inside = targets.iter().all(|t| *t >= 1 && (*t as usize) < tokens.len());
-            if !inside || targets.windows(2).any(|pair| pair[0] >= pair[1]) {
-                return Err(EngineError::Input(format!("{what}: targets must ascend from 1 to at most {}", tokens.len() - 1)));
-            }
-            if !(temperature.is_finite() && *temperature > 0.0) {
-                return Err(EngineError::Input(format!("{what}: temperature {temperature} must be above 0")));
-            }
-        }
-        Ok(())
     }
 
     /// Hidden rows that predict the targets of a batch. `[M, H]`
@@ -190,7 +133,7 @@ impl Backend for CandleEngine {
     }
 
     fn extend(&mut self, work: &[Extend<'_>], logits: &mut [f32]) -> Result<(), EngineError> {
-        self.check_extend(work, logits.len())?;
+        input::extend(&self.spec, work, logits.len(), |kv| self.kv.contains(kv).then(|| self.kv.len(kv)))?;
         if work.is_empty() {
             return Ok(());
         }
@@ -202,7 +145,7 @@ impl Backend for CandleEngine {
     }
 
     fn forward(&mut self, batch: &PackedBatch, train: bool) -> Result<Forward, EngineError> {
-        self.check_batch(batch)?;
+        input::batch(&self.spec, batch)?;
         let targets = Targets::of(batch);
         if train {
             self.pending = None;

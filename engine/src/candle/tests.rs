@@ -1,5 +1,6 @@
 //! What holds of this engine by itself; its numbers are compared with others' in the workspace's parity tests.
 use super::*;
+use crate::PackedSequence;
 use cohort_model::init::random_weights;
 
 fn spec(tied: bool) -> DecoderSpec {
@@ -34,7 +35,12 @@ fn engine(tied: bool) -> CandleEngine {
 }
 
 fn sequence(len: u32, seed: u32, temperature: f32) -> PackedSequence {
-    PackedSequence { tokens: (0..len).map(|i| (i * 7 + seed * 3) % 37).collect(), targets: (1..len).collect(), temperature }
+    PackedSequence {
+        tokens: (0..len).map(|i| (i * 7 + seed * 3) % 37).collect(),
+        targets: (1..len).collect(),
+        temperature,
+        shared: 0,
+    }
 }
 
 fn batch() -> PackedBatch {
@@ -174,7 +180,8 @@ fn what_is_wrong_is_said_and_changes_nothing() {
     let before = engine.export().unwrap();
     let input = |e: EngineError| matches!(e, EngineError::Input(_));
     assert!(input(engine.backward(Upstream { d_logp: &[], d_entropy: None }).unwrap_err()));
-    let bad = PackedBatch { sequences: vec![PackedSequence { tokens: vec![1, 40], targets: vec![1], temperature: 1.0 }] };
+    let bad =
+        PackedBatch { sequences: vec![PackedSequence { tokens: vec![1, 40], targets: vec![1], temperature: 1.0, shared: 0 }] };
     assert!(input(engine.forward(&bad, false).unwrap_err()));
     let n = engine.forward(&batch(), true).unwrap().logp.len();
     assert!(input(engine.backward(Upstream { d_logp: &[1.0], d_entropy: None }).unwrap_err()));

@@ -71,7 +71,8 @@ fn ends(
     rmsnorm::backward(cpu, norm);
     dx.fill(0.0);
     for (row, gradient) in pending.rows.iter().zip(d_stream.chunks_exact(width)) {
-        dx[row * width..][..width].copy_from_slice(gradient);
+        // The last row of a shared beginning predicts the first target of each that shares it.
+        dx[row * width..][..width].iter_mut().zip(gradient).for_each(|(sum, term)| *sum += term);
     }
 }
 
@@ -149,8 +150,8 @@ impl Block<'_> {
         space.packed.pack(cpu, kept.attended, wide);
         self.weight(Part::Output, &space.packed, dx);
         self.input(Part::Output, dx, Output::Set, d_attended);
-        let mut spans = spans(batch, (wide, narrow), kept, d_attended, (&mut *dq, &mut *dk, &mut *dv));
-        attention::backward(cpu, self.model.heads(), &mut spans);
+        let mut families = families(batch, (wide, narrow), kept, d_attended, (&mut *dq, &mut *dk, &mut *dv));
+        attention::backward(cpu, self.model.heads(), &mut families);
         rope::rotate(cpu, self.model.rope, &batch.positions, Direction::Backward, dq);
         rope::rotate(cpu, self.model.rope, &batch.positions, Direction::Backward, dk);
         self.repeat_norm(Part::InputNorm, kept.input, norm, kept.input_rstd, &mut space.packed);
@@ -164,22 +165,23 @@ impl Block<'_> {
     }
 }
 
-/// Cuts a block's rows into its sequences.
-fn spans<'a>(
+/// Cuts a block's rows into its sequences, those that share a beginning together.
+fn families<'a>(
     batch: &Batch,
     (wide, narrow): (usize, usize),
     kept: &'a KeptBlock<'_>,
     d_out: &'a [f32],
     (mut dq, mut dk, mut dv): (&'a mut [f32], &'a mut [f32], &'a mut [f32]),
-) -> Vec<BackwardSpan<'a>> {
-    let mut spans = Vec::with_capacity(batch.runs.len());
+) -> Vec<Vec<BackwardSpan<'a>>> {
+    let mut families: Vec<Vec<_>> = Vec::with_capacity(batch.runs.len());
     for run in &batch.runs {
         let (q_rows, k_rows) = (run.row * wide..(run.row + run.rows) * wide, run.row * narrow..(run.row + run.rows) * narrow);
         let (own_q, rest_q) = dq.split_at_mut(q_rows.len());
         let (own_k, rest_k) = dk.split_at_mut(k_rows.len());
         let (own_v, rest_v) = dv.split_at_mut(k_rows.len());
         (dq, dk, dv) = (rest_q, rest_k, rest_v);
-        spans.push(BackwardSpan {
+        let span = BackwardSpan {
+            prefix: run.start,
             q: &kept.q[q_rows.clone()],
             k: &kept.k[k_rows.clone()],
             v: &kept.v[k_rows],
@@ -188,7 +190,11 @@ fn spans<'a>(
             dq: own_q,
             dk: own_k,
             dv: own_v,
-        });
+        };
+        match families.last_mut() {
+            Some(family) if run.prefix.is_some() => family.push(span),
+            _ => families.push(vec![span]),
+        }
     }
-    spans
+    families
 }

@@ -46,6 +46,8 @@ pub(super) struct Run {
     pub(super) rows: usize,
     /// Position of the first one.
     pub(super) start: usize,
+    /// First row of the run whose beginning is this one's, up to `start`; `None` where what came before is in memory.
+    pub(super) prefix: Option<usize>,
 }
 
 /// Tokens of a pass and where they stand.
@@ -60,9 +62,9 @@ impl Batch {
         Self { tokens: Vec::new(), positions: Vec::new(), runs: Vec::new() }
     }
 
-    /// Adds tokens of one sequence from a position on.
-    pub(super) fn push(&mut self, tokens: &[u32], start: usize) {
-        self.runs.push(Run { row: self.tokens.len(), rows: tokens.len(), start });
+    /// Adds tokens of one sequence from a position on. `prefix`: see [`Run::prefix`].
+    pub(super) fn push(&mut self, tokens: &[u32], start: usize, prefix: Option<usize>) {
+        self.runs.push(Run { row: self.tokens.len(), rows: tokens.len(), start, prefix });
         self.tokens.extend_from_slice(tokens);
         self.positions.extend((start..start + tokens.len()).map(|p| p as u32));
     }
@@ -166,11 +168,19 @@ fn attend(model: Model<'_>, layer: usize, batch: &Batch, memory: &mut Memory<'_>
     let heads = model.heads();
     let (wide, narrow) = model.widths();
     let pages = memory.layer(layer, heads.page_len(), &batch.runs);
-    let new = |run: &Run, pages| {
-        let rows = run.row * narrow..(run.row + run.rows) * narrow;
-        Append { k: &a.k[rows.clone()], v: &a.v[rows], start: run.start, pages }
+    let rows = |first: usize, rows: usize| (&a.k[first * narrow..][..rows * narrow], &a.v[first * narrow..][..rows * narrow]);
+    let first = |(run, pages): (&Run, _)| {
+        // A shared beginning first; without one nothing is written.
+        let (k, v) = run.prefix.map_or_else(Default::default, |first| rows(first, run.start));
+        Append { k, v, start: 0, pages }
     };
-    let mut appends: Vec<_> = batch.runs.iter().zip(pages).map(|(run, pages)| new(run, pages)).collect();
+    let mut appends: Vec<_> = batch.runs.iter().zip(pages).map(first).collect();
+    if batch.runs.iter().any(|run| run.prefix.is_some()) {
+        attention::append(model.cpu, heads, &mut appends);
+    }
+    for (append, run) in appends.iter_mut().zip(&batch.runs) {
+        ((append.k, append.v), append.start) = (rows(run.row, run.rows), run.start);
+    }
     attention::append(model.cpu, heads, &mut appends);
 
     let mut rest = &mut *a.attended;

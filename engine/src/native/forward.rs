@@ -14,7 +14,7 @@ pub(super) const PASS_ROWS: usize = 1024;
 /// What the backward pass needs of the ends of the network.
 pub(super) struct Pending {
     pub(super) batch: Batch,
-    /// Row of the hidden state that predicts each target, ascending.
+    /// Row of the hidden state that predicts each target.
     pub(super) rows: Vec<usize>,
     pub(super) targets: Vec<Target>,
     pub(super) stats: Vec<RowStats>,
@@ -39,13 +39,21 @@ pub(super) fn score(
 ) -> (Scores, Pending) {
     let mut batch = Batch::new();
     let (mut rows, mut targets) = (Vec::new(), Vec::new());
+    // Of a family that the caller cut, the first one left is computed whole, and later ones share what it shared.
+    let (mut family, mut common) = (0, 0);
     for sequence in sequences {
         let first = batch.rows();
+        let shared = if sequence.shared as usize <= common { sequence.shared as usize } else { 0 };
+        if shared == 0 {
+            family = first;
+            common = if sequence.shared == 0 { sequence.tokens.len() } else { sequence.shared as usize };
+        }
         for target in &sequence.targets {
-            rows.push(first + *target as usize - 1);
+            let from = *target as usize - 1;
+            rows.push(if from < shared { family + from } else { first + from - shared });
             targets.push(Target { token: sequence.tokens[*target as usize], temperature: sequence.temperature });
         }
-        batch.push(&sequence.tokens, 0);
+        batch.push(&sequence.tokens[shared..], shared, (shared > 0).then_some(family));
     }
     work.reserve(model, batch.rows(), kept.is_some());
     if let Some(kept) = &mut kept {
@@ -100,7 +108,7 @@ fn passes(kv: &KvStore, work: &[Extend<'_>]) -> Vec<Pass> {
                 passes.push(std::mem::replace(&mut pass, empty()));
             }
             let (now, later) = tokens.split_at(tokens.len().min(PASS_ROWS - pass.batch.rows()));
-            pass.batch.push(now, start);
+            pass.batch.push(now, start, None);
             pass.memories.push(item.kv);
             if later.is_empty() {
                 pass.last.push(pass.batch.rows() - 1);

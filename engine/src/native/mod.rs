@@ -18,7 +18,7 @@ mod optimizer;
 mod tests;
 mod workspace;
 
-use crate::{AdamW, Backend, EngineError, Extend, Forward, KvId, PackedBatch, PackedSequence, Upstream};
+use crate::{AdamW, Backend, EngineError, Extend, Forward, KvId, PackedBatch, PackedSequence, Upstream, input};
 use block::Model;
 use cohort_kernels::rope::RopeTable;
 use cohort_kernels::{Buffer, Cpu, Path};
@@ -93,67 +93,6 @@ impl NativeEngine {
         Ok(())
     }
 
-    fn check_tokens(&self, tokens: &[u32], start: usize, what: &dyn std::fmt::Display) -> Result<(), EngineError> {
-        let (vocab, most) = (self.spec.vocab, self.spec.max_context);
-        if let Some(at) = tokens.iter().position(|token| *token as usize >= vocab) {
-            return Err(EngineError::Input(format!(
-                "{what}: token {} at {} is not below the vocabulary of {vocab}",
-                tokens[at],
-                start + at
-            )));
-        }
-        if start + tokens.len() > most {
-            return Err(EngineError::Capacity(format!(
-                "{what}: {} tokens do not fit the context of {most}; shorten the prompt or the completion",
-                start + tokens.len()
-            )));
-        }
-        Ok(())
-    }
-
-    fn check_extend(&self, work: &[Extend<'_>], logits: usize) -> Result<(), EngineError> {
-        if logits != work.len() * self.spec.vocab {
-            return Err(EngineError::Input(format!(
-                "room for {logits} logits where {} rows of {} are due",
-                work.len(),
-                self.spec.vocab
-            )));
-        }
-        for (index, item) in work.iter().enumerate() {
-            let what = format_args!("item {index}");
-            if item.tokens.is_empty() {
-                return Err(EngineError::Input(format!("{what}: no tokens to append")));
-            }
-            if !self.kv.contains(item.kv) {
-                return Err(EngineError::Input(format!("{what}: key/value memory {} is not open", item.kv.0)));
-            }
-            if work[..index].iter().any(|other| other.kv == item.kv) {
-                return Err(EngineError::Input(format!("{what}: key/value memory {} occurs twice in one call", item.kv.0)));
-            }
-            self.check_tokens(item.tokens, self.kv.len(item.kv), &what)?;
-        }
-        Ok(())
-    }
-
-    fn check_batch(&self, batch: &PackedBatch) -> Result<(), EngineError> {
-        for (index, sequence) in batch.sequences.iter().enumerate() {
-            let what = format_args!("sequence {index}");
-            let PackedSequence { tokens, targets, temperature } = sequence;
-            if tokens.is_empty() {
-                return Err(EngineError::Input(format!("{what} is empty")));
-            }
-            self.check_tokens(tokens, 0, &what)?;
-            let inside = targets.iter().all(|t| *t >= 1 && (*t as usize) < tokens.len());
-            if !inside || targets.windows(2).any(|pair| pair[0] >= pair[1]) {
-                return Err(EngineError::Input(format!("{what}: targets must ascend from 1 to at most {}", tokens.len() - 1)));
-            }
-            if !(temperature.is_finite() && *temperature > 0.0) {
-                return Err(EngineError::Input(format!("{what}: temperature {temperature} must be above 0")));
-            }
-        }
-        Ok(())
-    }
-
     /// Makes the rotary table long enough.
     fn reserve_positions(&mut self, longest: usize) {
         self.rope.reserve(longest);
@@ -221,7 +160,7 @@ impl Backend for NativeEngine {
     }
 
     fn extend(&mut self, work: &[Extend<'_>], logits: &mut [f32]) -> Result<(), EngineError> {
-        self.check_extend(work, logits.len())?;
+        input::extend(&self.spec, work, logits.len(), |kv| self.kv.contains(kv).then(|| self.kv.len(kv)))?;
         let growth: Vec<_> = work.iter().map(|item| (item.kv, item.tokens.len())).collect();
         self.kv.reserve(&growth)?;
         let longest = growth.iter().map(|(kv, tokens)| self.kv.len(*kv) + tokens).max();
@@ -230,7 +169,7 @@ impl Backend for NativeEngine {
     }
 
     fn forward(&mut self, batch: &PackedBatch, train: bool) -> Result<Forward, EngineError> {
-        self.check_batch(batch)?;
+        input::batch(&self.spec, batch)?;
         self.reserve_positions(batch.sequences.iter().map(|s| s.tokens.len()).max().unwrap_or(0));
         let mut result = Forward::default();
         let mut rest = &batch.sequences[..];
@@ -317,7 +256,7 @@ impl Backend for NativeEngine {
 fn together(sequences: &[PackedSequence]) -> usize {
     let mut rows = 0;
     let fits = sequences.iter().take_while(|sequence| {
-        rows += sequence.tokens.len();
+        rows += sequence.tokens.len() - sequence.shared as usize;
         rows <= PASS_ROWS
     });
     fits.count().max(1)

@@ -11,8 +11,10 @@ use crate::{Cpu, Path, scratch};
 /// Query positions whose probabilities stand in memory together.
 const POSITIONS: usize = 16;
 
-/// One whole sequence, from position 0.
+/// Rows of one sequence: all of them, or those behind a beginning that it shares with the first span of its family.
 pub struct BackwardSpan<'a> {
+    /// Positions before the first row. Their keys and values are the first ones of the family's first span, where this is 0.
+    pub prefix: usize,
     /// The forward's queries. `[rows, query * dim]`
     pub q: &'a [f32],
     /// The forward's keys. `[rows, key_value * dim]`
@@ -31,26 +33,33 @@ pub struct BackwardSpan<'a> {
     pub dv: &'a mut [f32],
 }
 
-/// Gradients of every span.
+/// Gradients of every span of every family. What a family shares stands once: its gradients are one chain over the rows of
+/// all spans in order.
 ///
 /// # Panics
-/// When a length does not fit.
-pub fn backward(cpu: &Cpu, heads: Heads, spans: &mut [BackwardSpan<'_>]) {
+/// When a length does not fit, or a prefix is longer than the family's first span.
+pub fn backward(cpu: &Cpu, heads: Heads, families: &mut [Vec<BackwardSpan<'_>>]) {
     let (wide, narrow) = (heads.query * heads.dim, heads.key_value * heads.dim);
-    let jobs: Vec<_> = spans
+    let jobs: Vec<Vec<_>> = families
         .iter_mut()
-        .map(|s| {
-            let rows = s.q.len() / wide;
-            assert!([s.q, s.out, s.d_out, s.dq].iter().all(|x| x.len() == rows * wide), "{rows} rows of {wide}");
-            assert!([s.k, s.v, s.dk, s.dv].iter().all(|x| x.len() == rows * narrow), "{rows} rows of {narrow}");
-            let input = Input { q: s.q, k: s.k, v: s.v, out: s.out, d_out: s.d_out, rows };
-            (input, Outputs { dq: Disjoint::new(s.dq), dk: Disjoint::new(s.dk), dv: Disjoint::new(s.dv) })
+        .map(|spans| {
+            let shared = spans.first().map_or(0, |s| s.q.len() / wide);
+            let fits = spans.iter().enumerate().all(|(i, s)| s.prefix <= if i == 0 { 0 } else { shared });
+            assert!(fits, "a prefix of the family's first {shared} rows");
+            spans.iter_mut().map(|s| job(s, wide, narrow)).collect()
         })
         .collect();
     cpu.pool().run(jobs.len() * heads.key_value, |task| {
-        let (input, outputs) = &jobs[task / heads.key_value];
-        HeadWork { path: cpu.path(), heads, head: task % heads.key_value, input }.run(outputs);
+        HeadWork { path: cpu.path(), heads, head: task % heads.key_value, family: &jobs[task / heads.key_value] }.run();
     });
+}
+
+fn job<'a>(s: &'a mut BackwardSpan<'_>, wide: usize, narrow: usize) -> (Input<'a>, Outputs<'a>) {
+    let rows = s.q.len() / wide;
+    assert!([s.q, s.out, s.d_out, s.dq].iter().all(|x| x.len() == rows * wide), "{rows} rows of {wide}");
+    assert!([s.k, s.v, s.dk, s.dv].iter().all(|x| x.len() == rows * narrow), "{rows} rows of {narrow}");
+    let input = Input { q: s.q, k: s.k, v: s.v, out: s.out, d_out: s.d_out, rows, prefix: s.prefix };
+    (input, Outputs { dq: Disjoint::new(s.dq), dk: Disjoint::new(s.dk), dv: Disjoint::new(s.dv) })
 }
 
 struct Input<'a> {
@@ -60,14 +69,15 @@ struct Input<'a> {
     out: &'a [f32],
     d_out: &'a [f32],
     rows: usize,
+    prefix: usize,
 }
 
-/// One key/value head of one sequence.
+/// One key/value head of one family.
 struct HeadWork<'a> {
     path: Path,
     heads: Heads,
     head: usize,
-    input: &'a Input<'a>,
+    family: &'a [(Input<'a>, Outputs<'a>)],
 }
 
 /// Gradients of one sequence, whose heads are different tasks'.
@@ -83,48 +93,86 @@ impl HeadWork<'_> {
         Heads { query: self.heads.group(), key_value: 1, dim: self.heads.dim }
     }
 
-    fn run(&self, outputs: &Outputs<'_>) {
-        let (own, rows) = (self.own(), self.input.rows);
+    fn run(&self) {
+        let Some((first, rest)) = self.family.split_first() else { return };
+        let stride = self.own().stride();
+        scratch::with(2 * first.0.rows * stride, |sums| {
+            sums.fill(0.0);
+            let (dk, dv) = sums.split_at_mut(first.0.rows * stride);
+            self.span(first, dk, dv);
+            for member in rest {
+                self.member(member, stride, dk, dv);
+            }
+            self.store(&first.1.dk, dk);
+            self.store(&first.1.dv, dv);
+        });
+    }
+
+    /// A span behind a shared beginning, whose sums go on.
+    fn member(&self, member: &(Input<'_>, Outputs<'_>), stride: usize, dk: &mut [f32], dv: &mut [f32]) {
+        let (shared, all) = (member.0.prefix * stride, (member.0.prefix + member.0.rows) * stride);
+        scratch::with(2 * all, |sums| {
+            let (own_dk, own_dv) = sums.split_at_mut(all);
+            for (own, common) in [(&mut *own_dk, &*dk), (&mut *own_dv, &*dv)] {
+                own[..shared].copy_from_slice(&common[..shared]);
+                own[shared..].fill(0.0);
+            }
+            self.span(member, own_dk, own_dv);
+            for (own, common, target) in [(own_dk, dk, &member.1.dk), (own_dv, dv, &member.1.dv)] {
+                common[..shared].copy_from_slice(&own[..shared]);
+                self.store(target, &own[shared..]);
+            }
+        });
+    }
+
+    /// All rows of a span; `dk`, `dv` from position 0. `[prefix + rows, stride]`
+    fn span(&self, (input, outputs): &(Input<'_>, Outputs<'_>), dk: &mut [f32], dv: &mut [f32]) {
+        let (own, end) = (self.own(), input.prefix + input.rows);
         let page = own.page_len();
-        let paged = Heads::pages(rows) * page;
-        let summed = rows * own.stride();
-        scratch::with(2 * paged + 2 * summed, |memory| {
-            memory.fill(0.0);
-            let (pages, sums) = memory.split_at_mut(2 * paged);
+        let paged = Heads::pages(end) * page;
+        scratch::with(2 * paged, |pages| {
+            pages.fill(0.0);
             let (forward, swapped) = pages.split_at_mut(paged);
-            self.fill_pages(forward, swapped);
+            let first = &self.family[0].0;
+            self.fill_pages((first.k, first.v), 0, input.prefix, forward, swapped);
+            self.fill_pages((input.k, input.v), input.prefix, input.rows, forward, swapped);
             let forward: Vec<&[f32]> = forward.chunks_exact(page).collect();
             let swapped: Vec<&[f32]> = swapped.chunks_exact(page).collect();
-            let (dk, dv) = sums.split_at_mut(summed);
-            for start in (0..rows).step_by(POSITIONS) {
-                let positions = POSITIONS.min(rows - start);
+            for start in (input.prefix..end).step_by(POSITIONS) {
+                let positions = POSITIONS.min(end - start);
                 let block = |pages| Block { path: self.path, heads: own, pages, head: 0, start, positions, group: own.query };
-                self.positions(&block(&forward[..]), &block(&swapped[..]), &outputs.dq, dk, dv);
+                self.positions(input, &block(&forward[..]), &block(&swapped[..]), &outputs.dq, dk, dv);
             }
-            self.store(&outputs.dk, dk);
-            self.store(&outputs.dv, dv);
         });
     }
 
     /// Pages of (keys, values), and of (values, keys): both are needed side by side and row by row.
-    fn fill_pages(&self, forward: &mut [f32], swapped: &mut [f32]) {
+    fn fill_pages(&self, (k, v): (&[f32], &[f32]), start: usize, rows: usize, forward: &mut [f32], swapped: &mut [f32]) {
         let (own, dim) = (self.own(), self.heads.dim);
         let width = self.heads.key_value * dim;
-        scratch::with(2 * self.input.rows * dim, |memory| {
-            let (k, v) = memory.split_at_mut(self.input.rows * dim);
-            for (dense, all) in [(&mut *k, self.input.k), (&mut *v, self.input.v)] {
+        scratch::with(2 * rows * dim, |memory| {
+            let (own_k, own_v) = memory.split_at_mut(rows * dim);
+            for (dense, all) in [(&mut *own_k, k), (&mut *own_v, v)] {
                 for (row, all) in dense.chunks_exact_mut(dim).zip(all.chunks_exact(width)) {
                     row.copy_from_slice(&all[self.head * dim..][..dim]);
                 }
             }
             let page = own.page_len();
-            write(own, &mut Append { k, v, start: 0, pages: forward.chunks_exact_mut(page).collect() });
-            write(own, &mut Append { k: v, v: k, start: 0, pages: swapped.chunks_exact_mut(page).collect() });
+            write(own, &mut Append { k: own_k, v: own_v, start, pages: forward.chunks_exact_mut(page).collect() });
+            write(own, &mut Append { k: own_v, v: own_k, start, pages: swapped.chunks_exact_mut(page).collect() });
         });
     }
 
     /// Some query positions: their dq, and their terms of dk and dv.
-    fn positions(&self, keys: &Block<'_>, values: &Block<'_>, dq: &Disjoint<'_, f32>, dk: &mut [f32], dv: &mut [f32]) {
+    fn positions(
+        &self,
+        input: &Input<'_>,
+        keys: &Block<'_>,
+        values: &Block<'_>,
+        dq: &Disjoint<'_, f32>,
+        dk: &mut [f32],
+        dv: &mut [f32],
+    ) {
         let (stride, len) = (keys.heads.stride(), keys.row_len());
         let rows = keys.positions * keys.group;
         scratch::with(rows * (3 * stride + 2 * len + 1), |memory| {
@@ -133,7 +181,7 @@ impl HeadWork<'_> {
             let (d_query, rest) = rest.split_at_mut(rows * stride);
             let (p, rest) = rest.split_at_mut(rows * len);
             let (ds, deltas) = rest.split_at_mut(rows * len);
-            self.load(keys, q, d_out, deltas);
+            self.load(input, keys, q, d_out, deltas);
             for row in (0..rows).step_by(MAX_ROWS) {
                 let count = MAX_ROWS.min(rows - row);
                 let (lines, scores) = (row * stride..(row + count) * stride, row * len..(row + count) * len);
@@ -149,7 +197,7 @@ impl HeadWork<'_> {
                 values.values(&ds[scores], count, &mut d_query[lines]);
             }
             for (row, values) in d_query.chunks_exact(stride).enumerate() {
-                let (position, column) = self.place(keys, row);
+                let (position, column) = self.place(input, keys, row);
                 // SAFETY: a task alone writes these heads.
                 let dq = unsafe { dq.slice(position * self.heads.query * self.heads.dim + column, self.heads.dim) };
                 dq.copy_from_slice(&values[..self.heads.dim]);
@@ -159,23 +207,23 @@ impl HeadWork<'_> {
         });
     }
 
-    /// Sequence row and first column of a block's row.
-    fn place(&self, block: &Block<'_>, row: usize) -> (usize, usize) {
-        (block.start + row / block.group, (self.head * block.group + row % block.group) * self.heads.dim)
+    /// The span's row and first column of a block's row.
+    fn place(&self, input: &Input<'_>, block: &Block<'_>, row: usize) -> (usize, usize) {
+        (block.start - input.prefix + row / block.group, (self.head * block.group + row % block.group) * self.heads.dim)
     }
 
     /// Dense queries and output gradients, and `delta = dout . out` of each row.
-    fn load(&self, block: &Block<'_>, q: &mut [f32], d_out: &mut [f32], deltas: &mut [f32]) {
+    fn load(&self, input: &Input<'_>, block: &Block<'_>, q: &mut [f32], d_out: &mut [f32], deltas: &mut [f32]) {
         let (dim, stride) = (self.heads.dim, block.heads.stride());
         let lines = q.chunks_exact_mut(stride).zip(d_out.chunks_exact_mut(stride)).zip(deltas);
         for (row, ((q, d_out), delta)) in lines.enumerate() {
-            let (position, column) = self.place(block, row);
+            let (position, column) = self.place(input, block, row);
             let from = position * self.heads.query * dim + column;
-            q[..dim].copy_from_slice(&self.input.q[from..from + dim]);
-            d_out[..dim].copy_from_slice(&self.input.d_out[from..from + dim]);
+            q[..dim].copy_from_slice(&input.q[from..from + dim]);
+            d_out[..dim].copy_from_slice(&input.d_out[from..from + dim]);
             q[dim..].fill(0.0);
             d_out[dim..].fill(0.0);
-            *delta = dot(self.path, &d_out[..dim], &self.input.out[from..from + dim]);
+            *delta = dot(self.path, &d_out[..dim], &input.out[from..from + dim]);
         }
     }
 

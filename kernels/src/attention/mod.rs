@@ -7,7 +7,7 @@
 //!   ascending, times the reciprocal of the sum.
 //! - **A2** rows that share a tile may run past their own position: those terms are `0 * v`, which changes nothing but
 //!   the sign of a zero, and a zero result is always written as +0. (Values must be finite, as any model's are.)
-//! - **A3** the backward pass is deterministic: one task per (sequence, key/value head), queries in order.
+//! - **A3** the backward pass is deterministic: one task per (family of sequences, key/value head), queries in order.
 //!
 //! A page holds [`PAGE`] positions of one layer: per key/value head the keys as `[4][head_dim][16]` (16 positions side
 //! by side, so that scores are the same microkernel as a linear), then the values as `[64][stride]`, the stride being

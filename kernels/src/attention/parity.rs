@@ -102,8 +102,8 @@ fn gradients_agree_with_the_definition_on_every_path() {
             let out = attend(&cpu, heads, &s, &[]);
             let (mut dq, mut dk, mut dv) = (vec![0.0; s.q.len()], vec![0.0; s.k.len()], vec![0.0; s.v.len()]);
             let (q, k, v) = (&s.q, &s.k, &s.v);
-            let span = BackwardSpan { q, k, v, out: &out, d_out: &d_out, dq: &mut dq, dk: &mut dk, dv: &mut dv };
-            backward(&cpu, heads, &mut [span]);
+            let span = BackwardSpan { prefix: 0, q, k, v, out: &out, d_out: &d_out, dq: &mut dq, dk: &mut dk, dv: &mut dv };
+            backward(&cpu, heads, &mut [vec![span]]);
             for (name, got, want) in [("dq", &dq, &want[0]), ("dk", &dk, &want[1]), ("dv", &dv, &want[2])] {
                 let magnitude = want.iter().fold(0.0, |m: f64, x| m.max(x.abs()));
                 // With a single key the scores have no gradient at all.
@@ -112,6 +112,70 @@ fn gradients_agree_with_the_definition_on_every_path() {
             }
             let all = (bits(&dq), bits(&dk), bits(&dv));
             assert_eq!(first.get_or_insert_with(|| all.clone()), &all, "{}", cpu.path());
+        }
+    }
+}
+
+/// Sequences that begin alike, computed as one family: the gradients of what they share are the sums of those of the
+/// sequences alone, and their own parts are those alone.
+#[test]
+fn a_shared_beginning_gets_the_gradients_of_all_who_share_it() {
+    for (heads, prefix) in [(SHAPES[0].0, 1), (SHAPES[1].0, 3), (SHAPES[2].0, 70), (SHAPES[3].0, 64), (SHAPES[4].0, 17)] {
+        let (wide, narrow) = (heads.query * heads.dim, heads.key_value * heads.dim);
+        let lengths = [prefix + 5, prefix + 40, prefix + 1];
+        let mut sequences: Vec<_> = lengths.iter().zip(0..).map(|(rows, seed)| sequence(heads, *rows, 20 + seed)).collect();
+        let (first, others) = sequences.split_first_mut().unwrap();
+        for other in others {
+            other.q[..prefix * wide].copy_from_slice(&first.q[..prefix * wide]);
+            other.k[..prefix * narrow].copy_from_slice(&first.k[..prefix * narrow]);
+            other.v[..prefix * narrow].copy_from_slice(&first.v[..prefix * narrow]);
+        }
+        // Only the first sequence's rows of the beginning have a gradient from above: the others compute none of their own.
+        let d_outs: Vec<_> = sequences
+            .iter()
+            .zip(0..)
+            .map(|(s, i)| {
+                let mut d_out = noise(40 + i, s.q.len());
+                d_out[..if i == 0 { 0 } else { prefix * wide }].fill(0.0);
+                d_out
+            })
+            .collect();
+        let alone: Vec<_> = sequences.iter().zip(&d_outs).map(|(s, d)| reference::backward(heads, &s.q, &s.k, &s.v, d)).collect();
+        let mut seen = None;
+        for cpu in machines() {
+            let outs: Vec<_> = sequences.iter().map(|s| attend(&cpu, heads, s, &[])).collect();
+            let from = |i: usize| if i == 0 { 0 } else { prefix };
+            let mut grads: Vec<[Vec<f32>; 3]> = lengths
+                .iter()
+                .enumerate()
+                .map(|(i, rows)| [wide, narrow, narrow].map(|width| vec![f32::NAN; (rows - from(i)) * width]))
+                .collect();
+            let family = sequences.iter().zip(&outs).zip(&d_outs).zip(&mut grads).enumerate();
+            let family = family.map(|(i, (((s, out), d_out), [dq, dk, dv]))| {
+                let (q, kv) = (from(i) * wide, from(i) * narrow);
+                let (out, d_out) = (&out[q..], &d_out[q..]);
+                BackwardSpan { prefix: from(i), q: &s.q[q..], k: &s.k[kv..], v: &s.v[kv..], out, d_out, dq, dk, dv }
+            });
+            backward(&cpu, heads, &mut [family.collect()]);
+            for (i, grads) in grads.iter().enumerate() {
+                for (name, got, which, width) in
+                    [("dq", &grads[0], 0, wide), ("dk", &grads[1], 1, narrow), ("dv", &grads[2], 2, narrow)]
+                {
+                    let mut want = alone[i][which][from(i) * width..].to_vec();
+                    if i == 0 {
+                        for other in &alone[1..] {
+                            let shared = &other[which][..prefix * width];
+                            want.iter_mut().zip(shared).for_each(|(sum, term)| *sum += term);
+                        }
+                    }
+                    let magnitude = want.iter().fold(0.0, |m: f64, x| m.max(x.abs()));
+                    let off = relative(got, &want);
+                    let none = magnitude < 1e-9 && got.iter().all(|x| x.abs() < 1e-5);
+                    assert!(off < 1e-5 || none, "{name} of {i}, {heads:?}, prefix {prefix}: {off}");
+                }
+            }
+            let all: Vec<_> = grads.iter().flatten().map(|g| bits(g)).collect();
+            assert_eq!(seen.get_or_insert_with(|| all.clone()), &all, "{}", cpu.path());
         }
     }
 }

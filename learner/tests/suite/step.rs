@@ -2,7 +2,7 @@
 use crate::toy::{Toy, goal_request, small_spec};
 use cohort_engine::Backend;
 use cohort_learner::algo::sft::Sft;
-use cohort_learner::batching::{Plan, Sample};
+use cohort_learner::batching::{Packing, Plan, Sample};
 use cohort_learner::config::{LossConfig, TrainingConfig};
 use cohort_learner::schedule::Decay;
 use cohort_learner::step::{self, Objective, StepError};
@@ -211,7 +211,7 @@ fn a_request_that_contradicts_its_intent_is_refused() {
 fn supervised_training_goes_through_the_same_update() {
     let mut toy = Toy::small(3);
     let rows: Vec<Sample> = (0..20).map(|i| Sample::supervised(i, &[1, 2, 3, 4, 5], &[0, 1, 1, 1, 1])).collect();
-    let plan = Plan::new(rows, 32);
+    let plan = Plan::new(rows, Packing { micro_batch_tokens: 32, share_prompts: true });
     let optimizer = training(|_| {}).optimizer;
     let objective = Objective { loss: &Sft, optimizer, learning_rate: 0.05, max_grad_norm: Some(1.0), compare: false };
     for _ in 0..100 {
@@ -251,7 +251,10 @@ proptest! {
 fn the_toy_is_a_model() {
     // A numerical check of the toy itself, so that what it proves counts.
     let mut toy = Toy::small(5);
-    let plan = Plan::new([Sample::supervised(0, &[1, 2, 3, 2, 1], &[0, 1, 0, 1, 1])], 64);
+    let plan = Plan::new(
+        [Sample::supervised(0, &[1, 2, 3, 2, 1], &[0, 1, 0, 1, 1])],
+        Packing { micro_batch_tokens: 64, share_prompts: true },
+    );
     let batch = &plan.micro_batches[0].batch;
     let loss = |toy: &mut Toy| {
         let f = toy.forward(batch, false).unwrap();

@@ -335,7 +335,8 @@ fn stored_by(engine: &mut dyn Backend, mut request: StepRequest) -> StepRequest 
         for scored in &mut group.samples {
             let t = &mut scored.trajectory;
             let targets: Vec<u32> = (0..t.mask.len() as u32).filter(|&i| t.mask[i as usize] == 1).collect();
-            let sequence = PackedSequence { tokens: t.token_ids.0.clone(), targets: targets.clone(), temperature: t.temperature };
+            let sequence =
+                PackedSequence { tokens: t.token_ids.0.clone(), targets: targets.clone(), temperature: t.temperature, shared: 0 };
             let logp = engine.forward(&PackedBatch { sequences: vec![sequence] }, false).unwrap().logp;
             for (&at, logp) in targets.iter().zip(logp) {
                 (t.logp.0[at as usize], t.logp_sampled.0[at as usize]) = (logp, logp);

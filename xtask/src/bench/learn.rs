@@ -12,7 +12,7 @@ pub(crate) async fn train(subject: &Subject) -> Result<Value> {
     let batch = PackedBatch {
         sequences: sequences
             .into_iter()
-            .map(|tokens| PackedSequence { targets: (1..tokens.len() as u32).collect(), tokens, temperature: 1.0 })
+            .map(|tokens| PackedSequence { targets: (1..tokens.len() as u32).collect(), tokens, temperature: 1.0, shared: 0 })
             .collect(),
     };
     let tokens = batch.tokens() as f64;

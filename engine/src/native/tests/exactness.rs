@@ -79,6 +79,33 @@ fn company_threads_instructions_and_training_change_no_bit() {
 }
 
 #[test]
+fn a_beginning_computed_once_changes_no_bit() {
+    let spec = odd_spec();
+    let mut sequences = vec![sequence(&spec, 20, 1)];
+    sequences.extend(family(&spec, 70, &[90, 71, 75, 140]));
+    sequences.extend(family(&spec, 1, &[2, 30, 9]));
+    let alone: Vec<_> = sequences.iter().map(|s| PackedSequence { shared: 0, ..s.clone() }).collect();
+    let want = scores(&mut engine(&spec, Path::detect(), 1), &alone, false);
+    for path in Path::available() {
+        for threads in [1, 2] {
+            let mut engine = engine(&spec, path, threads);
+            for train in [false, true] {
+                assert_eq!(scores(&mut engine, &sequences, train), want, "{path}, {threads} threads");
+            }
+        }
+    }
+}
+
+#[test]
+fn a_family_longer_than_a_pass_is_cut_without_a_trace() {
+    let spec = DecoderSpec { max_context: 3000, ..tiny_spec(true) };
+    let sequences = family(&spec, 300, &[700, 310, 900, 400, 1500]);
+    let alone: Vec<_> = sequences.iter().map(|s| PackedSequence { shared: 0, ..s.clone() }).collect();
+    let mut engine = engine(&spec, Path::detect(), 2);
+    assert_eq!(scores(&mut engine, &sequences, false), scores(&mut engine, &alone, false));
+}
+
+#[test]
 fn decoding_and_any_cut_of_a_prompt_give_the_bits_of_the_forward() {
     let spec = odd_spec();
     let sequences: Vec<_> = [150, 70, 65, 64, 17, 3].into_iter().zip(0..).map(|(n, seed)| sequence(&spec, n, seed)).collect();

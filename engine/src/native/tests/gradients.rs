@@ -37,7 +37,8 @@ fn log_probs_and_entropies_agree_with_the_f64_decoder() {
 fn every_parameter_gets_its_numerical_gradient() {
     for tied in [true, false] {
         let spec = tiny_spec(tied);
-        let batch = batch(&spec);
+        let mut batch = batch(&spec);
+        batch.sequences.extend(family(&spec, 3, &[5, 7, 4]));
         let up = upstream(batch.targets());
         let mut engine = engine(&spec, Path::detect(), 2);
         engine.forward(&batch, true).unwrap();

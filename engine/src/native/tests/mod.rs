@@ -73,7 +73,20 @@ fn engine(spec: &DecoderSpec, path: Path, threads: usize) -> NativeEngine {
 fn sequence(spec: &DecoderSpec, len: usize, seed: u64) -> PackedSequence {
     let mut next = noise(seed + 1000);
     let tokens = (0..len).map(|_| ((next() + 1.0) / 2.0 * spec.vocab as f64) as u32).collect();
-    PackedSequence { tokens, targets: (1..len as u32).collect(), temperature: 0.5 + (seed % 4) as f32 * 0.25 }
+    PackedSequence { tokens, targets: (1..len as u32).collect(), temperature: 0.5 + (seed % 4) as f32 * 0.25, shared: 0 }
+}
+
+/// Sequences of the given lengths that begin with the same tokens, none of them a target of any but the first.
+fn family(spec: &DecoderSpec, beginning: u32, lengths: &[usize]) -> Vec<PackedSequence> {
+    let mut all: Vec<_> = lengths.iter().zip(50..).map(|(len, seed)| sequence(spec, *len, seed)).collect();
+    let (first, others) = all.split_first_mut().unwrap();
+    for other in others {
+        let shared = beginning as usize;
+        other.tokens[..shared].copy_from_slice(&first.tokens[..shared]);
+        other.targets = (beginning..other.tokens.len() as u32).collect();
+        other.shared = beginning;
+    }
+    all
 }
 
 fn bits(values: &[f32]) -> Vec<u32> {

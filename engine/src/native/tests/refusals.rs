@@ -80,6 +80,14 @@ fn bad_batches_are_refused() {
         assert!(refused(PackedSequence { temperature, ..good.clone() }).contains("must be above 0"));
     }
     assert!(refused(PackedSequence { tokens: vec![1, 2, 3, 4, 99], ..good.clone() }).contains("token 99 at 4"));
+    for (shared, targets, tokens) in [
+        (2, vec![1, 3], good.tokens.clone()),
+        (5, vec![], good.tokens.clone()),
+        (2, vec![3], good.tokens.iter().rev().copied().collect()),
+    ] {
+        let said = refused(PackedSequence { shared, targets, tokens, temperature: 1.0 });
+        assert!(said.contains("of its family's first sequence"), "{said}");
+    }
     assert!(refused(sequence(&spec, 41, 1)).contains("41 tokens do not fit the context of 40"));
 }
 
