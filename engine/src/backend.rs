@@ -122,6 +122,9 @@ pub trait Backend: Send {
 
     /// A fresh, empty KV memory.
     fn kv_open(&mut self) -> Result<KvId, EngineError>;
+    /// A memory that begins with the first `len` tokens of another, which may stand in memory once. Errors:
+    /// [`EngineError::Input`] when that one holds fewer.
+    fn kv_fork(&mut self, from: KvId, len: usize) -> Result<KvId, EngineError>;
     /// Tokens it holds.
     fn kv_len(&self, kv: KvId) -> usize;
     /// Forgets everything past the first `len` tokens.

@@ -230,6 +230,9 @@ impl Driver {
                 entry.insert(self.core.backend.kv_open()?);
             }
         }
+        for feed in feeds {
+            self.take_beginning(feed)?;
+        }
         let mut work = Vec::with_capacity(feeds.len());
         for feed in feeds {
             let tokens = &self.scheduler.tokens(feed.session)[feed.start..feed.start + feed.len];
@@ -239,6 +242,22 @@ impl Driver {
         }
         self.logits.resize(feeds.len() * self.core.backend.spec().vocab, 0.0);
         self.core.backend.extend(&work, &mut self.logits)
+    }
+
+    /// Gives a session the memory of what it has in common with another.
+    fn take_beginning(&mut self, feed: &Feed) -> Result<(), EngineError> {
+        let Some(other) = feed.from.and_then(|other| self.memories.get(&other)) else {
+            // A step that failed may have begun with another's memory.
+            if let Some(kv) = self.memories.get(&feed.session) {
+                self.core.backend.kv_truncate(*kv, feed.start);
+            }
+            return Ok(());
+        };
+        let fork = self.core.backend.kv_fork(*other, feed.start)?;
+        if let Some(empty) = self.memories.insert(feed.session, fork) {
+            self.core.backend.kv_close(empty);
+        }
+        Ok(())
     }
 
     fn sample_all(&mut self, feeds: &[Feed], version: u64) {

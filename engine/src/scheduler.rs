@@ -6,6 +6,8 @@
 //! - **S2** first come, first served: a job is admitted before every later one, keeps its place when it is preempted, and
 //!   the oldest job is never preempted, so every job ends.
 //! - **S3** a step feeds one token to every decoding sequence; long prompts share what is left of the step's budget.
+//! - **S5** what several sequences begin with, as the samples of a group do with their prompt, is fed once: the later ones wait
+//!   for the first and take its memory over.
 //! - **S4** the number of jobs is bounded by [`Limits::max_jobs`]; past it `submit` refuses.
 use crate::EngineError;
 use std::collections::BTreeMap;
@@ -49,7 +51,12 @@ pub struct Feed {
     pub len: usize,
     /// Whether these are its last, so that the next token is sampled from their logits.
     pub samples: bool,
+    /// The session has no memory yet: it begins with this one's first `start` tokens.
+    pub from: Option<SessionId>,
 }
+
+/// A beginning shorter than this is fed again rather than waited for.
+const SHARED_TOKENS: usize = 8;
 
 /// What to do when memory is short.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -60,6 +67,16 @@ pub enum Relief {
     Fail(SessionId),
     /// Nothing runs.
     Nothing,
+}
+
+/// See [`Scheduler::beginning`].
+enum Beginning {
+    /// Fed by itself, or in memory already.
+    Own,
+    /// So many tokens of another session's memory.
+    Of(SessionId, usize),
+    /// An older job is about to feed it.
+    Awaited,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -197,8 +214,14 @@ impl Scheduler {
         let decoding = self.running.values().filter(|id| pending(id).1 == 1).count();
         let mut budget = self.limits.max_step_tokens.saturating_sub(decoding).max(usize::from(decoding == 0));
         let mut feeds = Vec::with_capacity(self.running.len());
-        for id in self.running.values() {
-            let (start, want) = pending(id);
+        for (arrival, id) in &self.running {
+            let (from, fed) = match self.beginning(*arrival, id) {
+                Beginning::Own => (None, pending(id).0),
+                Beginning::Of(other, len) => (Some(other), len),
+                Beginning::Awaited => continue,
+            };
+            let start = fed;
+            let want = pending(id).0 + pending(id).1 - start;
             let len = if want == 1 { 1 } else { want.min(budget) };
             if len == 0 {
                 continue;
@@ -206,9 +229,27 @@ impl Scheduler {
             if want > 1 {
                 budget -= len;
             }
-            feeds.push(Feed { session: *id, start, len, samples: len == want });
+            feeds.push(Feed { session: *id, start, len, samples: len == want, from });
         }
         feeds
+    }
+
+    /// Where a session's first tokens come from (S5). Only older jobs are waited for, so the oldest waits for none.
+    fn beginning(&self, arrival: u64, id: &SessionId) -> Beginning {
+        let Some(own) = self.sessions.get(id).filter(|s| s.fed == 0) else { return Beginning::Own };
+        // The last token is always fed: its logits are wanted.
+        let most = own.tokens.len() - 1;
+        let common = |s: &Session| s.tokens.iter().zip(&own.tokens[..most]).take_while(|(a, b)| a == b).count();
+        let older = self.running.range(..arrival).filter_map(|(_, other)| self.sessions.get(other));
+        let others = self.sessions.iter().filter(|(other, s)| s.has_memory && *other != id);
+        let best = others.map(|(other, s)| (common(s).min(s.fed), *other)).max_by_key(|(len, _)| *len);
+        let held = best.map_or(0, |(len, _)| len);
+        let coming = older.map(common).max().unwrap_or(0);
+        match best {
+            _ if coming > held && coming >= SHARED_TOKENS => Beginning::Awaited,
+            Some((len, other)) if len >= SHARED_TOKENS => Beginning::Of(other, len),
+            _ => Beginning::Own,
+        }
     }
 
     /// The feed is in memory now.
@@ -320,7 +361,7 @@ mod tests {
         assert!(!s.has_work());
         s.submit(SessionId(1), &[4, 5], 1).unwrap();
         // The sampled 9 was never fed: it goes with the new turn.
-        assert_eq!(s.plan(), [Feed { session: SessionId(1), start: 3, len: 3, samples: true }]);
+        assert_eq!(s.plan(), [Feed { session: SessionId(1), start: 3, len: 3, samples: true, from: None }]);
     }
 
     #[test]
@@ -343,6 +384,39 @@ mod tests {
             assert_eq!(s.relieve(), Relief::Evict(SessionId(evicted)));
         }
         assert_eq!(s.relieve(), Relief::Fail(SessionId(2)));
+    }
+
+    #[test]
+    fn a_groups_prompt_is_fed_once() {
+        let mut s = Scheduler::new(Limits { max_running: 4, max_jobs: 8, max_step_tokens: 10, max_context: 64 });
+        let prompt: Vec<u32> = (0..20).collect();
+        for id in 1..=3 {
+            s.open(SessionId(id));
+            s.submit(SessionId(id), &prompt, 9).unwrap();
+        }
+        s.open(SessionId(4));
+        s.submit(SessionId(4), &[7; 3], 9).unwrap();
+        let seen =
+            |feeds: Vec<Feed>| feeds.iter().map(|f| (f.session.0, f.start, f.len, f.from.map(|s| s.0))).collect::<Vec<_>>();
+        // The first takes the step's budget; its fellows wait, and so does nobody else.
+        assert_eq!(seen(step(&mut s, 9)), [(1, 0, 10, None)]);
+        assert_eq!(seen(step(&mut s, 9)), [(1, 10, 10, None)]);
+        // The whole prompt but the last token, whose logits each of them wants.
+        assert_eq!(seen(step(&mut s, 9)), [(1, 20, 1, None), (2, 19, 1, Some(1)), (3, 19, 1, Some(1)), (4, 0, 3, None)]);
+        assert_eq!(seen(step(&mut s, 9)), [(1, 21, 1, None), (2, 20, 1, None), (3, 20, 1, None), (4, 3, 1, None)]);
+    }
+
+    #[test]
+    fn whoever_was_waited_for_may_go() {
+        let mut s = scheduler(4, 4);
+        for id in 1..=2 {
+            s.open(SessionId(id));
+            s.submit(SessionId(id), &[5; 12], 3).unwrap();
+        }
+        let lens = |feeds: Vec<Feed>| feeds.iter().map(|f| (f.session.0, f.start, f.len)).collect::<Vec<_>>();
+        assert_eq!(lens(step(&mut s, 9)), [(1, 0, 4)]);
+        s.close(SessionId(1));
+        assert_eq!(lens(step(&mut s, 9)), [(2, 0, 4)]);
     }
 
     #[test]

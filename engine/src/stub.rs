@@ -132,6 +132,14 @@ impl Backend for StubBackend {
         Ok(KvId(self.opened))
     }
 
+    fn kv_fork(&mut self, from: KvId, len: usize) -> Result<KvId, EngineError> {
+        let tokens = self.memories.get(&from.0).and_then(|tokens| tokens.get(..len)).map(<[_]>::to_vec);
+        let tokens = tokens.ok_or_else(|| EngineError::Input(format!("memory {} holds fewer than {len} tokens", from.0)))?;
+        let kv = self.kv_open()?;
+        self.memories.insert(kv.0, tokens);
+        Ok(kv)
+    }
+
     fn kv_len(&self, kv: KvId) -> usize {
         self.memories.get(&kv.0).map_or(0, Vec::len)
     }

@@ -35,6 +35,10 @@ impl Backend for Watched<'_> {
     fn kv_open(&mut self) -> Result<KvId, EngineError> {
         self.inner.kv_open()
     }
+    fn kv_fork(&mut self, from: KvId, len: usize) -> Result<KvId, EngineError> {
+        self.inner.kv_fork(from, len)
+    }
+
     fn kv_len(&self, kv: KvId) -> usize {
         self.inner.kv_len(kv)
     }

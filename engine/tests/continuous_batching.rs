@@ -65,6 +65,13 @@ impl Backend for Hashed {
         self.memories.insert(self.opened, Vec::new());
         Ok(KvId(self.opened))
     }
+    fn kv_fork(&mut self, from: KvId, len: usize) -> Result<KvId, EngineError> {
+        let tokens = self.memories.get(&from.0).and_then(|tokens| tokens.get(..len)).map(<[_]>::to_vec);
+        let tokens = tokens.ok_or_else(|| EngineError::Input(format!("memory {} holds fewer than {len} tokens", from.0)))?;
+        let kv = self.kv_open()?;
+        self.memories.insert(kv.0, tokens);
+        Ok(kv)
+    }
     fn kv_len(&self, kv: KvId) -> usize {
         self.memories[&kv.0].len()
     }
@@ -131,6 +138,9 @@ fn decoding(sample: u16, max_new_tokens: u32) -> Decoding {
     Decoding { temperature: 1.0, greedy: sample.is_multiple_of(3), max_new_tokens, stop_ids: vec![STOP], watch: None, key }
 }
 
+/// What sequences may begin with: as long as a prompt that is shared.
+const BEGINNING: [u32; 20] = [3, 1, 4, 1, 5, 2, 0, 5, 3, 5, 2, 5, 0, 1, 2, 3, 4, 5, 0, 2];
+
 /// One sequence: turns of (tokens to append, budget), and after how many yields to give up, if ever.
 #[derive(Debug, Clone)]
 struct Plan {
@@ -154,8 +164,13 @@ async fn run(engine: &EngineHandle, sample: u16, plan: &Plan) -> Vec<Completion>
 
 fn plan() -> impl Strategy<Value = Plan> {
     let turn = (prop::collection::vec(0..VOCAB as u32, 1..9), 1u32..9);
-    (prop::collection::vec(turn, 1..4), 0usize..40, prop::option::weighted(0.2, 0usize..60))
-        .prop_map(|(turns, delay, patience)| Plan { turns, delay, patience })
+    let beginning = prop_oneof![Just(0), Just(20), 0usize..=20];
+    (prop::collection::vec(turn, 1..4), beginning, 0usize..40, prop::option::weighted(0.2, 0usize..60)).prop_map(
+        |(mut turns, beginning, delay, patience)| {
+            turns[0].0.splice(0..0, BEGINNING[..beginning].iter().copied());
+            Plan { turns, delay, patience }
+        },
+    )
 }
 
 proptest! {

@@ -32,6 +32,7 @@ mod tile;
 pub use buffer::Buffer;
 pub use path::Path;
 pub use pool::Pool;
+pub use tile::ceiling;
 
 /// Threads and instructions that kernels run on.
 pub struct Cpu {

@@ -62,6 +62,32 @@ impl KvStore {
         Ok(id)
     }
 
+    /// A sequence that begins with a copy of the first `len` tokens of another.
+    pub(super) fn fork(&mut self, from: KvId, len: usize) -> std::result::Result<KvId, EngineError> {
+        let held = self.len(from);
+        if len > held {
+            let KvId(from) = from;
+            return Err(EngineError::Input(format!("{len} tokens of key/value memory {from} are wanted, it holds {held}")));
+        }
+        let id = self.open()?;
+        let filled = self.reserve(&[(id, len)]).and_then(|()| self.copy(from, id, len).map_err(super::failed));
+        filled.inspect_err(|_| self.close(id))?;
+        self.advance(&[(id, len)]);
+        Ok(id)
+    }
+
+    fn copy(&self, from: KvId, to: KvId, len: usize) -> Result<()> {
+        if len == 0 {
+            return Ok(());
+        }
+        let from = Tensor::new(&self.rows(from)[..len], &self.device)?;
+        let mut writer = self.writer(&self.rows(to)[..len])?;
+        for (layer, (keys, values)) in self.stores.iter().enumerate() {
+            writer.put(layer, keys.index_select(&from, 0)?, values.index_select(&from, 0)?)?;
+        }
+        Ok(())
+    }
+
     pub(super) fn contains(&self, id: KvId) -> bool {
         self.sequences.contains_key(&id)
     }

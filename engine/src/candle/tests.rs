@@ -100,6 +100,23 @@ fn gradients_are_the_slopes_of_the_loss() {
 }
 
 #[test]
+fn a_fork_goes_on_where_it_was_cut() {
+    let mut engine = engine(true);
+    let tokens = sequence(40, 1, 1.0).tokens;
+    let (mut want, mut got) = (vec![0.0; 37], vec![0.0; 37]);
+    let whole = engine.kv_open().unwrap();
+    engine.extend(&[Extend { kv: whole, tokens: &tokens }], &mut want).unwrap();
+    for cut in [0, 1, 16, 33] {
+        let fork = engine.kv_fork(whole, cut).unwrap();
+        assert_eq!(engine.kv_len(fork), cut);
+        engine.extend(&[Extend { kv: fork, tokens: &tokens[cut..] }], &mut got).unwrap();
+        assert!(got.iter().zip(&want).all(|(a, b)| (a - b).abs() < 1e-5), "cut at {cut}");
+        engine.kv_close(fork);
+    }
+    assert!(engine.kv_fork(whole, 41).is_err());
+}
+
+#[test]
 fn the_sampler_and_the_learner_agree_however_tokens_are_cut() {
     let mut engine = engine(true);
     let a = sequence(40, 1, 1.0);

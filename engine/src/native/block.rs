@@ -2,11 +2,12 @@
 //!
 //! This one function serves prefill, decode and training, which is why they agree to the bit (B1).
 use super::layout::{Layout, Part};
-use cohort_kernels::attention::{self, Append, Heads, Span};
+use cohort_kernels::attention::{self, Append, Heads, PAGE, Span};
 use cohort_kernels::linear::{self, Output, Projection};
 use cohort_kernels::rope::{self, Direction, RopeTable};
 use cohort_kernels::{Buffer, Cpu, embedding, rmsnorm, swiglu};
 use cohort_model::DecoderSpec;
+use std::sync::Arc;
 
 /// What the blocks are made of.
 #[derive(Clone, Copy)]
@@ -50,6 +51,13 @@ pub(super) struct Run {
     pub(super) prefix: Option<usize>,
 }
 
+impl Run {
+    /// Pages that hold it and all before it.
+    fn pages(&self) -> usize {
+        Heads::pages(self.start + self.rows)
+    }
+}
+
 /// Tokens of a pass and where they stand.
 pub(super) struct Batch {
     pub(super) tokens: Vec<u32>,
@@ -76,24 +84,44 @@ impl Batch {
 
 /// Where keys and values of the runs go.
 pub(super) enum Memory<'a> {
-    /// Pages of all layers, per run.
-    Pages(&'a mut [Vec<Buffer>]),
+    /// Pages of all layers, per run; those from its first row on are the run's alone.
+    Pages(&'a mut [Vec<Arc<Buffer>>]),
     /// One layer's pages for all runs one after the other, used again by the next layer.
     Layer(&'a mut Buffer),
 }
 
 impl Memory<'_> {
-    /// Each run's pages of one layer.
-    fn layer(&mut self, layer: usize, page: usize, runs: &[Run]) -> Vec<Vec<&mut [f32]>> {
+    /// Makes room for one layer of the runs.
+    fn reserve(&mut self, page: usize, runs: &[Run]) {
+        if let Self::Layer(buffer) = self {
+            buffer.reserve(runs.iter().map(Run::pages).sum::<usize>() * page);
+        }
+    }
+
+    /// Each run's pages of one layer, from the one that holds position `from(run)`, to be written.
+    fn write(&mut self, layer: usize, page: usize, runs: &[Run], from: impl Fn(&Run) -> usize) -> Vec<Vec<&mut [f32]>> {
         match self {
             Self::Pages(sequences) => {
-                sequences.iter_mut().map(|pages| pages.iter_mut().map(|all| &mut all[layer * page..][..page]).collect()).collect()
+                let first = runs.iter().map(|run| from(run) / PAGE);
+                let own = sequences.iter_mut().zip(first).map(|(pages, first)| pages.iter_mut().skip(first));
+                own.map(|pages| pages.filter_map(Arc::get_mut).map(|all| &mut all[layer * page..][..page]).collect()).collect()
             }
             Self::Layer(buffer) => {
-                let counts: Vec<usize> = runs.iter().map(|run| Heads::pages(run.start + run.rows)).collect();
-                buffer.reserve(counts.iter().sum::<usize>() * page);
                 let mut pages = buffer.chunks_exact_mut(page);
-                counts.into_iter().map(|count| pages.by_ref().take(count).collect()).collect()
+                runs.iter().map(|run| pages.by_ref().take(run.pages()).skip(from(run) / PAGE).collect()).collect()
+            }
+        }
+    }
+
+    /// Each run's pages of one layer, from position 0.
+    fn read(&self, layer: usize, page: usize, runs: &[Run]) -> Vec<Vec<&[f32]>> {
+        match self {
+            Self::Pages(sequences) => {
+                sequences.iter().map(|pages| pages.iter().map(|all| &all[layer * page..][..page]).collect()).collect()
+            }
+            Self::Layer(buffer) => {
+                let mut pages = buffer.chunks_exact(page);
+                runs.iter().map(|run| pages.by_ref().take(run.pages()).collect()).collect()
             }
         }
     }
@@ -167,29 +195,30 @@ pub(super) fn forward(
 fn attend(model: Model<'_>, layer: usize, batch: &Batch, memory: &mut Memory<'_>, a: &mut Activations<'_>) {
     let heads = model.heads();
     let (wide, narrow) = model.widths();
-    let pages = memory.layer(layer, heads.page_len(), &batch.runs);
+    let page = heads.page_len();
+    memory.reserve(page, &batch.runs);
     let rows = |first: usize, rows: usize| (&a.k[first * narrow..][..rows * narrow], &a.v[first * narrow..][..rows * narrow]);
-    let first = |(run, pages): (&Run, _)| {
-        // A shared beginning first; without one nothing is written.
-        let (k, v) = run.prefix.map_or_else(Default::default, |first| rows(first, run.start));
-        Append { k, v, start: 0, pages }
-    };
-    let mut appends: Vec<_> = batch.runs.iter().zip(pages).map(first).collect();
     if batch.runs.iter().any(|run| run.prefix.is_some()) {
-        attention::append(model.cpu, heads, &mut appends);
+        let shared = |(run, pages): (&Run, _)| {
+            let (k, v) = run.prefix.map_or_else(Default::default, |first| rows(first, run.start));
+            Append { k, v, start: 0, pages }
+        };
+        let pages = memory.write(layer, page, &batch.runs, |_| 0);
+        attention::append(model.cpu, heads, &mut batch.runs.iter().zip(pages).map(shared).collect::<Vec<_>>());
     }
-    for (append, run) in appends.iter_mut().zip(&batch.runs) {
-        ((append.k, append.v), append.start) = (rows(run.row, run.rows), run.start);
-    }
-    attention::append(model.cpu, heads, &mut appends);
+    let own = |(run, pages): (&Run, _)| {
+        let (k, v) = rows(run.row, run.rows);
+        Append { k, v, start: run.start, pages }
+    };
+    let pages = memory.write(layer, page, &batch.runs, |run| run.start);
+    attention::append(model.cpu, heads, &mut batch.runs.iter().zip(pages).map(own).collect::<Vec<_>>());
 
     let mut rest = &mut *a.attended;
     let mut spans = Vec::with_capacity(batch.runs.len());
-    for (run, append) in batch.runs.iter().zip(appends) {
+    for (run, pages) in batch.runs.iter().zip(memory.read(layer, page, &batch.runs)) {
         let (out, others) = rest.split_at_mut(run.rows * wide);
         rest = others;
-        let q = &a.q[run.row * wide..][..run.rows * wide];
-        spans.push(Span { q, start: run.start, pages: append.pages.into_iter().map(|page| &*page).collect(), out });
+        spans.push(Span { q: &a.q[run.row * wide..][..run.rows * wide], start: run.start, pages, out });
     }
     attention::forward(model.cpu, heads, &mut spans);
 }

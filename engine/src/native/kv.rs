@@ -1,16 +1,33 @@
 //! Key/value memory: sequences own pages of 64 positions for all layers, from a common budget.
 //!
-//! Invariant **V1**: a call takes every page it will need before it computes anything, or fails and takes none.
+//! Invariants
+//! - **V1** a call takes every page it will need before it computes anything, or fails and takes none.
+//! - **V2** sequences that were forked share the pages of what they have in common; a page is copied before one of them
+//!   writes to it, so that nobody sees another's tokens.
 use crate::{EngineError, KvId};
 use cohort_kernels::Buffer;
 use cohort_kernels::attention::{Heads, PAGE};
 use std::collections::BTreeMap;
+use std::sync::Arc;
 
 /// A sequence's pages and how many positions of them hold tokens.
 #[derive(Debug, Default)]
 pub(super) struct Sequence {
-    pub(super) pages: Vec<Buffer>,
+    pub(super) pages: Vec<Arc<Buffer>>,
     pub(super) len: usize,
+}
+
+impl Sequence {
+    /// Shared pages that the next token is written to: the one that is partly filled, or none.
+    fn copies(&self) -> usize {
+        let next = self.pages.get(self.len / PAGE);
+        usize::from(next.is_some_and(|page| Arc::strong_count(page) > 1))
+    }
+
+    /// Pages to take for so many further tokens.
+    fn missing(&self, tokens: usize) -> usize {
+        self.copies() + Heads::pages(self.len + tokens).saturating_sub(self.pages.len())
+    }
 }
 
 /// All sequences of an engine.
@@ -54,26 +71,44 @@ impl KvStore {
         self.sequences.contains_key(&id)
     }
 
-    pub(super) fn truncate(&mut self, id: KvId, len: usize) {
-        if let Some(sequence) = self.sequences.get_mut(&id) {
-            sequence.len = sequence.len.min(len);
-            let keep = Heads::pages(sequence.len).min(sequence.pages.len());
-            self.free.extend(sequence.pages.drain(keep..));
+    /// A sequence that begins with the first `len` tokens of another.
+    pub(super) fn fork(&mut self, from: KvId, len: usize) -> Result<KvId, EngineError> {
+        let held = self.len(from);
+        if len > held {
+            let KvId(from) = from;
+            return Err(EngineError::Input(format!("{len} tokens of key/value memory {from} are wanted, it holds {held}")));
         }
+        let id = self.open()?;
+        let pages: Vec<_> =
+            self.sequences.get(&from).map(|s| s.pages.iter().take(Heads::pages(len)).cloned().collect()).unwrap_or_default();
+        if let Some(sequence) = self.sequences.get_mut(&id) {
+            (sequence.pages, sequence.len) = (pages, len);
+        }
+        Ok(id)
+    }
+
+    pub(super) fn truncate(&mut self, id: KvId, len: usize) {
+        let Some(sequence) = self.sequences.get_mut(&id) else { return };
+        sequence.len = sequence.len.min(len);
+        let keep = Heads::pages(sequence.len).min(sequence.pages.len());
+        let pages: Vec<_> = sequence.pages.drain(keep..).collect();
+        self.release(pages);
     }
 
     pub(super) fn close(&mut self, id: KvId) {
         if let Some(sequence) = self.sequences.remove(&id) {
-            self.free.extend(sequence.pages);
+            self.release(sequence.pages);
         }
     }
 
-    /// Gives each sequence the pages for so many further tokens, or changes nothing.
+    /// Pages that nobody else holds are free again.
+    fn release(&mut self, pages: Vec<Arc<Buffer>>) {
+        self.free.extend(pages.into_iter().filter_map(Arc::into_inner));
+    }
+
+    /// Gives each sequence the pages for so many further tokens as its own, or changes nothing.
     pub(super) fn reserve(&mut self, growth: &[(KvId, usize)]) -> Result<(), EngineError> {
-        let missing = |store: &Self, (id, tokens): &(KvId, usize)| {
-            store.sequences.get(id).map_or(0, |s| Heads::pages(s.len + tokens).saturating_sub(s.pages.len()))
-        };
-        let wanted: usize = growth.iter().map(|g| missing(self, g)).sum();
+        let wanted: usize = growth.iter().map(|(id, tokens)| self.sequences.get(id).map_or(0, |s| s.missing(*tokens))).sum();
         let available = self.free.len() + self.most_pages.saturating_sub(self.pages);
         if wanted > available {
             return Err(EngineError::Capacity(format!(
@@ -82,27 +117,34 @@ impl KvStore {
                 self.most_pages
             )));
         }
-        for g in growth {
-            for _ in 0..missing(self, g) {
-                let page = self.free.pop().unwrap_or_else(|| {
+        for (id, tokens) in growth {
+            let Some(sequence) = self.sequences.get_mut(id) else { continue };
+            let mut page = || {
+                self.free.pop().unwrap_or_else(|| {
                     self.pages += 1;
                     Buffer::zeroed(self.page_len)
-                });
-                if let Some(sequence) = self.sequences.get_mut(&g.0) {
-                    sequence.pages.push(page);
-                }
+                })
+            };
+            let copied = sequence.copies();
+            for shared in sequence.pages.iter_mut().skip(sequence.len / PAGE).take(copied) {
+                let mut own = page();
+                own.copy_from_slice(shared);
+                *shared = Arc::new(own);
+            }
+            for _ in 0..sequence.missing(*tokens) {
+                sequence.pages.push(Arc::new(page()));
             }
         }
         Ok(())
     }
 
     /// Takes a sequence's pages for a computation; [`KvStore::put_back`] returns them.
-    pub(super) fn take(&mut self, id: KvId) -> Vec<Buffer> {
+    pub(super) fn take(&mut self, id: KvId) -> Vec<Arc<Buffer>> {
         self.sequences.get_mut(&id).map(|sequence| std::mem::take(&mut sequence.pages)).unwrap_or_default()
     }
 
     /// Returns pages.
-    pub(super) fn put_back(&mut self, id: KvId, pages: Vec<Buffer>) {
+    pub(super) fn put_back(&mut self, id: KvId, pages: Vec<Arc<Buffer>>) {
         if let Some(sequence) = self.sequences.get_mut(&id) {
             sequence.pages = pages;
         }

@@ -147,6 +147,10 @@ impl Backend for NativeEngine {
         self.kv.open()
     }
 
+    fn kv_fork(&mut self, from: KvId, len: usize) -> Result<KvId, EngineError> {
+        self.kv.fork(from, len)
+    }
+
     fn kv_len(&self, kv: KvId) -> usize {
         self.kv.len(kv)
     }

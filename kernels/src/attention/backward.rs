@@ -1,7 +1,7 @@
 //! Gradients: probabilities are computed again, for 16 positions at a time.
-use super::Heads;
 use super::forward::{Block, probabilities};
 use super::pages::{Append, write};
+use super::{Heads, PAGE};
 use crate::lanes;
 use crate::path::kernel;
 use crate::pool::Disjoint;
@@ -158,8 +158,9 @@ impl HeadWork<'_> {
                 }
             }
             let page = own.page_len();
-            write(own, &mut Append { k: own_k, v: own_v, start, pages: forward.chunks_exact_mut(page).collect() });
-            write(own, &mut Append { k: own_v, v: own_k, start, pages: swapped.chunks_exact_mut(page).collect() });
+            let pages = |all| <[f32]>::chunks_exact_mut(all, page).skip(start / PAGE).collect();
+            write(own, &mut Append { k: own_k, v: own_v, start, pages: pages(forward) });
+            write(own, &mut Append { k: own_v, v: own_k, start, pages: pages(swapped) });
         });
     }
 

@@ -10,7 +10,7 @@ pub struct Append<'a> {
     pub v: &'a [f32],
     /// Position of the first row.
     pub start: usize,
-    /// The sequence's pages of this layer, from position 0; what they held before does not matter.
+    /// The sequence's pages of this layer, from the one that holds `start`; what they held from there on does not matter.
     pub pages: Vec<&'a mut [f32]>,
 }
 
@@ -31,7 +31,7 @@ pub(super) fn write(heads: Heads, span: &mut Append<'_>) {
     let width = heads.key_value * heads.dim;
     assert_eq!(span.k.len(), span.v.len());
     for (row, (k, v)) in span.k.chunks_exact(width).zip(span.v.chunks_exact(width)).enumerate() {
-        let (page, at) = ((span.start + row) / PAGE, (span.start + row) % PAGE);
+        let (page, at) = ((span.start % PAGE + row) / PAGE, (span.start + row) % PAGE);
         let page = &mut span.pages[page][..heads.page_len()];
         let parts = page.chunks_exact_mut(heads.head_len()).zip(k.chunks_exact(heads.dim).zip(v.chunks_exact(heads.dim)));
         for (page, (k, v)) in parts {

@@ -1,6 +1,6 @@
 //! Against the f64 definition (tolerance: roundings of scores and of sums over the keys); any cut of a sequence into
 //! calls, any company and any machine give the same bits.
-use super::{Append, BackwardSpan, Heads, Span, append, backward, forward, reference};
+use super::{Append, BackwardSpan, Heads, PAGE, Span, append, backward, forward, reference};
 use crate::Cpu;
 use crate::testing::{bits, machines, noise, relative};
 
@@ -36,7 +36,11 @@ fn attend(cpu: &Cpu, heads: Heads, s: &Sequence, cuts: &[usize]) -> Vec<f32> {
     for cut in cuts.iter().copied().chain(std::iter::repeat(rows)) {
         let end = (start + cut).min(rows);
         let (k, v) = (&s.k[start * narrow..end * narrow], &s.v[start * narrow..end * narrow]);
-        append(cpu, heads, &mut [Append { k, v, start, pages: pages.iter_mut().map(|p| &mut p[..]).collect() }]);
+        append(
+            cpu,
+            heads,
+            &mut [Append { k, v, start, pages: pages.iter_mut().skip(start / PAGE).map(|p| &mut p[..]).collect() }],
+        );
         let q = &s.q[start * wide..end * wide];
         let out = &mut out[start * wide..end * wide];
         forward(cpu, heads, &mut [Span { q, start, pages: pages.iter().map(|p| &p[..]).collect(), out }]);

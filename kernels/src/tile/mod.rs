@@ -8,11 +8,14 @@
 mod avx2;
 #[cfg(target_arch = "x86_64")]
 mod avx512;
+mod ceiling;
 #[cfg(test)]
 mod parity;
 mod portable;
 #[cfg(test)]
 mod reference;
+
+pub use ceiling::ceiling;
 
 use crate::path::{Path, Set};
 

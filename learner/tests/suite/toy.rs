@@ -140,6 +140,9 @@ impl Backend for Toy {
     fn kv_open(&mut self) -> Result<KvId, EngineError> {
         Err(EngineError::Capacity("a toy does not decode".into()))
     }
+    fn kv_fork(&mut self, _from: KvId, _len: usize) -> Result<KvId, EngineError> {
+        Err(EngineError::Capacity("a toy does not decode".into()))
+    }
     fn kv_len(&self, _kv: KvId) -> usize {
         0
     }

@@ -1,10 +1,26 @@
 //! What this machine can do: the roof under which the other figures stand.
+use cohort_kernels::{Cpu, ceiling};
 use serde_json::{Value, json};
 use std::hint::black_box;
 use std::time::Instant;
 
-/// Streaming reads of all threads, GB/s.
+/// Streaming reads and multiply-adds of all threads.
 pub(crate) fn measure(threads: usize) -> Value {
+    json!({ "read_gb_per_s": reads(threads), "gflop_per_s": multiply_adds(threads) })
+}
+
+/// f32, operands in the first-level cache, GFLOP/s.
+fn multiply_adds(threads: usize) -> f64 {
+    let cpu = Cpu::new(threads, 0);
+    let rate = |_| {
+        let start = Instant::now();
+        ceiling(&cpu, 20_000) / start.elapsed().as_secs_f64() / 1e9
+    };
+    (0..5).map(rate).fold(0.0, f64::max)
+}
+
+/// GB/s.
+fn reads(threads: usize) -> f64 {
     let words = vec![1u64; 1 << 26];
     let mut best = 0f64;
     for _ in 0..5 {
@@ -19,5 +35,5 @@ pub(crate) fn measure(threads: usize) -> Value {
         black_box(total);
         best = best.max((words.len() * 8) as f64 / start.elapsed().as_secs_f64() / 1e9);
     }
-    json!({ "read_gb_per_s": best })
+    best
 }

@@ -8,6 +8,7 @@ mod ceilings;
 mod decode;
 mod grpo;
 mod learn;
+mod prefix;
 
 use anyhow::{Context, Result, bail};
 use clap::Args;
@@ -24,7 +25,7 @@ pub(crate) struct BenchArgs {
     /// Print one JSON object on the last line.
     #[arg(long)]
     json: bool,
-    /// Only these, comma separated: decode, prefill, train, grpo.
+    /// Only these, comma separated: decode, prefill, train, grpo, prefix.
     #[arg(long, value_delimiter = ',')]
     only: Vec<String>,
     /// Compute dtype.
@@ -90,7 +91,7 @@ pub(crate) fn run(args: &BenchArgs) -> Result<()> {
     if args.dtype != "f32" {
         bail!("--dtype {}: the native engine computes in f32", args.dtype);
     }
-    const ALL: [&str; 4] = ["decode", "prefill", "train", "grpo"];
+    const ALL: [&str; 5] = ["decode", "prefill", "train", "grpo", "prefix"];
     if let Some(unknown) = args.only.iter().find(|o| !ALL.contains(&o.as_str())) {
         bail!("--only {unknown}: expected some of {}", ALL.join(", "));
     }
@@ -117,6 +118,9 @@ pub(crate) fn run(args: &BenchArgs) -> Result<()> {
     }
     if wanted("train") {
         add("train", runtime.block_on(learn::train(&subject))?);
+    }
+    if wanted("prefix") {
+        add("prefix", runtime.block_on(prefix::sharing(&subject))?);
     }
     if wanted("grpo") {
         add("grpo", runtime.block_on(grpo::step(&subject))?);

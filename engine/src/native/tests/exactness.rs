@@ -155,6 +155,38 @@ fn truncation_forgets_exactly_what_was_asked() {
 }
 
 #[test]
+fn forked_memories_share_pages_and_nothing_else() {
+    let spec = odd_spec();
+    // Four pages of 2 layers, 2 heads, 64 positions: three for the first sequence and one for what its fork writes itself.
+    let mut engine = NativeEngine::with_path(spec.clone(), Path::detect(), 2, 4 * (2 * 2 * 64 * (10 + 16) * 4)).unwrap();
+    engine.import(&random_weights(&spec, 1)).unwrap();
+    let mut apart = super::engine(&spec, Path::detect(), 2);
+    let tokens = sequence(&spec, 150, 1).tokens;
+    let mut logits = vec![0.0; spec.vocab];
+    let first = engine.kv_open().unwrap();
+    engine.extend(&[Extend { kv: first, tokens: &tokens[..140] }], &mut logits).unwrap();
+    for cut in [0, 1, 64, 100, 128, 140] {
+        let fork = engine.kv_fork(first, cut).unwrap();
+        assert_eq!((engine.kv_len(fork), engine.kv_len(first)), (cut, 140));
+        // It goes on with other tokens as if it were alone.
+        let other: Vec<u32> = tokens[..cut].iter().copied().chain([5, 6, 7]).collect();
+        engine.extend(&[Extend { kv: fork, tokens: &other[cut..] }], &mut logits).unwrap();
+        let mut want = vec![0.0; spec.vocab];
+        let kv = apart.kv_open().unwrap();
+        apart.extend(&[Extend { kv, tokens: &other }], &mut want).unwrap();
+        apart.kv_close(kv);
+        assert_eq!(bits(&logits), bits(&want), "cut at {cut}");
+        engine.kv_close(fork);
+    }
+    let fork = engine.kv_fork(first, 140).unwrap();
+    engine.extend(&[Extend { kv: first, tokens: &tokens[140..] }], &mut logits).unwrap();
+    let straight = bits(&logits);
+    engine.extend(&[Extend { kv: fork, tokens: &tokens[140..] }], &mut logits).unwrap();
+    assert_eq!(bits(&logits), straight, "what the first one wrote is not seen by its fork");
+    assert!(engine.kv_fork(first, 151).unwrap_err().to_string().contains("it holds 150"));
+}
+
+#[test]
 fn one_flipped_weight_bit_is_seen() {
     let spec = odd_spec();
     let mut engine = engine(&spec, Path::detect(), 2);
