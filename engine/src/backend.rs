@@ -119,6 +119,10 @@ pub trait Backend: Send {
     fn import(&mut self, weights: &WeightSet) -> Result<(), EngineError>;
     /// All weights in the canonical layout, f32.
     fn export(&self) -> Result<WeightSet, EngineError>;
+    /// Their fast digest: that of [`Backend::export`], made one tensor at a time where the engine can.
+    fn digest(&self) -> Result<u64, EngineError> {
+        Ok(self.export()?.digest())
+    }
 
     /// A fresh, empty KV memory.
     fn kv_open(&mut self) -> Result<KvId, EngineError>;
@@ -151,4 +155,10 @@ pub trait Backend: Send {
     fn optimizer_export(&self) -> Result<(WeightSet, WeightSet, u64), EngineError>;
     /// Takes moments and update count back.
     fn optimizer_import(&mut self, first: &WeightSet, second: &WeightSet, updates: u64) -> Result<(), EngineError>;
+    /// Moments and update count as before the first update.
+    fn optimizer_reset(&mut self) -> Result<(), EngineError> {
+        let mut zeros = self.export()?;
+        zeros.0.values_mut().for_each(|tensor| tensor.data.fill(0.0));
+        self.optimizer_import(&zeros, &zeros, 0)
+    }
 }

@@ -83,7 +83,7 @@ pub(crate) struct Driver {
 impl Driver {
     pub(crate) fn new(backend: Box<dyn Backend>, limits: Limits, sampled: Arc<AtomicU64>) -> Self {
         // The weights that a backend comes with are the base model's.
-        let label = backend.export().ok().map(|weights| Label { version: 0, digest: weights.digest() });
+        let label = backend.digest().ok().map(|digest| Label { version: 0, digest });
         Self {
             core: Core { backend, label, weights_changed: false },
             scheduler: Scheduler::new(limits),

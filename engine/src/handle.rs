@@ -183,14 +183,24 @@ impl EngineHandle {
     {
         self.with_core(move |core| {
             let result = core.with_backend(f);
-            let label = Label { version, digest: core.backend.export()?.digest() };
+            let label = Label { version, digest: core.backend.digest()? };
             core.label = Some(label);
             Ok((result, label))
         })
         .await?
     }
 
-    /// Names the weights in memory and gives them out: what the learner does after an update.
+    /// Names the weights in memory: what the learner does after an update.
+    pub async fn name(&self, version: u64) -> Result<Label, EngineError> {
+        self.with_core(move |core| {
+            let label = Label { version, digest: core.backend.digest()? };
+            core.label = Some(label);
+            Ok(label)
+        })
+        .await?
+    }
+
+    /// As [`EngineHandle::name`], and gives the weights out.
     pub async fn snapshot(&self, version: u64) -> Result<(WeightSet, Label), EngineError> {
         self.with_core(move |core| {
             let weights = core.backend.export()?;

@@ -32,6 +32,9 @@ impl Backend for Watched<'_> {
     fn export(&self) -> Result<WeightSet, EngineError> {
         self.inner.export()
     }
+    fn digest(&self) -> Result<u64, EngineError> {
+        self.inner.digest()
+    }
     fn kv_open(&mut self) -> Result<KvId, EngineError> {
         self.inner.kv_open()
     }
@@ -75,5 +78,8 @@ impl Backend for Watched<'_> {
     }
     fn optimizer_import(&mut self, first: &WeightSet, second: &WeightSet, updates: u64) -> Result<(), EngineError> {
         self.inner.optimizer_import(first, second, updates)
+    }
+    fn optimizer_reset(&mut self) -> Result<(), EngineError> {
+        self.inner.optimizer_reset()
     }
 }

@@ -8,7 +8,7 @@ use crate::state::{Aftermath, Failure, Job, Outcome};
 use crate::step::{self, StepError};
 use crate::training::Training;
 use cohort_engine::{Backend, EngineError, EngineHandle, WeightRing};
-use cohort_model::{ModelError, ModelFiles, Tensor, WeightSet};
+use cohort_model::{ModelError, ModelFiles, WeightSet};
 use cohort_protocol::messages::learner::{CheckpointRequest, Fault, Load, LoadFrom, PublishRequest, StepRequest};
 use cohort_protocol::{PolicyVersion, StepCommit};
 use std::path::PathBuf;
@@ -50,11 +50,13 @@ impl Workshop {
 
     async fn load(self: Arc<Self>, load: Load) -> Result<Outcome, Failure> {
         let (version, shop) = (load.version, self.clone());
-        let state = blocking(move || shop.read(load)).await?;
+        let (weights, optimizer) = blocking(move || shop.read(load)).await?;
         let imported = self.engine.with_backend(move |engine| {
             engine.zero_grad();
-            engine.import(&state.weights)?;
-            let (first, second, updates) = state.optimizer.into_parts();
+            engine.import(&weights)?;
+            drop(weights);
+            let Some(state) = optimizer else { return engine.optimizer_reset() };
+            let (first, second, updates) = state.into_parts();
             engine.optimizer_import(&first, &second, updates)
         });
         imported.await.and_then(|done| done).map_err(|e| engine_failure(&e, Aftermath::WeightsLost))?;
@@ -62,25 +64,21 @@ impl Workshop {
         Ok(Outcome::Loaded { version, digest, sha256 })
     }
 
-    /// The state that a load asks for.
-    fn read(&self, load: Load) -> Result<TrainState, Failure> {
-        let spec = self.engine.spec();
-        let state = match load.from {
-            LoadFrom::Base => {
-                let weights = self.model.weights().map_err(|e| model_failure(&e))?;
-                let optimizer = OptimizerState::new(zeros_like(&weights), zeros_like(&weights), 0);
-                let (seed, cursor_json) = (self.training.seed, "{}".to_owned());
-                TrainState { version: PolicyVersion(0), weights, optimizer, seed, cursor_json }
+    /// The weights that a load asks for and the optimizer's state, which the base model has none of.
+    fn read(&self, load: Load) -> Result<(WeightSet, Option<OptimizerState>), Failure> {
+        let (version, seed, weights, optimizer) = match load.from {
+            LoadFrom::Base => (PolicyVersion(0), self.training.seed, self.model.weights().map_err(|e| model_failure(&e))?, None),
+            LoadFrom::Checkpoint(dir) => {
+                let state = checkpoint::load(&self.run_dir.join(dir), self.engine.spec()).map_err(|e| checkpoint_failure(&e))?;
+                (state.version, state.seed, state.weights, Some(state.optimizer))
             }
-            LoadFrom::Checkpoint(dir) => checkpoint::load(&self.run_dir.join(dir), spec).map_err(|e| checkpoint_failure(&e))?,
         };
         let ours = (load.version, self.training.seed);
-        if (state.version, state.seed) != ours {
-            let (version, seed) = (state.version, state.seed);
+        if (version, seed) != ours {
             let error = format!("the state has version {version} and seed {seed}, the run asks for {} and {}", ours.0, ours.1);
             return Err(Failure { error, fatal: true, fault: Fault::Worker, aftermath: Aftermath::WeightsLost });
         }
-        Ok(state)
+        Ok((weights, optimizer))
     }
 
     async fn step(self: Arc<Self>, request: StepRequest) -> Result<Outcome, Failure> {
@@ -150,10 +148,12 @@ impl Workshop {
 
     /// Labels the engine's weights as a version; gives their digest and, where asked for, their SHA-256.
     async fn name(&self, version: PolicyVersion, sha256: bool) -> Result<(u64, String), Failure> {
-        let named = self.engine.snapshot(version.0).await;
-        let (weights, label) = named.map_err(|e| engine_failure(&e, Aftermath::WeightsLost))?;
-        let sum = if sha256 { blocking(move || Ok(weights.sha256())).await? } else { String::new() };
-        Ok((label.digest, sum))
+        let lost = |e| engine_failure(&e, Aftermath::WeightsLost);
+        if !sha256 {
+            return Ok((self.engine.name(version.0).await.map_err(lost)?.digest, String::new()));
+        }
+        let (weights, label) = self.engine.snapshot(version.0).await.map_err(lost)?;
+        Ok((label.digest, blocking(move || Ok(weights.sha256())).await?))
     }
 }
 
@@ -162,11 +162,6 @@ async fn blocking<T: Send + 'static>(work: impl FnOnce() -> Result<T, Failure> +
     joined.unwrap_or_else(|e| {
         Err(Failure { error: e.to_string(), fatal: true, fault: Fault::Worker, aftermath: Aftermath::WeightsLost })
     })
-}
-
-fn zeros_like(weights: &WeightSet) -> WeightSet {
-    let zero = |t: &Tensor| Tensor { shape: t.shape.clone(), data: vec![0.0; t.data.len()] };
-    WeightSet(weights.0.iter().map(|(name, t)| (name.clone(), zero(t))).collect())
 }
 
 fn engine_failure(error: &EngineError, aftermath: Aftermath) -> Failure {

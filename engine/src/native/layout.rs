@@ -4,7 +4,7 @@
 //! multiple of 16 values. Padding is zero and stays zero under training.
 use crate::EngineError;
 use cohort_kernels::{Cpu, linear};
-use cohort_model::{DecoderSpec, Tensor, WeightSet};
+use cohort_model::{DecoderSpec, FastDigest, Tensor, WeightSet};
 use std::ops::Range;
 
 /// Tensors of a block, in the order of [`DecoderSpec::tensors`].
@@ -42,6 +42,15 @@ impl Slot {
 
     fn len(&self) -> usize {
         self.shape.iter().product()
+    }
+
+    /// The canonical values of this tensor in an arena.
+    fn unpack(&self, cpu: &Cpu, arena: &[f32], data: &mut [f32]) {
+        let values = &arena[self.range.clone()];
+        match self.matrix() {
+            Some((out, inner)) => linear::unpack(cpu, values, out, inner, data),
+            None => data.copy_from_slice(&values[..data.len()]),
+        }
     }
 
     /// Where the canonical element `index` lies.
@@ -138,18 +147,26 @@ impl Layout {
     /// The canonical form of an arena.
     pub(super) fn unpack(&self, cpu: &Cpu, arena: &[f32]) -> WeightSet {
         let tensor = |slot: &Slot| {
-            let values = &arena[slot.range.clone()];
-            let data = match slot.matrix() {
-                Some((out, inner)) => {
-                    let mut data = vec![0.0; out * inner];
-                    linear::unpack(cpu, values, out, inner, &mut data);
-                    data
-                }
-                None => values.to_vec(),
-            };
+            let mut data = vec![0.0; slot.len()];
+            slot.unpack(cpu, arena, &mut data);
             (slot.name.clone(), Tensor { shape: slot.shape.clone(), data })
         };
         WeightSet(self.slots.iter().map(tensor).collect())
+    }
+
+    /// The digest of the canonical form of an arena, of which one tensor at a time is made.
+    pub(super) fn digest(&self, cpu: &Cpu, arena: &[f32]) -> u64 {
+        let mut slots: Vec<&Slot> = self.slots.iter().collect();
+        slots.sort_by(|a, b| a.name.cmp(&b.name));
+        let mut digest = FastDigest::new();
+        let mut buffer = Vec::new();
+        for slot in slots {
+            buffer.resize(slot.len().max(buffer.len()), 0.0);
+            let data = &mut buffer[..slot.len()];
+            slot.unpack(cpu, arena, data);
+            digest.tensor(&slot.name, &slot.shape, data);
+        }
+        digest.finish()
     }
 
     /// A set of zeros, for an arena that was never needed.

@@ -143,6 +143,10 @@ impl Backend for NativeEngine {
         Ok(self.layout.unpack(&self.cpu, &self.weights))
     }
 
+    fn digest(&self) -> Result<u64, EngineError> {
+        Ok(self.layout.digest(&self.cpu, &self.weights))
+    }
+
     fn kv_open(&mut self) -> Result<KvId, EngineError> {
         self.kv.open()
     }
@@ -252,6 +256,11 @@ impl Backend for NativeEngine {
         self.layout.pack(&self.cpu, first, moments.0);
         self.layout.pack(&self.cpu, second, moments.1);
         self.training.updates = updates;
+        Ok(())
+    }
+
+    fn optimizer_reset(&mut self) -> Result<(), EngineError> {
+        self.training.reset();
         Ok(())
     }
 }

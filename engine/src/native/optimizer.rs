@@ -40,6 +40,11 @@ impl Training {
         (&mut self.first, &mut self.second)
     }
 
+    /// No moments, no updates.
+    pub(super) fn reset(&mut self) {
+        (self.first, self.second, self.updates) = (Buffer::default(), Buffer::default(), 0);
+    }
+
     pub(super) fn zero(&mut self, cpu: &Cpu) {
         cpu.pool().parts(&mut self.gradients, 1 << 18, |_, part| part.fill(0.0));
         self.norm = None;

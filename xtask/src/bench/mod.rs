@@ -14,7 +14,7 @@ use anyhow::{Context, Result, bail};
 use clap::Args;
 use cohort_engine::native::NativeEngine;
 use cohort_engine::{Backend, EngineHandle, EngineOptions};
-use cohort_model::{DecoderSpec, ModelFiles, WeightSet};
+use cohort_model::{DecoderSpec, ModelFiles};
 use serde_json::{Map, Value, json};
 use std::path::PathBuf;
 use std::time::Instant;
@@ -50,13 +50,13 @@ pub(crate) struct Subject {
     pub(crate) spec: DecoderSpec,
     pub(crate) threads: usize,
     pub(crate) runs: usize,
-    weights: WeightSet,
+    files: ModelFiles,
 }
 
 impl Subject {
     /// An engine of its own with the model's weights.
     pub(crate) fn engine(&self) -> Result<EngineHandle> {
-        let (spec, threads, weights) = (self.spec.clone(), self.threads, self.weights.clone());
+        let (spec, threads, weights) = (self.spec.clone(), self.threads, self.files.weights()?);
         let make = move || {
             let mut engine = NativeEngine::new(spec, threads, 2 << 30)?;
             engine.import(&weights)?;
@@ -97,8 +97,7 @@ pub(crate) fn run(args: &BenchArgs) -> Result<()> {
     }
     let model = args.model.clone().unwrap_or_else(default_model);
     let files = ModelFiles::open(&model).with_context(|| format!("--model {model}"))?;
-    let weights = files.weights()?;
-    let subject = Subject { spec: files.spec.clone(), threads: args.threads, runs: args.runs.max(5), weights };
+    let subject = Subject { spec: files.spec.clone(), threads: args.threads, runs: args.runs.max(5), files };
     let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(1).enable_all().build()?;
     let wanted = |name: &str| args.only.is_empty() || args.only.iter().any(|o| o == name);
     let mut report = Map::new();

@@ -197,4 +197,5 @@ fn one_flipped_weight_bit_is_seen() {
     engine.flip_bit("model.layers.1.mlp.up_proj.weight", 37, 12).unwrap();
     assert_eq!(scores(&mut engine, &sequences, false), before);
     assert_eq!(engine.export().unwrap(), random_weights(&spec, 1));
+    assert_eq!(engine.digest().unwrap(), random_weights(&spec, 1).digest());
 }
