@@ -114,6 +114,10 @@ pub trait Backend: Send {
     fn spec(&self) -> &DecoderSpec;
     /// Kernel path, dtype and whatever else decides bits, one line.
     fn numerics(&self) -> String;
+    /// Runs `task(0..tasks)`, each once, on the engine's threads; without any, one after the other.
+    fn each(&self, tasks: usize, task: &(dyn Fn(usize) + Sync)) {
+        (0..tasks).for_each(task);
+    }
 
     /// Replaces all weights (canonical layout, checked). KV memories keep their old keys and values: close them first.
     fn import(&mut self, weights: &WeightSet) -> Result<(), EngineError>;

@@ -1,6 +1,6 @@
 //! The engine's thread: takes commands between steps, runs what the scheduler planned, samples, answers.
 use crate::handle::{Completion, Label};
-use crate::sampler::{Decoding, sample};
+use crate::sampler::{Decoding, Drawn, sample};
 use crate::scheduler::{Feed, Limits, Relief, Scheduler, SessionId};
 use crate::watched::Watched;
 use crate::{Backend, EngineError, Extend, KvId};
@@ -260,20 +260,31 @@ impl Driver {
         Ok(())
     }
 
-    fn sample_all(&mut self, feeds: &[Feed], version: u64) {
-        let vocab = self.core.backend.spec().vocab;
-        let mut failed = Vec::new();
-        for (feed, logits) in feeds.iter().zip(self.logits.chunks_exact(vocab)) {
-            self.scheduler.fed(feed);
-            if !feed.samples {
-                continue;
+    /// The next token of every feed that wants one.
+    fn draw(&self, feeds: &[Feed]) -> Vec<Option<Result<Drawn, EngineError>>> {
+        let rules: Vec<_> =
+            feeds.iter().map(|f| self.jobs.get(&f.session).filter(|_| f.samples).map(|job| job.decoding.rule())).collect();
+        let drawn: Vec<OnceLock<_>> = feeds.iter().map(|_| OnceLock::new()).collect();
+        let (vocab, path, logits) = (self.core.backend.spec().vocab, self.path, &self.logits);
+        self.core.backend.each(feeds.len(), &|i| {
+            if let Some(rule) = rules[i] {
+                // The drawn token's position in the context: the same however often it is drawn again.
+                let position = (feeds[i].start + feeds[i].len) as u32;
+                drawn[i].get_or_init(|| sample(path, &logits[i * vocab..][..vocab], rule, position));
             }
+        });
+        drawn.into_iter().map(OnceLock::into_inner).collect()
+    }
+
+    fn sample_all(&mut self, feeds: &[Feed], version: u64) {
+        let mut failed = Vec::new();
+        for (feed, drawn) in feeds.iter().zip(self.draw(feeds)) {
+            self.scheduler.fed(feed);
             let Some(job) = self.jobs.get_mut(&feed.session) else { continue };
-            // The drawn token's position in the context: the same however often it is drawn again.
-            let position = (feed.start + feed.len) as u32;
-            let drawn = match sample(self.path, logits, &job.decoding, position) {
-                Ok(drawn) => drawn,
-                Err(error) => {
+            let drawn = match drawn {
+                None => continue,
+                Some(Ok(drawn)) => drawn,
+                Some(Err(error)) => {
                     failed.push((feed.session, error));
                     continue;
                 }

@@ -62,7 +62,20 @@ impl fmt::Debug for Decoding {
     }
 }
 
+/// What a draw depends on besides logits and position.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Rule {
+    temperature: f32,
+    greedy: bool,
+    key: DrawKey,
+}
+
 impl Decoding {
+    /// How its tokens are drawn.
+    pub(crate) fn rule(&self) -> Rule {
+        Rule { temperature: self.temperature, greedy: self.greedy, key: self.key }
+    }
+
     /// Checks the values.
     pub(crate) fn check(&self) -> Result<(), EngineError> {
         if self.temperature > 0.0 && self.temperature.is_finite() {
@@ -80,30 +93,30 @@ impl Decoding {
 
 /// A drawn token with its log-probs, natural log.
 #[derive(Debug, Clone, Copy, PartialEq)]
-pub struct Drawn {
+pub(crate) struct Drawn {
     /// The token.
-    pub token: u32,
+    pub(crate) token: u32,
     /// log-softmax(logits / temperature) over the whole vocabulary.
-    pub logp: f32,
+    pub(crate) logp: f32,
     /// Under the distribution really drawn from: equal to `logp` when sampling, 0 when greedy.
-    pub logp_sampled: f32,
+    pub(crate) logp_sampled: f32,
 }
 
 /// Draws the token at `position` of a context from the logits before it. `logits: [vocab]`
 ///
 /// Errors: [`EngineError::NonFinite`] when the logits make no distribution.
-pub fn sample(path: Path, logits: &[f32], decoding: &Decoding, position: u32) -> Result<Drawn, EngineError> {
-    let stats = logprob::row(path, logits, decoding.temperature);
+pub(crate) fn sample(path: Path, logits: &[f32], rule: Rule, position: u32) -> Result<Drawn, EngineError> {
+    let stats = logprob::row(path, logits, rule.temperature);
     if !stats.log_sum.is_finite() || !stats.max.is_finite() {
         return Err(EngineError::NonFinite(format!("the logits at position {position} are not finite")));
     }
-    let token = if decoding.greedy {
+    let token = if rule.greedy {
         sampling::argmax(logits)
     } else {
-        let DrawKey { seed, group, sample } = decoding.key;
+        let DrawKey { seed, group, sample } = rule.key;
         let u = sampling::uniform(seed, Draw { group, sample, position, purpose: PURPOSE });
         sampling::categorical(path, logits, &stats, u)
     };
     let logp = stats.logp(logits[token as usize]);
-    Ok(Drawn { token, logp, logp_sampled: if decoding.greedy { 0.0 } else { logp } })
+    Ok(Drawn { token, logp, logp_sampled: if rule.greedy { 0.0 } else { logp } })
 }

@@ -210,18 +210,18 @@ impl Scheduler {
                 session.phase = Phase::Running;
             }
         }
-        let pending = |id: &SessionId| self.sessions.get(id).map_or((0, 0), |s| (s.fed, s.tokens.len() - s.fed));
-        let decoding = self.running.values().filter(|id| pending(id).1 == 1).count();
+        let length = |id: &SessionId| self.sessions.get(id).map_or((0, 0), |s| (s.fed, s.tokens.len()));
+        let decoding = self.running.values().map(length).filter(|(fed, all)| fed + 1 == *all).count();
         let mut budget = self.limits.max_step_tokens.saturating_sub(decoding).max(usize::from(decoding == 0));
         let mut feeds = Vec::with_capacity(self.running.len());
         for (arrival, id) in &self.running {
-            let (from, fed) = match self.beginning(*arrival, id) {
-                Beginning::Own => (None, pending(id).0),
+            let (fed, all) = length(id);
+            let (from, start) = match self.beginning(*arrival, id) {
+                Beginning::Own => (None, fed),
                 Beginning::Of(other, len) => (Some(other), len),
                 Beginning::Awaited => continue,
             };
-            let start = fed;
-            let want = pending(id).0 + pending(id).1 - start;
+            let want = all - start;
             let len = if want == 1 { 1 } else { want.min(budget) };
             if len == 0 {
                 continue;

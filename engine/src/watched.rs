@@ -25,6 +25,9 @@ impl Backend for Watched<'_> {
     fn numerics(&self) -> String {
         self.inner.numerics()
     }
+    fn each(&self, tasks: usize, task: &(dyn Fn(usize) + Sync)) {
+        self.inner.each(tasks, task);
+    }
     fn import(&mut self, weights: &WeightSet) -> Result<(), EngineError> {
         self.changed = true;
         self.inner.import(weights)

@@ -132,6 +132,10 @@ impl Backend for NativeEngine {
         "native f32 batch-invariant 1 (equal bits on every instruction set and for any number of threads)".into()
     }
 
+    fn each(&self, tasks: usize, task: &(dyn Fn(usize) + Sync)) {
+        self.cpu.pool().run(tasks, task);
+    }
+
     fn import(&mut self, weights: &WeightSet) -> Result<(), EngineError> {
         self.layout.check(&self.spec, weights)?;
         self.layout.pack(&self.cpu, weights, &mut self.weights);

@@ -15,7 +15,7 @@ const NEW: u32 = 64;
 pub(crate) async fn decode(subject: &Subject, prompts_out: Option<&Path>) -> Result<Value> {
     let engine = subject.engine()?;
     let mut report = Map::new();
-    for batch in BATCHES {
+    for batch in BATCHES.into_iter().filter(|batch| subject.batch.is_none_or(|only| only == *batch)) {
         let prompts = subject.prompts(batch, PROMPT);
         generate(&engine, &prompts, 4).await?;
         let (mut rates, mut hashes) = (Vec::new(), Vec::new());

@@ -40,6 +40,9 @@ pub(crate) struct BenchArgs {
     /// Runs of each figure; the median is given.
     #[arg(long, default_value_t = 5)]
     runs: usize,
+    /// Only this batch of decode: 1, 8, 16 or 32.
+    #[arg(long, value_parser = ["1", "8", "16", "32"])]
+    batch: Option<String>,
     /// Write the decode prompts as input for `cluster generate`.
     #[arg(long)]
     prompts_out: Option<PathBuf>,
@@ -50,6 +53,7 @@ pub(crate) struct Subject {
     pub(crate) spec: DecoderSpec,
     pub(crate) threads: usize,
     pub(crate) runs: usize,
+    pub(crate) batch: Option<usize>,
     files: ModelFiles,
 }
 
@@ -97,7 +101,8 @@ pub(crate) fn run(args: &BenchArgs) -> Result<()> {
     }
     let model = args.model.clone().unwrap_or_else(default_model);
     let files = ModelFiles::open(&model).with_context(|| format!("--model {model}"))?;
-    let subject = Subject { spec: files.spec.clone(), threads: args.threads, runs: args.runs.max(5), files };
+    let batch = args.batch.as_deref().map(str::parse).transpose()?;
+    let subject = Subject { spec: files.spec.clone(), threads: args.threads, runs: args.runs.max(5), batch, files };
     let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(1).enable_all().build()?;
     let wanted = |name: &str| args.only.is_empty() || args.only.iter().any(|o| o == name);
     let mut report = Map::new();
