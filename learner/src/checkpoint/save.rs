@@ -58,7 +58,8 @@ fn write(dir: &Path, model: &ModelFiles, state: &TrainState) -> Result<String, C
 }
 
 /// Renames a finished directory to its final name. What stood there is kept if it is the same; else the two change names
-/// in one operation, so that a crash at no time leaves the name without a whole directory.
+/// in one operation, so that a crash at no time leaves the name without a whole directory. A file system that cannot do that
+/// has the old one removed first: a crash in between costs this checkpoint, and the run goes on from the one before it.
 fn put_in_place(folder: &Path, temporary: &Path, name: &str) -> Result<(), CheckpointError> {
     let last = folder.join(name);
     if last.exists() {
@@ -67,10 +68,15 @@ fn put_in_place(folder: &Path, temporary: &Path, name: &str) -> Result<(), Check
         if same {
             return std::fs::remove_dir_all(temporary).map_err(CheckpointError::io("remove", temporary));
         }
-        exchange(temporary, &last).map_err(CheckpointError::io("exchange", temporary))?;
-        sync_dir(folder)?;
-        // What stood there before has the temporary name now.
-        return std::fs::remove_dir_all(temporary).map_err(CheckpointError::io("remove", temporary));
+        match exchange(temporary, &last) {
+            Err(e) if cannot_exchange(&e) => remove(folder, name)?,
+            exchanged => {
+                exchanged.map_err(CheckpointError::io("exchange", temporary))?;
+                sync_dir(folder)?;
+                // What stood there before has the temporary name now.
+                return std::fs::remove_dir_all(temporary).map_err(CheckpointError::io("remove", temporary));
+            }
+        }
     }
     std::fs::rename(temporary, &last).map_err(CheckpointError::io("rename", temporary))?;
     sync_dir(folder)
@@ -79,6 +85,12 @@ fn put_in_place(folder: &Path, temporary: &Path, name: &str) -> Result<(), Check
 fn exchange(a: &Path, b: &Path) -> io::Result<()> {
     use rustix::fs::{CWD, RenameFlags, renameat_with};
     Ok(renameat_with(CWD, a, CWD, b, RenameFlags::EXCHANGE)?)
+}
+
+/// Whether the file system (or the kernel) has no exchange of names.
+fn cannot_exchange(error: &io::Error) -> bool {
+    use rustix::io::Errno;
+    [Errno::INVAL, Errno::NOSYS, Errno::NOTSUP].iter().any(|code| error.raw_os_error() == Some(code.raw_os_error()))
 }
 
 fn prune(run_dir: &Path, folder: &Path, keep: usize) -> Result<(), CheckpointError> {
