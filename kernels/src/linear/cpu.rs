@@ -2,7 +2,7 @@
 use super::pack::{GROUP, RowPacked, packed_len};
 use super::{Output, PANEL};
 use crate::pool::Disjoint;
-use crate::tile::{MAX_ROWS, Store, Tile, run};
+use crate::tile::{MAX_ROWS, Store, Tile, run, run_ahead};
 use crate::{Cpu, Path, scratch};
 
 /// Values of x that a range of rows may take, so that it stays in a core's second-level cache beside a panel.
@@ -46,21 +46,30 @@ pub fn forward(cpu: &Cpu, x: &[f32], inner: usize, output: Output, projections: 
         .collect();
     let panels: usize = jobs.iter().map(|job| job.2).sum();
     let range = row_range(rows, inner, panels, cpu.pool().threads());
+    // A matrix and one of its panels, by the number among all panels.
+    let place = |panel: usize| {
+        let mut panel = panel;
+        jobs.iter().find_map(|job| match panel.checked_sub(job.2) {
+            None => Some((job, panel)),
+            Some(rest) => {
+                panel = rest;
+                None
+            }
+        })
+    };
+    let threads = cpu.pool().threads();
     cpu.pool().run(panels * rows.div_ceil(range), |task| {
         let first = task / panels * range;
         let count = range.min(rows - first);
-        let mut panel = task % panels;
-        for (weight, out, own, y) in &jobs {
-            if panel < *own {
-                let x = &x[first * inner..][..count * inner];
-                let weight = &weight[panel * PANEL * inner..][..PANEL * inner];
-                let target = Columns { y, first, column: panel * PANEL, width: *out };
-                // SAFETY: each (rows, panel) pair is one task's, so the columns written are too.
-                unsafe { multiply(cpu.path(), output.into(), x, inner, weight, &target) };
-                return;
-            }
-            panel -= own;
-        }
+        let Some(((weight, out, _, y), panel)) = place(task % panels) else { return };
+        // With the threads side by side, this is the panel that this one takes next.
+        let ahead =
+            place(task % panels + threads).map_or(std::ptr::null(), |(job, panel)| job.0[panel * PANEL * inner..].as_ptr());
+        let x = &x[first * inner..][..count * inner];
+        let weight = &weight[panel * PANEL * inner..][..PANEL * inner];
+        let target = Columns { y, first, column: panel * PANEL, width: *out };
+        // SAFETY: each (rows, panel) pair is one task's, so the columns written are too.
+        unsafe { multiply(cpu.path(), output.into(), x, inner, weight, &target, ahead) };
     });
 }
 
@@ -80,11 +89,12 @@ struct Columns<'a> {
     width: usize,
 }
 
-/// `y[first.., column..] = a B` for dense `a [rows, k]` and a panel `B [k, 48]`.
+/// `y[first.., column..] = a B` for dense `a [rows, k]` and a panel `B [k, 48]`. `ahead` may name the panel of a later call:
+/// while the first tile waits for memory, the second one leaves it idle.
 ///
 /// # Safety
 /// No other task touches these rows of these columns.
-unsafe fn multiply(path: Path, store: Store, a: &[f32], k: usize, panel: &[f32], target: &Columns<'_>) {
+unsafe fn multiply(path: Path, store: Store, a: &[f32], k: usize, panel: &[f32], target: &Columns<'_>, ahead: *const f32) {
     let rows = a.len().checked_div(k).unwrap_or(0);
     let width = target.width;
     let columns = PANEL.min(width - target.column);
@@ -102,7 +112,8 @@ unsafe fn multiply(path: Path, store: Store, a: &[f32], k: usize, panel: &[f32],
         // SAFETY: `a` has `count` rows of `k`, the panel `k` rows of 48; C as above.
         unsafe {
             if columns.is_multiple_of(16) {
-                run(path, count, columns / 16, store, &tile);
+                let ahead = if row == MAX_ROWS { ahead } else { std::ptr::null() };
+                run_ahead(path, count, columns / 16, store, &tile, ahead);
             } else {
                 run_narrow(path, count, columns, store, &tile);
             }
@@ -153,7 +164,7 @@ pub fn backward_input(cpu: &Cpu, dy: &[f32], out: usize, weight: &[f32], inner: 
             let dy = &dy[first * out..][..count * out];
             let target = Columns { y: &dx, first, column: panel * PANEL, width: inner };
             // SAFETY: each (rows, panel) pair is one task's.
-            unsafe { multiply(cpu.path(), output.into(), dy, out, columns, &target) };
+            unsafe { multiply(cpu.path(), output.into(), dy, out, columns, &target, std::ptr::null()) };
         });
     });
 }

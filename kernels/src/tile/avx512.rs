@@ -1,10 +1,13 @@
 //! Up to 8 x 48 or 6 x 64 in 512-bit registers.
 use super::{Store, Tile};
-use std::arch::x86_64::{_mm512_add_ps, _mm512_fmadd_ps, _mm512_loadu_ps, _mm512_set1_ps, _mm512_setzero_ps, _mm512_storeu_ps};
+use std::arch::x86_64::{
+    _MM_HINT_T1, _mm_prefetch, _mm512_add_ps, _mm512_fmadd_ps, _mm512_loadu_ps, _mm512_set1_ps, _mm512_setzero_ps,
+    _mm512_storeu_ps,
+};
 
 #[target_feature(enable = "avx512f")]
 #[expect(clippy::needless_range_loop, reason = "the index is also a stride's factor")]
-unsafe fn tile<const R: usize, const V: usize>(store: Store, t: &Tile) {
+unsafe fn tile<const R: usize, const V: usize, const AHEAD: bool>(store: Store, t: &Tile, ahead: *const f32) {
     let mut acc = [[_mm512_setzero_ps(); V]; R];
     // SAFETY: the caller's promise about the tile's strides.
     unsafe {
@@ -15,8 +18,14 @@ unsafe fn tile<const R: usize, const V: usize>(store: Store, t: &Tile) {
                 }
             }
         }
-        let (mut a, mut b) = (t.a, t.b);
+        let (mut a, mut b, mut ahead) = (t.a, t.b, ahead);
         for _ in 0..t.k {
+            if AHEAD {
+                for v in 0..V {
+                    _mm_prefetch::<_MM_HINT_T1>(ahead.wrapping_add(v * t.b_vec).cast());
+                }
+                ahead = ahead.wrapping_add(t.b_k);
+            }
             let mut columns = [_mm512_setzero_ps(); V];
             for v in 0..V {
                 columns[v] = _mm512_loadu_ps(b.add(v * t.b_vec));
@@ -48,7 +57,7 @@ pub(super) unsafe fn run(rows: usize, vecs: usize, store: Store, t: &Tile) {
     macro_rules! rows {
         ($v:literal: $($r:literal)*) => {
             // SAFETY: the caller's promise.
-            match rows { $($r => unsafe { tile::<$r, $v>(store, t) },)* _ => debug_assert!(false, "{rows} rows") }
+            match rows { $($r => unsafe { tile::<$r, $v, false>(store, t, std::ptr::null()) },)* _ => debug_assert!(false, "{rows} rows") }
         };
     }
     match vecs {
@@ -57,4 +66,13 @@ pub(super) unsafe fn run(rows: usize, vecs: usize, store: Store, t: &Tile) {
         3 => rows!(3: 1 2 3 4 5 6 7 8),
         _ => rows!(4: 1 2 3 4 5 6),
     }
+}
+
+/// As [`run`] for 8 x 48, and asks for a further B of the same strides to be brought into the second-level cache meanwhile.
+///
+/// # Safety
+/// As [`run`]; nothing is promised of `ahead`, which is not read.
+pub(super) unsafe fn run_ahead(store: Store, t: &Tile, ahead: *const f32) {
+    // SAFETY: the caller's promise.
+    unsafe { tile::<8, 3, true>(store, t, ahead) }
 }

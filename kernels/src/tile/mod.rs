@@ -79,3 +79,18 @@ pub(crate) unsafe fn run(path: Path, rows: usize, vecs: usize, store: Store, til
         }
     }
 }
+
+/// As [`run`], and asks, where that can be done, for the B of a later call with the same strides to be brought nearer.
+///
+/// # Safety
+/// As [`run`]; nothing is promised of `ahead`, which is not read.
+pub(crate) unsafe fn run_ahead(path: Path, rows: usize, vecs: usize, store: Store, tile: &Tile, ahead: *const f32) {
+    // SAFETY: the caller's promise; the machine has the path's instructions (P2).
+    unsafe {
+        match path.set() {
+            #[cfg(target_arch = "x86_64")]
+            Set::Avx512 if rows == MAX_ROWS && vecs == 3 && !ahead.is_null() => avx512::run_ahead(store, tile, ahead),
+            _ => run(path, rows, vecs, store, tile),
+        }
+    }
+}
