@@ -41,36 +41,43 @@ pub fn forward(cpu: &Cpu, x: &[f32], inner: usize, output: Output, projections: 
         .iter_mut()
         .map(|p| {
             assert_eq!((p.weight.len(), p.y.len()), (packed_len(p.out, inner), rows * p.out), "{} x {inner}, {rows} rows", p.out);
-            (p.weight, p.out, p.out.div_ceil(PANEL), Disjoint::new(p.y))
+            Job { weight: p.weight, out: p.out, panels: p.out.div_ceil(PANEL), y: Disjoint::new(p.y) }
         })
         .collect();
-    let panels: usize = jobs.iter().map(|job| job.2).sum();
-    let range = row_range(rows, inner, panels, cpu.pool().threads());
-    // A matrix and one of its panels, by the number among all panels.
-    let place = |panel: usize| {
-        let mut panel = panel;
-        jobs.iter().find_map(|job| match panel.checked_sub(job.2) {
-            None => Some((job, panel)),
-            Some(rest) => {
-                panel = rest;
-                None
-            }
-        })
-    };
-    let threads = cpu.pool().threads();
+    let (panels, threads) = (jobs.iter().map(|job| job.panels).sum::<usize>(), cpu.pool().threads());
+    let range = row_range(rows, inner, panels, threads);
     cpu.pool().run(panels * rows.div_ceil(range), |task| {
         let first = task / panels * range;
         let count = range.min(rows - first);
-        let Some(((weight, out, _, y), panel)) = place(task % panels) else { return };
+        let Some((job, panel)) = place(&jobs, task % panels) else { return };
         // With the threads side by side, this is the panel that this one takes next.
-        let ahead =
-            place(task % panels + threads).map_or(std::ptr::null(), |(job, panel)| job.0[panel * PANEL * inner..].as_ptr());
+        let next = place(&jobs, task % panels + threads);
+        let ahead = next.map_or(std::ptr::null(), |(job, panel)| job.weight[panel * PANEL * inner..].as_ptr());
         let x = &x[first * inner..][..count * inner];
-        let weight = &weight[panel * PANEL * inner..][..PANEL * inner];
-        let target = Columns { y, first, column: panel * PANEL, width: *out };
+        let weight = &job.weight[panel * PANEL * inner..][..PANEL * inner];
+        let target = Columns { y: &job.y, first, column: panel * PANEL, width: job.out };
         // SAFETY: each (rows, panel) pair is one task's, so the columns written are too.
         unsafe { multiply(cpu.path(), output.into(), x, inner, weight, &target, ahead) };
     });
+}
+
+/// One matrix of a call.
+struct Job<'a> {
+    weight: &'a [f32],
+    out: usize,
+    panels: usize,
+    y: Disjoint<'a, f32>,
+}
+
+/// A matrix and one of its panels, by the panel's number among those of all of them.
+fn place<'a, 'b>(jobs: &'b [Job<'a>], mut panel: usize) -> Option<(&'b Job<'a>, usize)> {
+    for job in jobs {
+        if panel < job.panels {
+            return Some((job, panel));
+        }
+        panel -= job.panels;
+    }
+    None
 }
 
 /// Rows a task takes: as many as stay in cache, fewer when there are too few panels for the threads.
