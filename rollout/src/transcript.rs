@@ -50,7 +50,7 @@ impl Transcript {
         self.logp_sampled.extend_from_slice(&completion.logp_sampled);
         let mut at = start;
         for &(len, version) in &completion.spans {
-            self.spans.push(VersionSpan { start: at, len, version: PolicyVersion(version) });
+            self.spans.push(VersionSpan { start: at, len, version: PolicyVersion(version), exact: true });
             at += len;
         }
         (start, at - start)

@@ -21,7 +21,7 @@ use std::sync::Arc;
 
 const GROUPS: u64 = 48;
 const SAMPLES: u16 = 8;
-const DIFFERENCE: &str = "sampling/sampling_logp_difference/max";
+const DIFFERENCE: &str = "exactness/logp_difference_max";
 
 fn engine(files: &ModelFiles, threads: usize) -> Result<EngineHandle> {
     let (spec, weights) = (files.spec.clone(), files.weights()?);
