@@ -23,7 +23,7 @@ pub mod stub;
 mod watched;
 
 pub use backend::{AdamW, Backend, EngineError, Extend, Forward, KvId, PackedBatch, PackedSequence, Upstream};
-pub use handle::{Completion, EngineHandle, EngineOptions, Label, Session};
+pub use handle::{Completion, EngineHandle, EngineOptions, Label, Session, Span};
 pub use ring::{HeldRing, LocalRing, RingError, SharedRing, WeightRing};
 pub use sampler::{Decoding, DrawKey, StopWatch};
 pub use scheduler::Finish;

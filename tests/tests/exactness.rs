@@ -100,8 +100,8 @@ async fn difference(files: &ModelFiles, batches: Vec<TrajectoryBatch>) -> Result
     };
     // Other numbers of threads and other batches than the sampler's.
     let learner = engine(files, 2)?;
-    let (metrics, _) = learner.advance(1, move |e| step::run(e, &training, &request, None, &mut |_, _| ())).await?;
-    let metrics = metrics.map_err(|failure| anyhow::anyhow!("{}", failure.error))?;
+    let stepped = learner.advance(1, move |e| step::run(e, &training, &request, None, &mut |_, _| ())).await?;
+    let (metrics, _) = stepped.map_err(|failure| anyhow::anyhow!("{}", failure.error))?;
     let named = |name: &str| metrics.iter().find(|(n, _)| n == name).map(|(_, v)| *v).with_context(|| format!("no {name}"));
     ensure!(named("grad_norm")? > 0.0, "the step moves something");
     Ok((named(DIFFERENCE)?, tokens))

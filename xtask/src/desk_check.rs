@@ -231,7 +231,7 @@ async fn train_step(
     }
     let plan = Plan::new(samples, training.packing);
     let training = training.clone();
-    let (updated, _) = stage
+    let updated = stage
         .engine
         .advance(step, move |engine| {
             let objective = Objective {
@@ -244,7 +244,7 @@ async fn train_step(
             update(engine, &plan, &objective, None, None, &mut |_| ())
         })
         .await?;
-    let metrics = updated?.finish();
+    let metrics = updated?.0.finish();
     let difference = metrics.iter().find(|(name, _)| name == "exactness/logp_difference_max").map_or(0.0, |(_, v)| *v);
     Ok((total / count, difference))
 }

@@ -45,7 +45,7 @@ pub(crate) async fn step(subject: &Subject) -> Result<Value> {
 async fn learn(engine: &EngineHandle, training: &Arc<Training>, request: StepRequest) -> Result<()> {
     let training = training.clone();
     let version = request.intent.step.0;
-    let (stepped, _) = engine
+    let stepped = engine
         .advance(version, move |backend| cohort_learner::step::run(backend, &training, &request, None, &mut |_, _| ()))
         .await?;
     stepped.map_err(|failure| anyhow::anyhow!("{}", failure.error))?;
