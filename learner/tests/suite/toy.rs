@@ -242,7 +242,7 @@ pub(crate) fn scored(
 ) -> ScoredTrajectory {
     let logp: Vec<f32> =
         (0..tokens.len()).map(|t| if mask[t] == 1 { toy.logp(tokens[t - 1], tokens[t], 0.9) } else { 0.0 }).collect();
-    let span = VersionSpan { start: 0, len: tokens.len() as u32, version: PolicyVersion(version) };
+    let span = VersionSpan { start: 0, len: tokens.len() as u32, version: PolicyVersion(version), exact: true };
     ScoredTrajectory {
         trajectory: Trajectory {
             group: GroupId(group),
