@@ -3,7 +3,7 @@
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, reason = "a test fails by panicking")]
 use cohort_engine::{
     AdamW, Backend, Completion, Decoding, DrawKey, EngineError, EngineHandle, EngineOptions, Extend, Finish, Forward, KvId,
-    LocalRing, PackedBatch, Upstream, WeightRing,
+    LocalRing, PackedBatch, Penalties, Truncation, Upstream, WeightRing,
 };
 use cohort_model::{DecoderSpec, Tensor, WeightSet};
 use proptest::prelude::*;
@@ -134,9 +134,19 @@ fn engine(tokens: usize, options: EngineOptions) -> EngineHandle {
     EngineHandle::start(move || Ok(Box::new(Hashed::new(tokens))), options).unwrap()
 }
 
+/// Ways to draw, by sample.
+const NARROW: [(Penalties, Truncation); 4] = [
+    (Penalties { repetition: 1.5, presence: 0.5, frequency: 0.25 }, Truncation::OFF),
+    (Penalties::OFF, Truncation::OFF),
+    (Penalties::OFF, Truncation { top_k: 5, top_p: 0.8, min_p: 0.05 }),
+    (Penalties { repetition: 0.8, presence: -0.5, frequency: 1.0 }, Truncation { top_k: 0, top_p: 0.6, min_p: 0.0 }),
+];
+
 fn decoding(sample: u16, max_new_tokens: u32) -> Decoding {
     let key = DrawKey { seed: 5, group: 3, sample };
-    Decoding { temperature: 1.0, greedy: sample.is_multiple_of(3), max_new_tokens, stop_ids: vec![STOP], watch: None, key }
+    let (penalties, truncation) = NARROW[usize::from(sample) % NARROW.len()];
+    let greedy = sample.is_multiple_of(3);
+    Decoding { greedy, penalties, truncation, stop_ids: vec![STOP], ..Decoding::plain(1.0, max_new_tokens, key) }
 }
 
 /// What sequences may begin with: as long as a prompt that is shared.
@@ -248,6 +258,8 @@ async fn stops_and_refusals_say_why() {
         (vec![0; CONTEXT], decoding(1, 3)),
         (vec![0], Decoding { temperature: 0.0, ..decoding(1, 3) }),
         (vec![0], decoding(1, 0)),
+        (vec![0], Decoding { truncation: Truncation { top_p: 0.0, ..Truncation::OFF }, ..decoding(1, 3) }),
+        (vec![0], Decoding { penalties: Penalties { repetition: 0.0, ..Penalties::OFF }, ..decoding(1, 3) }),
     ] {
         let error = engine.session().generate(&tokens, decoding).await.unwrap_err();
         assert!(matches!(error, EngineError::Input(_)), "{error}");

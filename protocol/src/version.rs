@@ -1,9 +1,9 @@
 //! Protocol versions and their negotiation.
 
 /// The newest version this build speaks.
-pub const PROTOCOL: u16 = 1;
+pub const PROTOCOL: u16 = 2;
 /// The oldest version this build still understands.
-pub const PROTOCOL_MIN: u16 = 1;
+pub const PROTOCOL_MIN: u16 = 2;
 
 /// The version two builds share: the newest both know, or `None`.
 #[must_use]

@@ -29,7 +29,8 @@ fn tiny_models_give_transformers_numbers() -> Result<()> {
             let (weight, weight_h) = (golden.all(|s| &s.weight), golden.all(|s| &s.weight_entropy));
             engine.backward(Upstream { d_logp: &weight, d_entropy: Some(&weight_h) })?;
             let gradients = engine.gradients()?;
-            let (tensor, gradient) = worst_tensor(&hf::stored(&golden.spec, &gradients)?, &golden.gradients)?;
+            let stored = hf::stored(&golden.spec, &gradients)?;
+            let (tensor, gradient) = worst_tensor(&stored, &golden.gradients)?;
             eprintln!(
                 "{name} {engine_name}: logits {logits:e}, logp {logp:e}, entropy {entropy:e}, gradient {gradient:e} ({tensor})"
             );

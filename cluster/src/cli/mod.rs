@@ -20,6 +20,7 @@ mod open;
 mod overrides;
 mod progress;
 mod rollouts;
+mod sampling;
 mod score;
 mod status;
 mod summary;

@@ -27,7 +27,7 @@ use block::Model;
 use cohort_kernels::rope::RopeTable;
 use cohort_kernels::{Cpu, Format, Path};
 use cohort_model::family::Positions;
-use cohort_model::{DecoderSpec, WeightSet};
+use cohort_model::{DecoderSpec, DtypeKind, WeightSet};
 use forward::{PASS_ROWS, Pending};
 use kv::KvStore;
 use layout::Layout;
@@ -85,10 +85,14 @@ impl NativeEngine {
         })
     }
 
-    /// The same engine with matrix products in bf16 on f32 parameters; weights are zero again until [`Backend::import`].
+    /// The same engine with matrix products of this kind, on f32 parameters; weights are zero again until [`Backend::import`].
     #[must_use]
-    pub fn bf16(self) -> Self {
-        let weights = Weights::zeroed(&self.layout, Format::Bf16, false);
+    pub fn of(self, dtype: DtypeKind) -> Self {
+        let format = match dtype {
+            DtypeKind::F32 => Format::F32,
+            DtypeKind::Bf16 => Format::Bf16,
+        };
+        let weights = Weights::zeroed(&self.layout, format, false);
         Self { weights, pending: None, ..self }
     }
 
@@ -168,7 +172,14 @@ impl Backend for NativeEngine {
 
     fn import(&mut self, weights: &WeightSet) -> Result<(), EngineError> {
         self.layout.check(&self.spec, weights)?;
-        self.weights.import(&self.cpu, &self.layout, weights);
+        self.weights.import(&self.cpu, &self.layout, weights, None);
+        self.pending = None;
+        Ok(())
+    }
+
+    fn import_named(&mut self, weights: &WeightSet, digest: u64) -> Result<(), EngineError> {
+        self.layout.check(&self.spec, weights)?;
+        self.weights.import(&self.cpu, &self.layout, weights, Some(digest));
         self.pending = None;
         Ok(())
     }
@@ -178,7 +189,7 @@ impl Backend for NativeEngine {
     }
 
     fn digest(&self) -> Result<u64, EngineError> {
-        Ok(self.layout.digest(&self.cpu, self.weights.arena()?))
+        self.weights.digest(&self.cpu, &self.layout)
     }
 
     fn kv_open(&mut self) -> Result<KvId, EngineError> {
