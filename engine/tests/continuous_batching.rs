@@ -26,6 +26,7 @@ struct Hashed {
 impl Hashed {
     fn new(tokens: usize) -> Self {
         let spec = DecoderSpec {
+            family: cohort_model::Family::Llama,
             hidden: 1,
             layers: 0,
             heads: 1,
