@@ -1,6 +1,6 @@
 //! The engine's thread: takes commands between steps, runs what the scheduler planned, samples, answers.
 use crate::handle::{Completion, Label};
-use crate::sampler::{Decoding, Drawn, sample};
+use crate::sampler::{Constraint, Decoding, Drawn, sample};
 use crate::scheduler::{Feed, Limits, Relief, Scheduler, SessionId};
 use crate::watched::Watched;
 use crate::{Backend, EngineError, Extend, KvId};
@@ -8,7 +8,7 @@ use cohort_kernels::Path;
 use crossbeam::channel::{Receiver, TryRecvError};
 use std::collections::HashMap;
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::{Arc, OnceLock, Weak};
+use std::sync::{Arc, Mutex, OnceLock, PoisonError, Weak};
 use tokio::sync::{OwnedSemaphorePermit, oneshot};
 
 /// A command with its place in the bounded queue, given back when it is taken out.
@@ -64,6 +64,8 @@ impl Core {
 /// A generation in work.
 struct Job {
     decoding: Decoding,
+    /// The decoding's own, where threads can share it.
+    constraint: Option<Mutex<Box<dyn Constraint>>>,
     made: Completion,
     reply: oneshot::Sender<Result<Completion, EngineError>>,
     _place: OwnedSemaphorePermit,
@@ -132,7 +134,7 @@ impl Driver {
     }
 
     fn admit(&mut self, command: GenerateCommand) {
-        let GenerateCommand { session, alive, append, decoding, reply, place } = command;
+        let GenerateCommand { session, alive, append, mut decoding, reply, place } = command;
         let first = !self.alive.contains_key(&session);
         if first {
             self.alive.insert(session, alive);
@@ -153,7 +155,8 @@ impl Driver {
                     spans: Vec::new(),
                     finish: crate::scheduler::Finish::Length,
                 };
-                self.jobs.insert(session, Job { decoding, made, reply, _place: place });
+                let constraint = decoding.constraint.take().map(Mutex::new);
+                self.jobs.insert(session, Job { decoding, constraint, made, reply, _place: place });
             }
             // A caller that no longer waits needs no answer, here and below.
             Err(error) => {
@@ -264,7 +267,8 @@ impl Driver {
     fn draw(&self, feeds: &[Feed]) -> Vec<Option<Result<Drawn, EngineError>>> {
         let rule = |feed: &Feed| {
             let job = self.jobs.get(&feed.session).filter(|_| feed.samples)?;
-            Some(job.decoding.rule(self.scheduler.tokens(feed.session), job.made.tokens.len()))
+            let rule = job.decoding.rule(self.scheduler.tokens(feed.session), job.made.tokens.len());
+            Some(rule.under(job.constraint.as_ref()))
         };
         let rules: Vec<_> = feeds.iter().map(rule).collect();
         let drawn: Vec<OnceLock<_>> = feeds.iter().map(|_| OnceLock::new()).collect();
@@ -292,6 +296,12 @@ impl Driver {
                     continue;
                 }
             };
+            if let Some(constraint) = &mut job.constraint
+                && let Err(error) = constraint.get_mut().unwrap_or_else(PoisonError::into_inner).push(drawn.token)
+            {
+                failed.push((feed.session, error));
+                continue;
+            }
             job.made.tokens.push(drawn.token);
             job.made.logp.push(drawn.logp);
             job.made.logp_sampled.push(drawn.logp_sampled);

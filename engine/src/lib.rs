@@ -28,5 +28,5 @@ pub use backend::{AdamW, Backend, EngineError, Extend, Forward, KvId, PackedBatc
 pub use cohort_kernels::sampling::{Penalties, Truncation};
 pub use handle::{Completion, EngineHandle, EngineOptions, Label, Session};
 pub use ring::{HeldRing, LocalRing, RingError, SharedRing, WeightRing};
-pub use sampler::{BadSampling, Decoding, DrawKey, StopWatch};
+pub use sampler::{BadSampling, Constraint, Decoding, DrawKey, StopWatch};
 pub use scheduler::Finish;
