@@ -11,6 +11,7 @@
 
 pub mod adamw;
 pub mod attention;
+pub mod bf16;
 pub mod buffer;
 pub mod embedding;
 pub mod head;
@@ -32,7 +33,7 @@ mod tile;
 pub use buffer::Buffer;
 pub use path::Path;
 pub use pool::Pool;
-pub use tile::ceiling;
+pub use tile::{Format, ceiling};
 
 /// Threads and instructions that kernels run on.
 pub struct Cpu {

@@ -4,6 +4,8 @@
 //! - **P1** every path gives the same bits. All of them perform the same correctly rounded operations (`+ - * /`, square
 //!   root, fused multiply-add) in the same order; a path only chooses how many lanes go at once.
 //! - **P2** a [`Path`] exists only where its instructions do: that makes calling the copies compiled for them sound.
+//! - **P3** the dot products of bf16 pairs count as there only where they gave the bits of the definition ([`tile`](crate), C2)
+//!   when they were tried, so that another vendor's rounding could not go unnoticed.
 use std::fmt;
 use std::sync::OnceLock;
 
@@ -14,6 +16,8 @@ pub struct Path(Set);
 /// The instruction sets.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub(crate) enum Set {
+    /// 512-bit vectors and dot products of bf16 pairs (x86-64 with AVX-512 F, VL, BW, DQ, BF16).
+    Avx512Bf16,
     /// 512-bit vectors (x86-64 with AVX-512 F, VL, BW, DQ).
     Avx512,
     /// 256-bit vectors with fused multiply-add (x86-64 with AVX2 and FMA).
@@ -22,7 +26,7 @@ pub(crate) enum Set {
     Portable,
 }
 
-/// Forces a path: `avx512`, `avx2` or `portable`. A path that this machine lacks is ignored.
+/// Forces a path: `avx512bf16`, `avx512`, `avx2` or `portable`. A path that this machine lacks is ignored.
 pub const PATH_VARIABLE: &str = "COHORT_KERNELS";
 
 impl Path {
@@ -42,7 +46,7 @@ impl Path {
     /// Every path of this machine, best first, [`Path::PORTABLE`] last.
     #[must_use]
     pub fn available() -> Vec<Self> {
-        [Set::Avx512, Set::Avx2, Set::Portable].into_iter().filter(|set| set.is_supported()).map(Self).collect()
+        [Set::Avx512Bf16, Set::Avx512, Set::Avx2, Set::Portable].into_iter().filter(|set| set.is_supported()).map(Self).collect()
     }
 
     /// The path of this [`name`](Self::name), if this machine has it.
@@ -55,6 +59,7 @@ impl Path {
     #[must_use]
     pub fn name(self) -> &'static str {
         match self.0 {
+            Set::Avx512Bf16 => "avx512bf16",
             Set::Avx512 => "avx512",
             Set::Avx2 => "avx2",
             Set::Portable => "portable",
@@ -72,6 +77,9 @@ impl Set {
     #[cfg(target_arch = "x86_64")]
     fn is_supported(self) -> bool {
         match self {
+            Self::Avx512Bf16 => {
+                is_x86_feature_detected!("avx512bf16") && Self::Avx512.is_supported() && crate::tile::pairs_agree()
+            }
             Self::Avx512 => {
                 is_x86_feature_detected!("avx512f")
                     && is_x86_feature_detected!("avx512vl")
@@ -120,7 +128,7 @@ macro_rules! kernel {
             match path.set() {
                 // SAFETY: the path exists, so the machine has these instructions (P2).
                 #[cfg(target_arch = "x86_64")]
-                $crate::path::Set::Avx512 => unsafe { avx512($($arg),*) },
+                $crate::path::Set::Avx512Bf16 | $crate::path::Set::Avx512 => unsafe { avx512($($arg),*) },
                 // SAFETY: as above.
                 #[cfg(target_arch = "x86_64")]
                 $crate::path::Set::Avx2 => unsafe { avx2($($arg),*) },

@@ -76,7 +76,7 @@ pub(super) fn run(args: &Args, out: &mut dyn Write) -> Result<Exit, CliError> {
     let weights = wiring.files.weights()?;
     let sha256 = weights.sha256();
     let stage = Stage {
-        engine: wiring.engine()?,
+        engine: wiring.sampling_engine()?,
         agent: registry::agent(&wiring.config.agent, &wiring.files)?,
         environment: registry::environment(&wiring.config.environment)?,
     };

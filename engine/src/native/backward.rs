@@ -54,16 +54,15 @@ fn ends(
     };
     let targets: Vec<_> = (0..pending.targets.len()).map(target).collect();
     let mut d_hidden = Buffer::zeroed(pending.hidden.len());
-    let weight = &model.weights[model.layout.head()];
     let gradient = &mut gradients[model.layout.head()];
     let hidden = (&pending.hidden[..], width);
-    head::backward(cpu, &mut work.head, hidden, (weight, vocab), &targets, &mut d_hidden, gradient);
+    head::backward(cpu, &mut work.head, hidden, (model.head(), vocab), &targets, &mut d_hidden, gradient);
 
     let mut d_stream = Buffer::zeroed(pending.stream.len());
     let norm = rmsnorm::Backward {
         dy: &d_hidden,
         x: &pending.stream,
-        weight: &model.weights[model.layout.final_norm()],
+        weight: model.weights.vector(model.layout.final_norm()),
         rstd: &pending.rstd,
         dx: &mut d_stream,
         d_weight: &mut gradients[model.layout.final_norm()],
@@ -106,19 +105,20 @@ impl Block<'_> {
 
     /// The gradient of a matrix's input.
     fn input(&self, part: Part, dy: &[f32], output: Output, dx: &mut [f32]) {
-        let ((out, inner), weight) = (self.shape(part), self.model.part(self.layer, part));
+        let (out, inner) = self.shape(part);
+        let weight = self.model.matrix(self.layer, part, inner);
         linear::backward_input(self.model.cpu, dy, out, weight, inner, output, dx);
     }
 
     /// Computes a norm's result again and packs it.
     fn repeat_norm(&self, part: Part, x: &[f32], norm: &mut [f32], rstd: &mut [f32], packed: &mut RowPacked) {
-        rmsnorm::forward(self.model.cpu, x, self.model.part(self.layer, part), self.model.spec.norm_eps, norm, rstd);
-        packed.pack(self.model.cpu, norm, self.model.spec.hidden);
+        rmsnorm::forward(self.model.cpu, x, self.model.vector(self.layer, part), self.model.spec.norm_eps, norm, rstd);
+        packed.pack(self.model.cpu, self.model.format(), norm, self.model.spec.hidden);
     }
 
     /// Adds a norm's gradients to its weight's and to the residual stream's.
     fn norm(&mut self, part: Part, dy: &[f32], x: &[f32], rstd: &[f32], dx: &mut [f32]) {
-        let weight = self.model.part(self.layer, part);
+        let weight = self.model.vector(self.layer, part);
         let d_weight = &mut self.gradients[self.model.layout.block(self.layer, part)];
         rmsnorm::backward(self.model.cpu, rmsnorm::Backward { dy, x, weight, rstd, dx, d_weight });
     }
@@ -129,7 +129,7 @@ impl Block<'_> {
         let (dx, product, d_product) = (&mut space.dx[..narrow], &mut space.product[..wide], &mut space.d_product[..wide]);
         let (norm, d_norm) = (&mut space.norm[..narrow], &mut space.d_norm[..narrow]);
         swiglu::forward(cpu, kept.gate, kept.up, product);
-        space.packed.pack(cpu, product, spec.intermediate);
+        space.packed.pack(cpu, self.model.format(), product, spec.intermediate);
         self.weight(Part::Down, &space.packed, dx);
         self.input(Part::Down, dx, Output::Set, d_product);
         swiglu::backward(cpu, d_product, kept.gate, kept.up);
@@ -147,7 +147,7 @@ impl Block<'_> {
         let (d_norm, d_attended) = (&mut space.d_norm[..self.rows * hidden], &mut space.d_attended[..self.rows * wide]);
         let dq = &mut space.dq[..self.rows * wide];
         let (dk, dv) = (&mut space.dk[..self.rows * narrow], &mut space.dv[..self.rows * narrow]);
-        space.packed.pack(cpu, kept.attended, wide);
+        space.packed.pack(cpu, self.model.format(), kept.attended, wide);
         self.weight(Part::Output, &space.packed, dx);
         self.input(Part::Output, dx, Output::Set, d_attended);
         let mut families = families(batch, (wide, narrow), kept, d_attended, (&mut *dq, &mut *dk, &mut *dv));

@@ -2,10 +2,11 @@
 //!
 //! This one function serves prefill, decode and training, which is why they agree to the bit (B1).
 use super::layout::{Layout, Part};
+use super::weights::Weights;
 use cohort_kernels::attention::{self, Append, Heads, PAGE, Span};
-use cohort_kernels::linear::{self, Output, Projection};
+use cohort_kernels::linear::{self, Matrix, Output, Projection};
 use cohort_kernels::rope::{self, Direction, RopeTable};
-use cohort_kernels::{Buffer, Cpu, embedding, rmsnorm, swiglu};
+use cohort_kernels::{Buffer, Cpu, Format, embedding, rmsnorm, swiglu};
 use cohort_model::DecoderSpec;
 use std::sync::Arc;
 
@@ -15,7 +16,7 @@ pub(super) struct Model<'a> {
     pub(super) cpu: &'a Cpu,
     pub(super) spec: &'a DecoderSpec,
     pub(super) layout: &'a Layout,
-    pub(super) weights: &'a [f32],
+    pub(super) weights: &'a Weights,
     pub(super) rope: &'a RopeTable,
 }
 
@@ -24,8 +25,29 @@ impl<'a> Model<'a> {
         heads(self.spec)
     }
 
-    pub(super) fn part(&self, layer: usize, part: Part) -> &'a [f32] {
-        &self.weights[self.layout.block(layer, part)]
+    /// A block's vector.
+    pub(super) fn vector(&self, layer: usize, part: Part) -> &'a [f32] {
+        self.weights.vector(self.layout.block(layer, part))
+    }
+
+    /// A block's matrix with `inner` columns.
+    pub(super) fn matrix(&self, layer: usize, part: Part, inner: usize) -> Matrix<'a> {
+        self.weights.matrix(self.layout.block(layer, part), inner)
+    }
+
+    /// `[vocab, hidden]`
+    pub(super) fn embedding(&self) -> Matrix<'a> {
+        self.weights.matrix(self.layout.embedding(), self.spec.hidden)
+    }
+
+    /// The output projection. `[vocab, hidden]`
+    pub(super) fn head(&self) -> Matrix<'a> {
+        self.weights.matrix(self.layout.head(), self.spec.hidden)
+    }
+
+    /// Format of the products.
+    pub(super) fn format(&self) -> Format {
+        self.weights.format()
     }
 
     /// Width of all query heads and of all key/value heads.
@@ -145,8 +167,7 @@ pub(super) struct Activations<'a> {
 
 /// `x [rows, hidden]`: the tokens' embeddings.
 pub(super) fn embed(model: Model<'_>, batch: &Batch, x: &mut [f32]) {
-    let weight = &model.weights[model.layout.embedding()];
-    embedding::gather(model.cpu, weight, model.spec.vocab, model.spec.hidden, &batch.tokens, x);
+    embedding::gather(model.cpu, model.embedding(), model.spec.vocab, model.spec.hidden, &batch.tokens, x);
 }
 
 /// One block on the residual stream `x [rows, hidden]`, in place.
@@ -164,30 +185,30 @@ pub(super) fn forward(
     if let Some((before_attention, _)) = &mut a.residuals {
         before_attention.copy_from_slice(x);
     }
-    rmsnorm::forward(cpu, x, model.part(layer, Part::InputNorm), eps, a.norm, a.input_rstd);
+    rmsnorm::forward(cpu, x, model.vector(layer, Part::InputNorm), eps, a.norm, a.input_rstd);
     let mut projections = [
-        Projection { weight: model.part(layer, Part::Query), out: wide, y: &mut *a.q },
-        Projection { weight: model.part(layer, Part::Key), out: narrow, y: &mut *a.k },
-        Projection { weight: model.part(layer, Part::Value), out: narrow, y: &mut *a.v },
+        Projection { weight: model.matrix(layer, Part::Query, hidden), out: wide, y: &mut *a.q },
+        Projection { weight: model.matrix(layer, Part::Key, hidden), out: narrow, y: &mut *a.k },
+        Projection { weight: model.matrix(layer, Part::Value, hidden), out: narrow, y: &mut *a.v },
     ];
     linear::forward(cpu, a.norm, hidden, Output::Set, &mut projections);
     rope::rotate(cpu, model.rope, &batch.positions, Direction::Forward, a.q);
     rope::rotate(cpu, model.rope, &batch.positions, Direction::Forward, a.k);
     attend(model, layer, batch, memory, a);
-    let weight = model.part(layer, Part::Output);
+    let weight = model.matrix(layer, Part::Output, wide);
     linear::forward(cpu, a.attended, wide, Output::Add, &mut [Projection { weight, out: hidden, y: &mut *x }]);
 
     if let Some((_, before_mlp)) = &mut a.residuals {
         before_mlp.copy_from_slice(x);
     }
-    rmsnorm::forward(cpu, x, model.part(layer, Part::MlpNorm), eps, a.norm, a.mlp_rstd);
+    rmsnorm::forward(cpu, x, model.vector(layer, Part::MlpNorm), eps, a.norm, a.mlp_rstd);
     let mut projections = [
-        Projection { weight: model.part(layer, Part::Gate), out: spec.intermediate, y: &mut *a.gate },
-        Projection { weight: model.part(layer, Part::Up), out: spec.intermediate, y: &mut *a.up },
+        Projection { weight: model.matrix(layer, Part::Gate, hidden), out: spec.intermediate, y: &mut *a.gate },
+        Projection { weight: model.matrix(layer, Part::Up, hidden), out: spec.intermediate, y: &mut *a.up },
     ];
     linear::forward(cpu, a.norm, hidden, Output::Set, &mut projections);
     swiglu::forward(cpu, a.gate, a.up, a.product);
-    let weight = model.part(layer, Part::Down);
+    let weight = model.matrix(layer, Part::Down, spec.intermediate);
     linear::forward(cpu, a.product, spec.intermediate, Output::Add, &mut [Projection { weight, out: hidden, y: x }]);
 }
 

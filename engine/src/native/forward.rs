@@ -65,8 +65,8 @@ pub(super) fn score(
         block::forward(model, layer, &batch, &mut Memory::Layer(pages), x, &mut activations);
     }
     let (stream, hidden, rstd) = last_norm(model, &work.x, &rows);
-    let head = &model.weights[model.layout.head()];
-    let scored = head::forward(model.cpu, &mut work.head, (&hidden, model.spec.hidden), (head, model.spec.vocab), &targets);
+    let head = (model.head(), model.spec.vocab);
+    let scored = head::forward(model.cpu, &mut work.head, (&hidden, model.spec.hidden), head, &targets);
     let scores = Scores {
         logp: scored.iter().map(|(_, logp)| *logp).collect(),
         entropy: scored.iter().map(|(stats, _)| stats.entropy).collect(),
@@ -83,7 +83,7 @@ fn last_norm(model: Model<'_>, x: &[f32], rows: &[usize]) -> (Buffer, Buffer, Ve
         target.copy_from_slice(&x[row * width..][..width]);
     }
     let (mut hidden, mut rstd) = (Buffer::zeroed(rows.len() * width), vec![0.0; rows.len()]);
-    let weight = &model.weights[model.layout.final_norm()];
+    let weight = model.weights.vector(model.layout.final_norm());
     rmsnorm::forward(model.cpu, &stream, weight, model.spec.norm_eps, &mut hidden, &mut rstd);
     (stream, hidden, rstd)
 }
@@ -142,7 +142,7 @@ pub(super) fn extend(
         let (_, hidden, _) = last_norm(model, &space.x, &pass.last);
         let (y, others) = rest.split_at_mut(pass.last.len() * model.spec.vocab);
         rest = others;
-        let head = Projection { weight: &model.weights[model.layout.head()], out: model.spec.vocab, y };
+        let head = Projection { weight: model.head(), out: model.spec.vocab, y };
         linear::forward(model.cpu, &hidden, model.spec.hidden, Output::Set, &mut [head]);
     }
     if let Some(row) = logits.chunks_exact(model.spec.vocab).position(|row| !finite(row)) {

@@ -1,7 +1,8 @@
 //! Where each tensor of a decoder lies in the packed arena, and the way from and to the canonical layout.
 //!
 //! Parameters, gradients and both moments share this layout: matrices in panels, vectors as they are, every tensor at a
-//! multiple of 16 values. Padding is zero and stays zero under training.
+//! multiple of 32 values, with room for an even number of columns, so that the bf16 pairs of a matrix find place at half its
+//! place ([`Weights`](super::weights::Weights)). Padding is zero and stays zero under training.
 use crate::EngineError;
 use cohort_kernels::{Cpu, linear};
 use cohort_model::{DecoderSpec, FastDigest, Tensor, WeightSet};
@@ -76,12 +77,12 @@ impl Layout {
     pub(super) fn new(spec: &DecoderSpec) -> Self {
         let mut len = 0;
         let place = |tensor: cohort_model::spec::TensorSpec| {
-            let size = match tensor.shape[..] {
-                [out, inner] => linear::packed_len(out, inner),
-                _ => tensor.shape.iter().product(),
+            let (size, room) = match tensor.shape[..] {
+                [out, inner] => (linear::packed_len(out, inner), linear::packed_len(out, inner.next_multiple_of(2))),
+                _ => (tensor.shape.iter().product(), tensor.shape.iter().product()),
             };
             let range = len..len + size;
-            len = range.end.next_multiple_of(16);
+            len = (len + room).next_multiple_of(32);
             Slot { name: tensor.name, shape: tensor.shape, range }
         };
         let slots = spec.tensors().into_iter().map(place).collect();
@@ -140,7 +141,7 @@ impl Layout {
     }
 
     /// The values of a slot; empty when a set that was not checked lacks it.
-    fn tensor<'a>(&self, set: &'a WeightSet, slot: &Slot) -> &'a [f32] {
+    pub(super) fn tensor<'a>(&self, set: &'a WeightSet, slot: &Slot) -> &'a [f32] {
         set.0.get(&slot.name).map_or(&[], |tensor| &tensor.data)
     }
 

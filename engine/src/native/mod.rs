@@ -5,9 +5,11 @@
 //!   first training call on, so that a sampler costs its parameters and its key/value pages.
 //! - **N2** one function computes a block for prefill, decode and training; nothing else does.
 //! - **N3** large buffers are kept between calls and grow to the largest call seen.
+//! - **N4** in bf16 the factors of every matrix product are rounded to bf16 and summed up in f32; all else, the residual stream,
+//!   attention, keys and values, gradients and moments, is f32.
 //!
-//! Files: `layout` where tensors lie; `kv` pages; `block` one block forward; `forward` passes; `workspace` buffers;
-//! `backward` the way back; `optimizer` gradients, moments, update.
+//! Files: `layout` where tensors lie; `weights` parameters in either format; `kv` pages; `block` one block forward; `forward`
+//! passes; `workspace` buffers; `backward` the way back; `optimizer` gradients, moments, update.
 mod backward;
 mod block;
 mod forward;
@@ -16,25 +18,27 @@ mod layout;
 mod optimizer;
 #[cfg(test)]
 mod tests;
+mod weights;
 mod workspace;
 
 use crate::{AdamW, Backend, EngineError, Extend, Forward, KvId, PackedBatch, PackedSequence, Upstream, input};
 use block::Model;
 use cohort_kernels::rope::RopeTable;
-use cohort_kernels::{Buffer, Cpu, Path};
-use cohort_model::{DecoderSpec, WeightSet};
+use cohort_kernels::{Cpu, Format, Path};
+use cohort_model::{DecoderSpec, DtypeKind, WeightSet};
 use forward::{PASS_ROWS, Pending};
 use kv::KvStore;
 use layout::Layout;
 use optimizer::Training;
+use weights::Weights;
 use workspace::{BackwardSpace, Kept, Workspace};
 
-/// A decoder on this machine's cores, f32.
+/// A decoder on this machine's cores, its matrix products in f32 or bf16.
 pub struct NativeEngine {
     spec: DecoderSpec,
     cpu: Cpu,
     layout: Layout,
-    weights: Buffer,
+    weights: Weights,
     rope: RopeTable,
     kv: KvStore,
     workspace: Workspace,
@@ -66,7 +70,7 @@ impl NativeEngine {
         let layout = Layout::new(&spec);
         Ok(Self {
             cpu: Cpu::with_path(path, threads, NICE),
-            weights: Buffer::zeroed(layout.len()),
+            weights: Weights::zeroed(&layout, Format::F32, false),
             rope: RopeTable::new(spec.head_dim, spec.rope_theta),
             kv: KvStore::new(block::heads(&spec), spec.layers, kv_budget_bytes),
             layout,
@@ -79,6 +83,25 @@ impl NativeEngine {
         })
     }
 
+    /// The same engine with matrix products of this kind, on f32 parameters; weights are zero again until [`Backend::import`].
+    #[must_use]
+    pub fn of(self, dtype: DtypeKind) -> Self {
+        let format = match dtype {
+            DtypeKind::F32 => Format::F32,
+            DtypeKind::Bf16 => Format::Bf16,
+        };
+        let weights = Weights::zeroed(&self.layout, format, false);
+        Self { weights, pending: None, ..self }
+    }
+
+    /// An engine in bf16 that keeps its matrices in bf16 alone, for half the memory: it samples and scores, and refuses to
+    /// train or to export. No change in f32.
+    #[must_use]
+    pub fn for_sampling(self) -> Self {
+        let weights = Weights::zeroed(&self.layout, self.weights.format(), true);
+        Self { weights, pending: None, ..self }
+    }
+
     /// Flips one bit of one weight: a test hook, by which the exactness check is shown to notice the smallest difference.
     ///
     /// # Errors
@@ -88,7 +111,10 @@ impl NativeEngine {
             return Err(EngineError::Input(format!("bit {bit} of an f32, which has 32")));
         }
         let place = self.layout.locate(name, index)?;
-        self.weights[place] = f32::from_bits(self.weights[place].to_bits() ^ 1 << bit);
+        self.weights.change(&self.cpu, &self.layout, |arena| {
+            arena[place] = f32::from_bits(arena[place].to_bits() ^ 1 << bit);
+            Ok(())
+        })?;
         self.pending = None;
         Ok(())
     }
@@ -129,7 +155,11 @@ impl Backend for NativeEngine {
     }
 
     fn numerics(&self) -> String {
-        "native f32 batch-invariant 1 (equal bits on every instruction set and for any number of threads)".into()
+        let dtype = match self.weights.format() {
+            Format::F32 => "f32",
+            Format::Bf16 => "bf16",
+        };
+        format!("native {dtype} batch-invariant 1 (equal bits on every instruction set and for any number of threads)")
     }
 
     fn each(&self, tasks: usize, task: &(dyn Fn(usize) + Sync)) {
@@ -138,17 +168,24 @@ impl Backend for NativeEngine {
 
     fn import(&mut self, weights: &WeightSet) -> Result<(), EngineError> {
         self.layout.check(&self.spec, weights)?;
-        self.layout.pack(&self.cpu, weights, &mut self.weights);
+        self.weights.import(&self.cpu, &self.layout, weights, None);
+        self.pending = None;
+        Ok(())
+    }
+
+    fn import_named(&mut self, weights: &WeightSet, digest: u64) -> Result<(), EngineError> {
+        self.layout.check(&self.spec, weights)?;
+        self.weights.import(&self.cpu, &self.layout, weights, Some(digest));
         self.pending = None;
         Ok(())
     }
 
     fn export(&self) -> Result<WeightSet, EngineError> {
-        Ok(self.layout.unpack(&self.cpu, &self.weights))
+        Ok(self.layout.unpack(&self.cpu, self.weights.arena()?))
     }
 
     fn digest(&self) -> Result<u64, EngineError> {
-        Ok(self.layout.digest(&self.cpu, &self.weights))
+        self.weights.digest(&self.cpu, &self.layout)
     }
 
     fn kv_open(&mut self) -> Result<KvId, EngineError> {
@@ -182,6 +219,9 @@ impl Backend for NativeEngine {
 
     fn forward(&mut self, batch: &PackedBatch, train: bool) -> Result<Forward, EngineError> {
         input::batch(&self.spec, batch)?;
+        if train {
+            self.weights.arena()?;
+        }
         self.reserve_positions(batch.sequences.iter().map(|s| s.tokens.len()).max().unwrap_or(0));
         let mut result = Forward::default();
         let mut rest = &batch.sequences[..];
@@ -233,7 +273,8 @@ impl Backend for NativeEngine {
     }
 
     fn update(&mut self, optimizer: &AdamW, lr: f64, grad_scale: f64) -> Result<(), EngineError> {
-        self.training.update(&self.cpu, &self.layout, &mut self.weights, optimizer, lr, grad_scale)?;
+        let (cpu, layout, training) = (&self.cpu, &self.layout, &mut self.training);
+        self.weights.change(cpu, layout, |arena| training.update(cpu, layout, arena, optimizer, lr, grad_scale))?;
         self.pending = None;
         Ok(())
     }

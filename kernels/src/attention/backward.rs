@@ -5,7 +5,7 @@ use super::{Heads, PAGE};
 use crate::lanes;
 use crate::path::kernel;
 use crate::pool::Disjoint;
-use crate::tile::{self, MAX_ROWS, Store, Tile};
+use crate::tile::{self, Format, MAX_ROWS, Store, Tile};
 use crate::{Cpu, Path, scratch};
 
 /// Query positions whose probabilities stand in memory together.
@@ -252,7 +252,7 @@ fn add_products(path: Path, weights: &[f32], len: usize, lines: &[f32], stride: 
             let tile = Tile { k: rows, a, a_row: 1, a_k: len, b, b_k: stride, b_vec: 16, c, c_row: stride, c_vec: 16 };
             // SAFETY: `rows` rows of `len` weights, of which `key + count` are read; `rows` lines and `count` sums of
             // `stride`; the vectors lie below `stride`.
-            unsafe { tile::run(path, count, (stride / 16 - vec).min(4), Store::Chain, &tile) };
+            unsafe { tile::run(path, Format::F32, count, (stride / 16 - vec).min(4), Store::Chain, &tile) };
         }
     }
 }

@@ -4,7 +4,7 @@ use crate::lanes::{block, blocks, each, larger, max, splat, sum};
 use crate::math::{exp, exp16};
 use crate::path::kernel;
 use crate::pool::Disjoint;
-use crate::tile::{self, MAX_ROWS, Store, Tile};
+use crate::tile::{self, Format, MAX_ROWS, Store, Tile};
 use crate::{Cpu, Path, scratch};
 
 /// Positions of a task.
@@ -125,7 +125,7 @@ impl Block<'_> {
             let tile = Tile { k: dim, a, a_row: stride, a_k: 1, b, b_k: 16, b_vec: 16 * dim, c, c_row: len, c_vec: 16 };
             // SAFETY: `rows` queries of `dim`; `blocks` (at most 4) blocks of [dim][16] keys; rows of `len` scores, of
             // which this page's 64 lie inside.
-            unsafe { tile::run(self.path, rows, blocks, Store::Set, &tile) };
+            unsafe { tile::run(self.path, Format::F32, rows, blocks, Store::Set, &tile) };
         }
     }
 
@@ -144,7 +144,7 @@ impl Block<'_> {
                 let tile = Tile { k, a, a_row: len, a_k: 1, b, b_k: stride, b_vec: 16, c, c_row: stride, c_vec: 16 };
                 // SAFETY: rows of `len` weights; `k` rows of `stride` values; rows of `stride` outputs; the vectors lie
                 // below `stride`.
-                unsafe { tile::run(self.path, rows, (stride / 16 - vec).min(4), store, &tile) };
+                unsafe { tile::run(self.path, Format::F32, rows, (stride / 16 - vec).min(4), store, &tile) };
             }
         }
     }

@@ -1,7 +1,7 @@
 //! Gather in parallel over rows; scatter in parallel over columns, tokens in order.
 #![expect(unsafe_code, reason = "tasks add to different columns of the same panels")]
 use crate::Cpu;
-use crate::linear::{packed_index, packed_len};
+use crate::linear::{Matrix, packed_index, packed_len};
 use crate::pool::Disjoint;
 
 /// Rows of a gather's task.
@@ -13,12 +13,12 @@ const COLUMNS: usize = 64;
 ///
 /// # Panics
 /// When a token is not below `vocab` or a length does not fit.
-pub fn gather(cpu: &Cpu, weight: &[f32], vocab: usize, hidden: usize, tokens: &[u32], x: &mut [f32]) {
-    check(weight.len(), vocab, hidden, tokens, x.len());
+pub fn gather(cpu: &Cpu, weight: Matrix<'_>, vocab: usize, hidden: usize, tokens: &[u32], x: &mut [f32]) {
+    check(weight.fits(vocab, hidden), vocab, hidden, tokens, x.len());
     cpu.pool().parts(x, ROWS * hidden, |part, x| {
         for (row, token) in x.chunks_exact_mut(hidden).zip(&tokens[part * ROWS..]) {
             for (k, value) in row.iter_mut().enumerate() {
-                *value = weight[packed_index(*token as usize, k, hidden)];
+                *value = weight.at(*token as usize, k, hidden);
             }
         }
     });
@@ -29,7 +29,7 @@ pub fn gather(cpu: &Cpu, weight: &[f32], vocab: usize, hidden: usize, tokens: &[
 /// # Panics
 /// When a token is not below `vocab` or a length does not fit.
 pub fn scatter_add(cpu: &Cpu, gradient: &mut [f32], vocab: usize, hidden: usize, tokens: &[u32], dx: &[f32]) {
-    check(gradient.len(), vocab, hidden, tokens, dx.len());
+    check(gradient.len() == packed_len(vocab, hidden), vocab, hidden, tokens, dx.len());
     let gradient = Disjoint::new(gradient);
     cpu.pool().run(hidden.div_ceil(COLUMNS), |task| {
         let columns = task * COLUMNS..((task + 1) * COLUMNS).min(hidden);
@@ -43,7 +43,7 @@ pub fn scatter_add(cpu: &Cpu, gradient: &mut [f32], vocab: usize, hidden: usize,
     });
 }
 
-fn check(packed: usize, vocab: usize, hidden: usize, tokens: &[u32], rows: usize) {
-    assert_eq!((packed, rows), (packed_len(vocab, hidden), tokens.len() * hidden), "embedding {vocab} x {hidden}");
+fn check(fits: bool, vocab: usize, hidden: usize, tokens: &[u32], rows: usize) {
+    assert!(fits && rows == tokens.len() * hidden, "embedding {vocab} x {hidden}");
     assert!(tokens.iter().all(|token| (*token as usize) < vocab), "token outside the vocabulary of {vocab}");
 }

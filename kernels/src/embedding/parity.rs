@@ -13,7 +13,7 @@ fn both_directions_equal_the_definition() {
             let mut packed = vec![0.0; packed_len(vocab, hidden)];
             pack(&cpu, &w, vocab, hidden, &mut packed);
             let mut x = vec![0.0; rows * hidden];
-            gather(&cpu, &packed, vocab, hidden, &tokens, &mut x);
+            gather(&cpu, packed[..].into(), vocab, hidden, &tokens, &mut x);
             assert_eq!(x, reference::gather(&w, hidden, &tokens));
             let mut want = w.clone();
             reference::scatter_add(&mut want, hidden, &tokens, &dx);

@@ -1,5 +1,5 @@
 //! Blocks of rows, chunks of the vocabulary.
-use crate::linear::{self, Output, PANEL, Projection, RowPacked, packed_len};
+use crate::linear::{self, Matrix, Output, PANEL, Projection, RowPacked, packed_len};
 use crate::logprob::{CHUNK, ChunkStats, RowStats, chunk, combine};
 use crate::math::exp;
 use crate::path::kernel;
@@ -32,10 +32,10 @@ pub fn forward(
     cpu: &Cpu,
     head: &mut Head,
     (hidden, inner): (&[f32], usize),
-    (weight, vocab): (&[f32], usize),
+    (weight, vocab): (Matrix<'_>, usize),
     targets: &[Target],
 ) -> Vec<(RowStats, f32)> {
-    check(hidden.len(), inner, weight.len(), vocab, targets);
+    check(hidden.len(), inner, weight.fits(vocab, inner), vocab, targets);
     let mut results = Vec::with_capacity(targets.len());
     for (hidden, targets) in hidden.chunks(ROWS * inner).zip(targets.chunks(ROWS)) {
         let mut rows: Vec<_> = targets.iter().map(|target| (*target, 0.0, Vec::with_capacity(vocab.div_ceil(CHUNK)))).collect();
@@ -58,8 +58,8 @@ pub fn forward(
     results
 }
 
-fn check(hidden: usize, inner: usize, weight: usize, vocab: usize, targets: &[Target]) {
-    assert_eq!((hidden, weight), (targets.len() * inner, packed_len(vocab, inner)), "head {vocab} x {inner}");
+fn check(hidden: usize, inner: usize, weight_fits: bool, vocab: usize, targets: &[Target]) {
+    assert!(weight_fits && hidden == targets.len() * inner, "head {vocab} x {inner}");
     assert!(targets.iter().all(|t| (t.token as usize) < vocab), "token outside the vocabulary of {vocab}");
 }
 
@@ -69,21 +69,16 @@ fn chunk_logits<'a>(
     buffer: &'a mut Buffer,
     hidden: &[f32],
     inner: usize,
-    weight: &[f32],
+    weight: Matrix<'_>,
     first: usize,
     width: usize,
 ) -> &'a mut [f32] {
     let rows = hidden.len() / inner;
     buffer.reserve(rows * CHUNK);
     let y = &mut buffer[..rows * width];
-    let weight = panels(weight, inner, first, width);
+    let weight = weight.rows(first, width, inner);
     linear::forward(cpu, hidden, inner, Output::Set, &mut [Projection { weight, out: width, y: &mut *y }]);
     y
-}
-
-/// The panels of tokens `first..first + width`, themselves a packed matrix.
-fn panels(weight: &[f32], inner: usize, first: usize, width: usize) -> &[f32] {
-    &weight[first / PANEL * PANEL * inner..][..packed_len(width, inner)]
 }
 
 /// dL/dlogp and dL/dentropy of one target, with the statistics that [`forward`] gave.
@@ -107,16 +102,16 @@ pub fn backward(
     cpu: &Cpu,
     head: &mut Head,
     (hidden, inner): (&[f32], usize),
-    (weight, vocab): (&[f32], usize),
+    (weight, vocab): (Matrix<'_>, usize),
     upstream: &[Upstream],
     d_hidden: &mut [f32],
     d_weight: &mut [f32],
 ) {
     assert_eq!((hidden.len(), d_hidden.len()), (upstream.len() * inner, upstream.len() * inner), "head of width {inner}");
-    assert_eq!((weight.len(), d_weight.len()), (packed_len(vocab, inner), packed_len(vocab, inner)), "head {vocab} x {inner}");
+    assert!(weight.fits(vocab, inner) && d_weight.len() == packed_len(vocab, inner), "head {vocab} x {inner}");
     let blocks = hidden.chunks(ROWS * inner).zip(d_hidden.chunks_mut(ROWS * inner)).zip(upstream.chunks(ROWS));
     for ((hidden, d_hidden), upstream) in blocks {
-        head.packed.pack(cpu, hidden, inner);
+        head.packed.pack(cpu, weight.format(), hidden, inner);
         let mut output = Output::Set;
         for first in (0..vocab).step_by(CHUNK) {
             let width = CHUNK.min(vocab - first);
@@ -130,7 +125,7 @@ pub fn backward(
             });
             let gradient = &mut d_weight[first / PANEL * PANEL * inner..][..packed_len(width, inner)];
             linear::backward_weight(cpu, &head.packed, dz, width, gradient);
-            linear::backward_input(cpu, dz, width, panels(weight, inner, first, width), inner, output, d_hidden);
+            linear::backward_input(cpu, dz, width, weight.rows(first, width, inner), inner, output, d_hidden);
             output = Output::Continue;
         }
     }

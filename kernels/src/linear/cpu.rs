@@ -1,14 +1,15 @@
 //! The three products over packed panels, cut into tasks of a panel and a range of rows.
 use super::pack::{GROUP, RowPacked, packed_len};
-use super::{Output, PANEL};
+use super::{Matrix, Output, PANEL};
+use crate::bf16::{interleave, pack_rows};
 use crate::pool::Disjoint;
 use crate::tile::{MAX_ROWS, Store, Tile, run, run_ahead};
-use crate::{Cpu, Path, scratch};
+use crate::{Cpu, Format, Path, scratch};
 
-/// Values of x that a range of rows may take, so that it stays in a core's second-level cache beside a panel.
+/// Words of x that a range of rows may take, so that it stays in a core's second-level cache beside a panel.
 const ROWS_IN_CACHE: usize = 96 * 1024;
-/// Tokens that the weight gradient takes at a time: its slice of dy stays in the first-level cache.
-const TOKENS_IN_CACHE: usize = 128;
+/// Words of a column that the weight gradient takes at a time: its slice of dy stays in the first-level cache.
+const STEPS_IN_CACHE: usize = 128;
 
 impl From<Output> for Store {
     fn from(output: Output) -> Self {
@@ -23,47 +24,66 @@ impl From<Output> for Store {
 /// One matrix of a [`forward`] call.
 pub struct Projection<'a> {
     /// Packed `[out, in]`.
-    pub weight: &'a [f32],
+    pub weight: Matrix<'a>,
     /// Columns of y.
     pub out: usize,
     /// `[rows, out]`.
     pub y: &'a mut [f32],
 }
 
-/// `y = x W^T` for each of the projections of one input `x [rows, in]`.
+/// `y = x W^T` for each of the projections, all of one format, of one input `x [rows, in]`.
 ///
 /// # Panics
 /// When a length does not fit the shapes.
 pub fn forward(cpu: &Cpu, x: &[f32], inner: usize, output: Output, projections: &mut [Projection<'_>]) {
     let rows = x.len() / inner;
     assert_eq!(x.len(), rows * inner, "x [rows, {inner}]");
+    let format = projections.first().map_or(Format::F32, |p| p.weight.format());
     let jobs: Vec<_> = projections
         .iter_mut()
         .map(|p| {
-            assert_eq!((p.weight.len(), p.y.len()), (packed_len(p.out, inner), rows * p.out), "{} x {inner}, {rows} rows", p.out);
+            let fits = p.weight.fits(p.out, inner) && p.weight.format() == format && p.y.len() == rows * p.out;
+            assert!(fits, "{} x {inner}, {rows} rows", p.out);
             Job { weight: p.weight, out: p.out, panels: p.out.div_ceil(PANEL), y: Disjoint::new(p.y) }
         })
         .collect();
+    with_words(cpu, format, x, inner, |x| products(cpu, format, x, inner, rows, output, &jobs));
+}
+
+/// Lends the rows of `x` as words of a format.
+fn with_words<R>(cpu: &Cpu, format: Format, x: &[f32], inner: usize, job: impl FnOnce(&[u32]) -> R) -> R {
+    match format {
+        Format::F32 => job(bytemuck::cast_slice(x)),
+        Format::Bf16 => scratch::with(x.len() / inner * format.words(inner), |memory| {
+            let words = bytemuck::cast_slice_mut(memory);
+            pack_rows(cpu, x, inner, words);
+            job(words)
+        }),
+    }
+}
+
+fn products(cpu: &Cpu, format: Format, x: &[u32], inner: usize, rows: usize, output: Output, jobs: &[Job<'_>]) {
+    let width = format.words(inner);
     let (panels, threads) = (jobs.iter().map(|job| job.panels).sum::<usize>(), cpu.pool().threads());
-    let range = row_range(rows, inner, panels, threads);
+    let range = row_range(rows, width, panels, threads);
     cpu.pool().run(panels * rows.div_ceil(range), |task| {
         let first = task / panels * range;
         let count = range.min(rows - first);
-        let Some((job, panel)) = place(&jobs, task % panels) else { return };
+        let Some((job, panel)) = place(jobs, task % panels) else { return };
         // With the threads side by side, this is the panel that this one takes next.
-        let next = place(&jobs, task % panels + threads);
-        let ahead = next.map_or(std::ptr::null(), |(job, panel)| job.weight[panel * PANEL * inner..].as_ptr());
-        let x = &x[first * inner..][..count * inner];
-        let weight = &job.weight[panel * PANEL * inner..][..PANEL * inner];
+        let next = place(jobs, task % panels + threads);
+        let ahead = next.map_or(std::ptr::null(), |(job, panel)| job.weight.panel(panel, inner).as_ptr().cast());
+        let x = &x[first * width..][..count * width];
         let target = Columns { y: &job.y, first, column: panel * PANEL, width: job.out };
+        let operands = Operands { format, a: x, k: width, panel: job.weight.panel(panel, inner) };
         // SAFETY: each (rows, panel) pair is one task's, so the columns written are too.
-        unsafe { multiply(cpu.path(), output.into(), x, inner, weight, &target, ahead) };
+        unsafe { multiply(cpu.path(), output.into(), &operands, &target, ahead) };
     });
 }
 
 /// One matrix of a call.
 struct Job<'a> {
-    weight: &'a [f32],
+    weight: Matrix<'a>,
     out: usize,
     panels: usize,
     y: Disjoint<'a, f32>,
@@ -96,12 +116,21 @@ struct Columns<'a> {
     width: usize,
 }
 
-/// `y[first.., column..] = a B` for dense `a [rows, k]` and a panel `B [k, 48]`. `ahead` may name the panel of a later call:
-/// while the first tile waits for memory, the second one leaves it idle.
+/// Dense `a [rows, k]` and a panel `[k, 48]`, `k` counting words.
+struct Operands<'a> {
+    format: Format,
+    a: &'a [u32],
+    k: usize,
+    panel: &'a [u32],
+}
+
+/// `y[first.., column..] = a B` for a panel B. `ahead` may name the panel of a later call: while the first tile waits for
+/// memory, the second one leaves it idle.
 ///
 /// # Safety
 /// No other task touches these rows of these columns.
-unsafe fn multiply(path: Path, store: Store, a: &[f32], k: usize, panel: &[f32], target: &Columns<'_>, ahead: *const f32) {
+unsafe fn multiply(path: Path, store: Store, operands: &Operands<'_>, target: &Columns<'_>, ahead: *const f32) {
+    let Operands { format, a, k, panel } = *operands;
     let rows = a.len().checked_div(k).unwrap_or(0);
     let width = target.width;
     let columns = PANEL.min(width - target.column);
@@ -113,16 +142,16 @@ unsafe fn multiply(path: Path, store: Store, a: &[f32], k: usize, panel: &[f32],
         let count = if left > MAX_ROWS && left < 2 * MAX_ROWS { left.div_ceil(2) } else { left.min(MAX_ROWS) };
         // SAFETY: rows below `first + rows`, columns below `width`: inside y by the check above.
         let c = unsafe { target.y.as_mut_ptr().add((target.first + row) * width + target.column) };
-        let a = a[row * k..].as_ptr();
-        let b = panel.as_ptr();
+        let a = a[row * k..].as_ptr().cast();
+        let b = panel.as_ptr().cast();
         let tile = Tile { k, a, a_row: k, a_k: 1, b, b_k: PANEL, b_vec: 16, c, c_row: width, c_vec: 16 };
         // SAFETY: `a` has `count` rows of `k`, the panel `k` rows of 48; C as above.
         unsafe {
             if columns.is_multiple_of(16) {
                 let ahead = if row == MAX_ROWS { ahead } else { std::ptr::null() };
-                run_ahead(path, count, columns / 16, store, &tile, ahead);
+                run_ahead(path, format, count, columns / 16, store, &tile, ahead);
             } else {
-                run_narrow(path, count, columns, store, &tile);
+                run_narrow(path, format, count, columns, store, &tile);
             }
         }
         row += count;
@@ -133,7 +162,7 @@ unsafe fn multiply(path: Path, store: Store, a: &[f32], k: usize, panel: &[f32],
 ///
 /// # Safety
 /// As [`run`], with `columns` valid columns of C.
-unsafe fn run_narrow(path: Path, rows: usize, columns: usize, store: Store, tile: &Tile) {
+unsafe fn run_narrow(path: Path, format: Format, rows: usize, columns: usize, store: Store, tile: &Tile) {
     let mut block = [0.0f32; MAX_ROWS * PANEL];
     for (r, line) in block.chunks_exact_mut(PANEL).take(rows).enumerate() {
         // SAFETY: `columns` valid columns in each of the rows; the caller alone touches them.
@@ -141,7 +170,7 @@ unsafe fn run_narrow(path: Path, rows: usize, columns: usize, store: Store, tile
         line[..columns].copy_from_slice(c);
     }
     // SAFETY: A and B as the caller promises; C is the block.
-    unsafe { run(path, rows, columns.div_ceil(16), store, &Tile { c: block.as_mut_ptr(), c_row: PANEL, ..*tile }) };
+    unsafe { run(path, format, rows, columns.div_ceil(16), store, &Tile { c: block.as_mut_ptr(), c_row: PANEL, ..*tile }) };
     for (r, line) in block.chunks_exact(PANEL).take(rows).enumerate() {
         // SAFETY: as above.
         let c = unsafe { std::slice::from_raw_parts_mut(tile.c.add(r * tile.c_row), columns) };
@@ -154,44 +183,63 @@ unsafe fn run_narrow(path: Path, rows: usize, columns: usize, store: Store, tile
 ///
 /// # Panics
 /// When a length does not fit the shapes.
-pub fn backward_input(cpu: &Cpu, dy: &[f32], out: usize, weight: &[f32], inner: usize, output: Output, dx: &mut [f32]) {
+pub fn backward_input(cpu: &Cpu, dy: &[f32], out: usize, weight: Matrix<'_>, inner: usize, output: Output, dx: &mut [f32]) {
     let rows = dy.len() / out;
-    let sizes = (rows * out, packed_len(out, inner), rows * inner);
-    assert_eq!((dy.len(), weight.len(), dx.len()), sizes, "{out} x {inner}, {rows} rows");
-    let panels = inner.div_ceil(PANEL);
+    let fits = dy.len() == rows * out && weight.fits(out, inner) && dx.len() == rows * inner;
+    assert!(fits, "{out} x {inner}, {rows} rows");
+    let (format, panels) = (weight.format(), inner.div_ceil(PANEL));
+    let k = format.words(out);
     // Each task transposes its slice of W, so rows are cut only where threads would have nothing to do.
     let parts = if panels >= cpu.pool().threads() { 1 } else { cpu.pool().threads().div_ceil(panels) };
     let range = rows.div_ceil(parts).next_multiple_of(MAX_ROWS);
     let dx = Disjoint::new(dx);
-    cpu.pool().run(panels * rows.div_ceil(range), |task| {
-        let (panel, first) = (task % panels, task / panels * range);
-        let count = range.min(rows - first);
-        scratch::with(out * PANEL, |columns| {
-            transpose_columns(weight, out, inner, panel * PANEL, columns);
-            let dy = &dy[first * out..][..count * out];
-            let target = Columns { y: &dx, first, column: panel * PANEL, width: inner };
-            // SAFETY: each (rows, panel) pair is one task's.
-            unsafe { multiply(cpu.path(), output.into(), dy, out, columns, &target, std::ptr::null()) };
+    with_words(cpu, format, dy, out, |dy| {
+        cpu.pool().run(panels * rows.div_ceil(range), |task| {
+            let (panel, first) = (task % panels, task / panels * range);
+            let count = range.min(rows - first);
+            scratch::with(k * PANEL, |columns| {
+                let columns = bytemuck::cast_slice_mut(columns);
+                transpose_columns(weight, inner, panel * PANEL, columns);
+                let target = Columns { y: &dx, first, column: panel * PANEL, width: inner };
+                let operands = Operands { format, a: &dy[first * k..][..count * k], k, panel: columns };
+                // SAFETY: each (rows, panel) pair is one task's.
+                unsafe { multiply(cpu.path(), output.into(), &operands, &target, std::ptr::null()) };
+            });
         });
     });
 }
 
-/// Columns `first..first + 48` of a packed `[out, in]` matrix as `[out, 48]`; zeros past the last column.
-fn transpose_columns(weight: &[f32], out: usize, inner: usize, first: usize, columns: &mut [f32]) {
-    let width = PANEL.min(inner - first);
-    for (block, panel) in columns.chunks_mut(PANEL * PANEL).zip(weight.chunks_exact(PANEL * inner)) {
-        let source = &panel[first * PANEL..][..width * PANEL];
-        for (lane, line) in block.chunks_exact_mut(PANEL).enumerate() {
-            for k in 0..width {
-                line[k] = source[k * PANEL + lane];
+/// Columns `first..first + 48` of a packed `[out, in]` matrix as `[out, 48]`, with bf16 as `[out / 2, 48]` pairs of rows; zeros
+/// past the last column.
+fn transpose_columns(weight: Matrix<'_>, inner: usize, first: usize, columns: &mut [u32]) {
+    let (format, width) = (weight.format(), PANEL.min(inner - first));
+    let panels = weight.words().chunks_exact(PANEL * format.words(inner));
+    for (block, panel) in columns.chunks_mut(PANEL * format.words(PANEL)).zip(panels) {
+        let source = &panel[first / (PANEL / format.words(PANEL)) * PANEL..][..format.words(width) * PANEL];
+        match format {
+            Format::F32 => {
+                for (lane, line) in block.chunks_exact_mut(PANEL).enumerate() {
+                    for k in 0..width {
+                        line[k] = source[k * PANEL + lane];
+                    }
+                    line[width..].fill(0);
+                }
             }
-            line[width..].fill(0.0);
+            Format::Bf16 => {
+                for (pair, line) in block.chunks_exact_mut(PANEL).enumerate() {
+                    for (k, values) in line.as_chunks_mut::<2>().0.iter_mut().enumerate().take(width.div_ceil(2)) {
+                        // Rows 2 pair and 2 pair + 1, columns 2 k and 2 k + 1; past the last of an odd number stand zeros.
+                        let (even, odd) = (source[k * PANEL + 2 * pair], source[k * PANEL + 2 * pair + 1]);
+                        *values = [even & 0xffff | odd << 16, even >> 16 | odd & 0xffff_0000];
+                    }
+                    line[width.next_multiple_of(2)..].fill(0);
+                }
+            }
         }
     }
-    debug_assert_eq!(columns.len(), out * PANEL);
 }
 
-/// `dW += dy^T x` into the packed layout, one chain per element over all tokens ever added.
+/// `dW += dy^T x` into the packed f32 layout, one chain per element over all tokens ever added.
 ///
 /// # Panics
 /// When a length does not fit the shapes.
@@ -211,35 +259,52 @@ pub fn backward_weight(cpu: &Cpu, x: &RowPacked, dy: &[f32], out: usize, gradien
         let len = (last * GROUP).min(inner) * PANEL - first * GROUP * PANEL;
         // SAFETY: each (panel, groups) pair is one task's.
         let gradient = unsafe { gradient.slice(start, len) };
-        scratch::with(rows * PANEL, |columns| {
-            gather_columns(dy, out, panel * PANEL, columns);
+        scratch::with(x.format().words(rows) * PANEL, |columns| {
+            let columns = bytemuck::cast_slice_mut(columns);
+            gather_columns(cpu.path(), x.format(), dy, out, panel * PANEL, columns);
             weight_panel(cpu.path(), x, first..last, columns, gradient);
         });
     });
 }
 
-/// Columns `first..first + 48` of `dy [rows, out]` as `[rows, 48]`; zeros past the last column.
-fn gather_columns(dy: &[f32], out: usize, first: usize, columns: &mut [f32]) {
+/// Columns `first..first + 48` of `dy [rows, out]` as `[rows, 48]`, with bf16 as `[rows / 2, 48]` pairs of rows; zeros past the
+/// last column and the last row.
+fn gather_columns(path: Path, format: Format, dy: &[f32], out: usize, first: usize, columns: &mut [u32]) {
     let width = PANEL.min(out - first);
-    for (line, row) in columns.chunks_exact_mut(PANEL).zip(dy.chunks_exact(out)) {
-        line[..width].copy_from_slice(&row[first..first + width]);
-        line[width..].fill(0.0);
+    let part = |row: &'_ [f32]| -> [f32; PANEL] {
+        let mut part = [0.0; PANEL];
+        part[..width].copy_from_slice(&row[first..first + width]);
+        part
+    };
+    match format {
+        Format::F32 => {
+            for (line, row) in columns.chunks_exact_mut(PANEL).zip(dy.chunks_exact(out)) {
+                line.copy_from_slice(bytemuck::cast_slice(&part(row)));
+            }
+        }
+        Format::Bf16 => {
+            for (line, rows) in columns.chunks_exact_mut(PANEL).zip(dy.chunks(2 * out)) {
+                let (even, odd) = rows.split_at(out);
+                interleave(path, &part(even), &if odd.is_empty() { [0.0; PANEL] } else { part(odd) }, line);
+            }
+        }
     }
 }
 
-/// The gradient of one panel for some groups of 8 inputs: `gradient [inputs, 48]`, `columns [rows, 48]`.
-fn weight_panel(path: Path, x: &RowPacked, groups: std::ops::Range<usize>, columns: &[f32], gradient: &mut [f32]) {
-    let mut token = 0;
-    while token < x.rows() {
-        let tokens = TOKENS_IN_CACHE.min(x.rows() - token);
+/// The gradient of one panel for some groups of 8 inputs: `gradient [inputs, 48]`, `columns [rows, 48]` or pairs of rows.
+fn weight_panel(path: Path, x: &RowPacked, groups: std::ops::Range<usize>, columns: &[u32], gradient: &mut [f32]) {
+    let steps = x.format().words(x.rows());
+    let mut step = 0;
+    while step < steps {
+        let k = STEPS_IN_CACHE.min(steps - step);
         for (index, lines) in gradient.chunks_mut(GROUP * PANEL).enumerate() {
-            let a = &x.group(groups.start + index)[token * GROUP..][..tokens * GROUP];
-            let b = &columns[token * PANEL..][..tokens * PANEL];
-            let (a, b, c) = (a.as_ptr(), b.as_ptr(), lines.as_mut_ptr());
-            let tile = Tile { k: tokens, a, a_row: 1, a_k: GROUP, b, b_k: PANEL, b_vec: 16, c, c_row: PANEL, c_vec: 16 };
-            // SAFETY: A is `tokens` rows of 8, B `tokens` rows of 48, C `lines.len() / 48` (at most 8) rows of 48.
-            unsafe { run(path, lines.len() / PANEL, 3, Store::Chain, &tile) };
+            let a = &x.group(groups.start + index)[step * GROUP..][..k * GROUP];
+            let b = &columns[step * PANEL..][..k * PANEL];
+            let (a, b, c) = (a.as_ptr().cast(), b.as_ptr().cast(), lines.as_mut_ptr());
+            let tile = Tile { k, a, a_row: 1, a_k: GROUP, b, b_k: PANEL, b_vec: 16, c, c_row: PANEL, c_vec: 16 };
+            // SAFETY: A is `k` rows of 8, B `k` rows of 48, C `lines.len() / 48` (at most 8) rows of 48.
+            unsafe { run(path, x.format(), lines.len() / PANEL, 3, Store::Chain, &tile) };
         }
-        token += tokens;
+        step += k;
     }
 }

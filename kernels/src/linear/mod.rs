@@ -5,8 +5,12 @@
 //! moments have the same layout. A range of whole panels is itself a packed matrix.
 //!
 //! Each element is one chain: `y[m, n]` over `k`, `dx[m, k]` over `n`, `dW[n, k]` over `m`, all ascending (C1).
+//!
+//! With a [`Matrix`] of bf16 both factors of each product are rounded to bf16 and go in pairs along the chain (C2); results,
+//! gradients included, are f32.
 #![expect(unsafe_code, reason = "hands operands to the microkernel, whose bounds are checked here")]
 mod cpu;
+mod matrix;
 mod pack;
 #[cfg(test)]
 mod parity;
@@ -14,7 +18,8 @@ mod parity;
 mod reference;
 
 pub use cpu::{Projection, backward_input, backward_weight, forward};
-pub use pack::{RowPacked, pack, packed_index, packed_len, unpack};
+pub use matrix::Matrix;
+pub use pack::{RowPacked, halve, pack, packed_index, packed_len, unpack};
 
 /// Rows of W (columns of y) in a panel.
 pub const PANEL: usize = 48;

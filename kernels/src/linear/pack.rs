@@ -1,6 +1,7 @@
 //! Between canonical `[out, in]` and panels; activations regrouped for the weight gradient.
 use super::PANEL;
-use crate::{Buffer, Cpu};
+use crate::bf16::{interleave, pair};
+use crate::{Buffer, Cpu, Format};
 
 /// Values that a packed `[out, in]` matrix takes.
 #[must_use]
@@ -48,31 +49,65 @@ pub fn unpack(cpu: &Cpu, packed: &[f32], out: usize, inner: usize, canonical: &m
     });
 }
 
+/// The panels of an f32 matrix with `inner` columns as panels of bf16 pairs.
+///
+/// # Panics
+/// When a length does not fit the shape.
+pub fn halve(cpu: &Cpu, panels: &[f32], inner: usize, words: &mut [u32]) {
+    let (full, width) = (PANEL * inner, PANEL * inner.div_ceil(2));
+    assert_eq!(panels.len() / full * width, words.len(), "panels of {inner} columns");
+    let mut jobs: Vec<_> = panels.chunks_exact(full).zip(words.chunks_exact_mut(width)).collect();
+    cpu.pool().each(&mut jobs, |_, (panel, words)| {
+        for (columns, words) in panel.chunks(2 * PANEL).zip(words.chunks_exact_mut(PANEL)) {
+            let (even, odd) = columns.split_at(PANEL);
+            interleave(cpu.path(), even, if odd.is_empty() { &[0.0; PANEL] } else { odd }, words);
+        }
+    });
+}
+
 /// Columns of activations that lie together for the weight gradient.
 pub(super) const GROUP: usize = 8;
 
-/// Activations `x [rows, in]` as `[in / 8][rows][8]`: what [`backward_weight`](super::backward_weight) reads. Packed
-/// once for all matrices that share the input; the memory is kept from use to use.
+/// Activations `x [rows, in]` as `[in / 8][rows][8]`, with bf16 as `[in / 8][rows / 2][8]` pairs of rows: what
+/// [`backward_weight`](super::backward_weight) reads. Packed once for all matrices that share the input; the memory is kept
+/// from use to use.
 #[derive(Debug, Default)]
 pub struct RowPacked {
     data: Buffer,
+    format: Format,
     rows: usize,
     inner: usize,
 }
 
 impl RowPacked {
-    /// Takes `x [rows, in]`.
-    pub fn pack(&mut self, cpu: &Cpu, x: &[f32], inner: usize) {
+    /// Takes `x [rows, in]`; the products with it are of this format.
+    pub fn pack(&mut self, cpu: &Cpu, format: Format, x: &[f32], inner: usize) {
         let rows = x.len() / inner;
-        (self.rows, self.inner) = (rows, inner);
-        let len = inner.div_ceil(GROUP) * rows * GROUP;
+        (self.format, self.rows, self.inner) = (format, rows, inner);
+        let steps = format.words(rows);
+        let len = inner.div_ceil(GROUP) * steps * GROUP;
         self.data.reserve(len);
-        cpu.pool().parts(&mut self.data[..len], rows * GROUP, |group, part| {
+        cpu.pool().parts(&mut self.data[..len], steps * GROUP, |group, part| {
             let (first, width) = (group * GROUP, GROUP.min(inner - group * GROUP));
-            for (row, values) in part.chunks_exact_mut(GROUP).enumerate() {
-                let source = &x[row * inner + first..][..width];
-                values[..width].copy_from_slice(source);
-                values[width..].fill(0.0);
+            match format {
+                Format::F32 => {
+                    for (row, values) in part.chunks_exact_mut(GROUP).enumerate() {
+                        let source = &x[row * inner + first..][..width];
+                        values[..width].copy_from_slice(source);
+                        values[width..].fill(0.0);
+                    }
+                }
+                Format::Bf16 => {
+                    let words: &mut [u32] = bytemuck::cast_slice_mut(part);
+                    for (step, words) in words.chunks_exact_mut(GROUP).enumerate() {
+                        let row = |row: usize| if row < rows { &x[row * inner + first..][..width] } else { &[] };
+                        let (even, odd) = (row(2 * step), row(2 * step + 1));
+                        for (k, word) in words.iter_mut().enumerate() {
+                            let value = |row: &[f32]| row.get(k).copied().unwrap_or(0.0);
+                            *word = pair(value(even), value(odd));
+                        }
+                    }
+                }
             }
         });
     }
@@ -89,7 +124,14 @@ impl RowPacked {
         self.inner
     }
 
-    pub(super) fn group(&self, group: usize) -> &[f32] {
-        &self.data[group * self.rows * GROUP..][..self.rows * GROUP]
+    /// Format of the products.
+    #[must_use]
+    pub fn format(&self) -> Format {
+        self.format
+    }
+
+    pub(super) fn group(&self, group: usize) -> &[u32] {
+        let len = self.format.words(self.rows) * GROUP;
+        &bytemuck::cast_slice(&self.data)[group * len..][..len]
     }
 }

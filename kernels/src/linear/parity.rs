@@ -1,8 +1,9 @@
 //! Shapes 1, odd and large; every path and thread count; bits equal to the reference's.
-use super::{Output, PANEL, Projection, RowPacked, backward_input, backward_weight, forward, pack, packed_index, packed_len};
-use super::{reference, unpack};
-use crate::Cpu;
+use super::{Matrix, Output, PANEL, Projection, RowPacked, backward_input, backward_weight, forward, halve, pack};
+use super::{packed_index, packed_len, reference, unpack};
+use crate::bf16::{round, widen};
 use crate::testing::{bits, fingerprint, machines, noise};
+use crate::{Cpu, Format};
 
 /// rows, out, in
 const SHAPES: [(usize, usize, usize); 8] =
@@ -32,21 +33,59 @@ fn packing_is_a_bijection_with_zero_padding() {
     }
 }
 
+/// The packed weights in both formats.
+struct Weights {
+    panels: Vec<f32>,
+    pairs: Vec<u32>,
+}
+
+impl Weights {
+    fn new(cpu: &Cpu, w: &[f32], out: usize, inner: usize) -> Self {
+        let panels = packed(cpu, w, out, inner);
+        let mut pairs = vec![u32::MAX; packed_len(out, inner.div_ceil(2))];
+        halve(cpu, &panels, inner, &mut pairs);
+        Self { panels, pairs }
+    }
+
+    fn matrix(&self, format: Format) -> Matrix<'_> {
+        match format {
+            Format::F32 => Matrix::f32(&self.panels),
+            Format::Bf16 => Matrix::bf16(&self.pairs),
+        }
+    }
+}
+
+const FORMATS: [Format; 2] = [Format::F32, Format::Bf16];
+
+#[test]
+fn elements_are_found_in_both_formats() {
+    let cpu = Cpu::new(2, 0);
+    for (_, out, inner) in SHAPES {
+        let w = noise(7, out * inner);
+        let weights = Weights::new(&cpu, &w, out, inner);
+        for (i, value) in w.iter().enumerate() {
+            let at = |format| weights.matrix(format).at(i / inner, i % inner, inner);
+            assert_eq!((at(Format::F32), at(Format::Bf16)), (*value, widen(round(*value))));
+        }
+    }
+}
+
 #[test]
 fn forward_equals_the_reference_bit_for_bit() {
     for cpu in machines() {
         for (rows, out, inner) in SHAPES {
             let (x, w, old) = (noise(1, rows * inner), noise(2, out * inner), noise(3, rows * out));
-            let weight = packed(&cpu, &w, out, inner);
-            for output in [Output::Set, Output::Continue, Output::Add] {
+            let weights = Weights::new(&cpu, &w, out, inner);
+            for (format, output) in FORMATS.into_iter().flat_map(|f| [(f, Output::Set), (f, Output::Continue), (f, Output::Add)])
+            {
                 let mut want = if output == Output::Continue { old.clone() } else { vec![0.0; rows * out] };
-                reference::forward(&x, &w, out, inner, &mut want);
+                reference::forward(format, &x, &w, out, inner, &mut want);
                 if output == Output::Add {
                     want.iter_mut().zip(&old).for_each(|(w, o)| *w += o);
                 }
                 let mut y = old.clone();
-                forward(&cpu, &x, inner, output, &mut [Projection { weight: &weight, out, y: &mut y }]);
-                assert_eq!(bits(&y), bits(&want), "{} {rows} x {out} x {inner} {output:?}", cpu.path());
+                forward(&cpu, &x, inner, output, &mut [Projection { weight: weights.matrix(format), out, y: &mut y }]);
+                assert_eq!(bits(&y), bits(&want), "{} {format:?} {rows} x {out} x {inner} {output:?}", cpu.path());
             }
         }
     }
@@ -57,37 +96,40 @@ fn projections_of_one_input_are_independent() {
     let cpu = Cpu::new(2, 0);
     let (rows, inner, outs) = (5, 19, [70, 1, 48]);
     let x = noise(1, rows * inner);
-    let weights: Vec<_> = outs.iter().map(|out| packed(&cpu, &noise(*out as u64, out * inner), *out, inner)).collect();
-    let mut together: Vec<_> = outs.iter().map(|out| vec![0.0; rows * out]).collect();
-    let mut jobs: Vec<_> =
-        together.iter_mut().zip(&weights).zip(outs).map(|((y, weight), out)| Projection { weight, out, y }).collect();
-    forward(&cpu, &x, inner, Output::Set, &mut jobs);
-    for ((out, weight), got) in outs.into_iter().zip(&weights).zip(&together) {
-        let mut y = vec![0.0; rows * out];
-        forward(&cpu, &x, inner, Output::Set, &mut [Projection { weight, out, y: &mut y }]);
-        assert_eq!(&y, got);
+    let weights: Vec<_> = outs.iter().map(|out| Weights::new(&cpu, &noise(*out as u64, out * inner), *out, inner)).collect();
+    for format in FORMATS {
+        let mut together: Vec<_> = outs.iter().map(|out| vec![0.0; rows * out]).collect();
+        let all = together.iter_mut().zip(&weights).zip(outs);
+        let mut jobs: Vec<_> = all.map(|((y, w), out)| Projection { weight: w.matrix(format), out, y }).collect();
+        forward(&cpu, &x, inner, Output::Set, &mut jobs);
+        for ((out, weight), got) in outs.into_iter().zip(&weights).zip(&together) {
+            let mut y = vec![0.0; rows * out];
+            forward(&cpu, &x, inner, Output::Set, &mut [Projection { weight: weight.matrix(format), out, y: &mut y }]);
+            assert_eq!(&y, got);
+        }
     }
 }
 
 #[test]
 fn gradients_equal_the_reference_bit_for_bit() {
     for cpu in machines() {
-        for (rows, out, inner) in SHAPES {
+        for ((rows, out, inner), format) in SHAPES.into_iter().flat_map(|shape| FORMATS.map(|f| (shape, f))) {
             let (x, w, dy) = (noise(1, rows * inner), noise(2, out * inner), noise(3, rows * out));
-            let weight = packed(&cpu, &w, out, inner);
+            let weights = Weights::new(&cpu, &w, out, inner);
             let mut want = noise(4, rows * inner);
             let mut dx = want.clone();
-            reference::backward_input(&dy, &w, out, inner, &mut want);
-            backward_input(&cpu, &dy, out, &weight, inner, Output::Continue, &mut dx);
-            assert_eq!(bits(&dx), bits(&want), "dx {} {rows} x {out} x {inner}", cpu.path());
+            reference::backward_input(format, &dy, &w, out, inner, &mut want);
+            backward_input(&cpu, &dy, out, weights.matrix(format), inner, Output::Continue, &mut dx);
+            assert_eq!(bits(&dx), bits(&want), "dx {} {format:?} {rows} x {out} x {inner}", cpu.path());
 
             let mut want = noise(5, out * inner);
             let mut gradient = packed(&cpu, &want, out, inner);
-            reference::backward_weight(&x, &dy, out, inner, &mut want);
+            reference::backward_weight(format, &x, &dy, out, inner, &mut want);
             let mut rows_packed = RowPacked::default();
-            rows_packed.pack(&cpu, &x, inner);
+            rows_packed.pack(&cpu, format, &x, inner);
             backward_weight(&cpu, &rows_packed, &dy, out, &mut gradient);
-            assert_eq!(bits(&gradient), bits(&packed(&cpu, &want, out, inner)), "dW {} {rows} x {out} x {inner}", cpu.path());
+            let want = packed(&cpu, &want, out, inner);
+            assert_eq!(bits(&gradient), bits(&want), "dW {} {format:?} {rows} x {out} x {inner}", cpu.path());
         }
     }
 }
@@ -96,8 +138,11 @@ fn gradients_equal_the_reference_bit_for_bit() {
 fn bits_are_the_committed_ones() {
     let cpu = Cpu::new(1, 0);
     let (rows, out, inner) = (11, 100, 70);
-    let weight = packed(&cpu, &noise(2, out * inner), out, inner);
-    let mut y = vec![0.0; rows * out];
-    forward(&cpu, &noise(1, rows * inner), inner, Output::Set, &mut [Projection { weight: &weight, out, y: &mut y }]);
-    assert_eq!(fingerprint(&y), 0xf592_bb3f_f8e0_d521);
+    let weights = Weights::new(&cpu, &noise(2, out * inner), out, inner);
+    for (format, want) in [(Format::F32, 0xf592_bb3f_f8e0_d521), (Format::Bf16, 0x19b6_7f94_0d2e_e0f5)] {
+        let mut y = vec![0.0; rows * out];
+        let mut projections = [Projection { weight: weights.matrix(format), out, y: &mut y }];
+        forward(&cpu, &noise(1, rows * inner), inner, Output::Set, &mut projections);
+        assert_eq!(fingerprint(&y), want, "{format:?}");
+    }
 }

@@ -1,12 +1,12 @@
 //! What the microkernel reaches when its operands stay in the first-level cache: the roof over every product.
-use super::{MAX_ROWS, Store, Tile, run};
+use super::{Format, MAX_ROWS, Store, Tile, run};
 use crate::Cpu;
 
 const K: usize = 128;
 const COLUMNS: usize = 48;
 
-/// Computes `rounds` tiles of 8 x 48 x 128 on every thread; gives the floating-point operations done by all of them.
-pub fn ceiling(cpu: &Cpu, rounds: usize) -> f64 {
+/// Computes `rounds` tiles of 8 x 48 x 128 words on every thread; gives the floating-point operations done by all of them.
+pub fn ceiling(cpu: &Cpu, format: Format, rounds: usize) -> f64 {
     let threads = cpu.pool().threads();
     cpu.pool().run(threads, |_| {
         let (a, b) = ([1.0f32; MAX_ROWS * K], [0.5f32; K * COLUMNS]);
@@ -15,9 +15,13 @@ pub fn ceiling(cpu: &Cpu, rounds: usize) -> f64 {
             let (a, b, c) = (a.as_ptr(), b.as_ptr(), c.as_mut_ptr());
             let tile = Tile { k: K, a, a_row: K, a_k: 1, b, b_k: COLUMNS, b_vec: 16, c, c_row: COLUMNS, c_vec: 16 };
             // SAFETY: A is 8 rows of 128, B 128 rows of 48, C 8 rows of 48, all on this task's stack.
-            unsafe { run(cpu.path(), MAX_ROWS, COLUMNS / 16, Store::Set, &tile) };
+            unsafe { run(cpu.path(), format, MAX_ROWS, COLUMNS / 16, Store::Set, &tile) };
         }
         std::hint::black_box(&mut c);
     });
-    (2 * MAX_ROWS * COLUMNS * K * rounds * threads) as f64
+    let terms = match format {
+        Format::F32 => K,
+        Format::Bf16 => 2 * K,
+    };
+    (2 * MAX_ROWS * COLUMNS * terms * rounds * threads) as f64
 }

@@ -3,18 +3,29 @@
 //! Invariant **C1**: every element of C is one accumulation chain, `acc = fma(a[k], b[k], acc)` for ascending `k` from
 //! +0 (or from the C that was there), whatever the tile's size, the instructions, or how the chain is cut into calls:
 //! storing an `f32` and loading it again changes nothing.
+//!
+//! Operands are words of 32 bits: an `f32`, or a pair of bf16 that follow each other along `k`, the earlier one in the low half.
+//!
+//! Invariant **C2**: with pairs a step of the chain is `acc = fma(a.high, b.high, acc)`, then `acc = fma(a.low, b.low, acc)`,
+//! each rounded to the nearest `f32`, ties to even, with a zero of the same sign for a result (or a first acc) below the
+//! smallest normal number. That is what x86's VDPBF16PS does; other paths compute it with their own multiply-adds.
 #![expect(unsafe_code, reason = "strided loads and stores through raw pointers; bounds are the callers' promise")]
 #[cfg(target_arch = "x86_64")]
 mod avx2;
 #[cfg(target_arch = "x86_64")]
 mod avx512;
+#[cfg(target_arch = "x86_64")]
+mod avx512_bf16;
 mod ceiling;
+mod pairs;
 #[cfg(test)]
 mod parity;
 mod portable;
 #[cfg(test)]
 mod reference;
 
+#[cfg(target_arch = "x86_64")]
+pub(crate) use avx512_bf16::agree as pairs_agree;
 pub use ceiling::ceiling;
 
 use crate::path::{Path, Set};
@@ -33,10 +44,32 @@ pub(crate) enum Store {
     Add,
 }
 
-/// Operands of one tile. Strides count `f32`.
+/// What a word of an operand holds; sums are `f32` always.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Hash)]
+pub enum Format {
+    /// One `f32`.
+    #[default]
+    F32,
+    /// Two bf16, see [`bf16`](crate::bf16).
+    Bf16,
+}
+
+impl Format {
+    /// Words that `values` values along `k` take; the last pair of an odd number ends in a zero.
+    #[must_use]
+    #[inline(always)]
+    pub fn words(self, values: usize) -> usize {
+        match self {
+            Self::F32 => values,
+            Self::Bf16 => values.div_ceil(2),
+        }
+    }
+}
+
+/// Operands of one tile. Strides count words.
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct Tile {
-    /// Length of the chains.
+    /// Length of the chains, in words.
     pub(crate) k: usize,
     /// `A[r, k]` lies at `a + r * a_row + k * a_k`.
     pub(crate) a: *const f32,
@@ -57,25 +90,28 @@ pub(crate) struct Tile {
 ///
 /// # Safety
 /// All elements that the strides reach are valid for reads (C also for writes, by this thread alone).
-pub(crate) unsafe fn run(path: Path, rows: usize, vecs: usize, store: Store, tile: &Tile) {
+pub(crate) unsafe fn run(path: Path, format: Format, rows: usize, vecs: usize, store: Store, tile: &Tile) {
     debug_assert!((1..=MAX_ROWS).contains(&rows) && (1..=4).contains(&vecs));
     if rows > 6 && vecs > 3 {
         // SAFETY: both halves are parts of the caller's tile.
         unsafe {
             let half = Tile { b: tile.b.add(2 * tile.b_vec), c: tile.c.add(2 * tile.c_vec), ..*tile };
-            run(path, rows, 2, store, tile);
-            run(path, rows, vecs - 2, store, &half);
+            run(path, format, rows, 2, store, tile);
+            run(path, format, rows, vecs - 2, store, &half);
         }
         return;
     }
     // SAFETY: the caller's promise; the machine has the path's instructions (P2).
     unsafe {
-        match path.set() {
+        match (format, path.set()) {
             #[cfg(target_arch = "x86_64")]
-            Set::Avx512 => avx512::run(rows, vecs, store, tile),
+            (Format::Bf16, Set::Avx512Bf16) => avx512_bf16::run(rows, vecs, store, tile),
+            (Format::Bf16, _) => pairs::run(path, rows, vecs, store, tile),
             #[cfg(target_arch = "x86_64")]
-            Set::Avx2 => avx2::run(rows, vecs, store, tile),
-            _ => portable::run(rows, vecs, store, tile),
+            (Format::F32, Set::Avx512 | Set::Avx512Bf16) => avx512::run(rows, vecs, store, tile),
+            #[cfg(target_arch = "x86_64")]
+            (Format::F32, Set::Avx2) => avx2::run(rows, vecs, store, tile),
+            (Format::F32, _) => portable::run(rows, vecs, store, tile),
         }
     }
 }
@@ -84,13 +120,30 @@ pub(crate) unsafe fn run(path: Path, rows: usize, vecs: usize, store: Store, til
 ///
 /// # Safety
 /// As [`run`]; nothing is promised of `ahead`, which is not read.
-pub(crate) unsafe fn run_ahead(path: Path, rows: usize, vecs: usize, store: Store, tile: &Tile, ahead: *const f32) {
+pub(crate) unsafe fn run_ahead(
+    path: Path,
+    format: Format,
+    rows: usize,
+    vecs: usize,
+    store: Store,
+    tile: &Tile,
+    ahead: *const f32,
+) {
+    let full = rows == MAX_ROWS && vecs == 3 && !ahead.is_null();
     // SAFETY: the caller's promise; the machine has the path's instructions (P2).
     unsafe {
-        match path.set() {
+        match (format, path.set()) {
             #[cfg(target_arch = "x86_64")]
-            Set::Avx512 if rows == MAX_ROWS && vecs == 3 && !ahead.is_null() => avx512::run_ahead(store, tile, ahead),
-            _ => run(path, rows, vecs, store, tile),
+            (Format::F32, Set::Avx512 | Set::Avx512Bf16) if full => avx512::run_ahead(store, tile, ahead),
+            #[cfg(target_arch = "x86_64")]
+            (Format::Bf16, Set::Avx512Bf16) if full => avx512_bf16::run_ahead(store, tile, ahead),
+            _ => run(path, format, rows, vecs, store, tile),
         }
     }
+}
+
+/// There are no dot products of pairs to agree.
+#[cfg(not(target_arch = "x86_64"))]
+pub(crate) fn pairs_agree() -> bool {
+    false
 }

@@ -32,7 +32,7 @@ pub(crate) async fn decode(subject: &Subject, prompts_out: Option<&Path>) -> Res
         let figures = json!({
             "tokens_per_s": rate,
             "gflop_per_s": rate * subject.flops_a_token() / 1e9,
-            "weights_gb_per_s": rate / batch as f64 * subject.flops_a_token() * 2.0 / 1e9,
+            "weights_gb_per_s": rate / batch as f64 * subject.flops_a_token() / 2.0 * subject.weight_bytes() / 1e9,
             "token_sha256": hashes,
         });
         report.insert(format!("batch_{batch}"), figures);

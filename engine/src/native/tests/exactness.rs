@@ -1,7 +1,7 @@
 //! B1: one token's log-prob has the same bits in every arrangement of the work.
 use super::*;
 
-fn scores(engine: &mut NativeEngine, sequences: &[PackedSequence], train: bool) -> Vec<Vec<u32>> {
+pub(super) fn scores(engine: &mut NativeEngine, sequences: &[PackedSequence], train: bool) -> Vec<Vec<u32>> {
     let result = engine.forward(&PackedBatch { sequences: sequences.to_vec() }, train).unwrap();
     let mut at = 0;
     let mut own = |s: &PackedSequence| {
@@ -12,7 +12,7 @@ fn scores(engine: &mut NativeEngine, sequences: &[PackedSequence], train: bool) 
 }
 
 /// Feeds sequences in chunks side by side, as the sampler does; the log-probs that can be read at the cuts.
-fn sampled(
+pub(super) fn sampled(
     engine: &mut NativeEngine,
     sequences: &[PackedSequence],
     cut: impl Fn(usize, usize) -> usize,
@@ -48,7 +48,7 @@ fn sampled(
     found
 }
 
-fn assert_agree(found: &[Vec<(usize, u32)>], want: &[Vec<u32>], what: &str) {
+pub(super) fn assert_agree(found: &[Vec<(usize, u32)>], want: &[Vec<u32>], what: &str) {
     for (index, (found, want)) in found.iter().zip(want).enumerate() {
         for (target, logp) in found {
             assert_eq!(*logp, want[target - 1], "{what}: target {target} of sequence {index}");

@@ -2,14 +2,14 @@
 use super::reference::{Weights, score, widen};
 use super::*;
 
-fn batch(spec: &DecoderSpec) -> PackedBatch {
+pub(super) fn batch(spec: &DecoderSpec) -> PackedBatch {
     let mut sequences: Vec<_> = [9, 2, 1, 5].into_iter().zip(0..).map(|(len, seed)| sequence(spec, len, seed)).collect();
     sequences[0].targets = vec![1, 4, 5, 8];
     PackedBatch { sequences }
 }
 
 /// The loss's weights: one for each log-prob and entropy.
-fn upstream(targets: usize) -> (Vec<f32>, Vec<f32>) {
+pub(super) fn upstream(targets: usize) -> (Vec<f32>, Vec<f32>) {
     let mut next = noise(77);
     (0..targets).map(|_| (next() as f32, 0.5 * next() as f32)).unzip()
 }

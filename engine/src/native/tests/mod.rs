@@ -1,4 +1,5 @@
 //! The engine against an f64 decoder, against itself in every other arrangement of the same work, and against bad input.
+mod bf16;
 mod exactness;
 mod gradients;
 mod reference;

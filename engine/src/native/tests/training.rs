@@ -2,9 +2,9 @@
 use super::*;
 use crate::AdamW;
 
-const OPTIMIZER: AdamW = AdamW { beta1: 0.9, beta2: 0.99, eps: 1e-8, weight_decay: 0.1 };
+pub(super) const OPTIMIZER: AdamW = AdamW { beta1: 0.9, beta2: 0.99, eps: 1e-8, weight_decay: 0.1 };
 
-fn step(engine: &mut NativeEngine, seed: u64) {
+pub(super) fn step(engine: &mut NativeEngine, seed: u64) {
     let spec = engine.spec().clone();
     let sequences: Vec<_> = (0..4).map(|i| sequence(&spec, 5 + 20 * i as usize, seed * 10 + i)).collect();
     let batch = PackedBatch { sequences };
@@ -83,7 +83,7 @@ fn padding_of_packed_matrices_stays_zero() {
     let exported = engine.export().unwrap();
     let mut fresh = NativeEngine::new(spec, 1, 1 << 20).unwrap();
     fresh.import(&exported).unwrap();
-    assert_eq!(bits(&engine.weights), bits(&fresh.weights));
+    assert_eq!(bits(engine.weights.arena().unwrap()), bits(fresh.weights.arena().unwrap()));
 }
 
 #[test]
