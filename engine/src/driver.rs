@@ -2,6 +2,7 @@
 use crate::handle::{Completion, Label};
 use crate::sampler::{Constraint, Decoding, Drawn, sample};
 use crate::scheduler::{Feed, Limits, Relief, Scheduler, SessionId};
+use crate::stream::Sampled;
 use crate::watched::Watched;
 use crate::{Backend, EngineError, Extend, KvId};
 use cohort_kernels::Path;
@@ -9,7 +10,7 @@ use crossbeam::channel::{Receiver, TryRecvError};
 use std::collections::HashMap;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, OnceLock, PoisonError, Weak};
-use tokio::sync::{OwnedSemaphorePermit, oneshot};
+use tokio::sync::{OwnedSemaphorePermit, mpsc, oneshot};
 
 /// A command with its place in the bounded queue, given back when it is taken out.
 pub(crate) struct Envelope {
@@ -29,6 +30,8 @@ pub(crate) struct GenerateCommand {
     pub(crate) alive: Weak<()>,
     pub(crate) append: Vec<u32>,
     pub(crate) decoding: Decoding,
+    /// Where its tokens go as they are sampled; it has a place for each of them.
+    pub(crate) sink: Option<mpsc::Sender<Sampled>>,
     pub(crate) reply: oneshot::Sender<Result<Completion, EngineError>>,
     /// Its place among the jobs, given back when the engine has forgotten it.
     pub(crate) place: OwnedSemaphorePermit,
@@ -67,6 +70,7 @@ struct Job {
     /// The decoding's own, where threads can share it.
     constraint: Option<Mutex<Box<dyn Constraint>>>,
     made: Completion,
+    sink: Option<mpsc::Sender<Sampled>>,
     reply: oneshot::Sender<Result<Completion, EngineError>>,
     _place: OwnedSemaphorePermit,
 }
@@ -134,7 +138,7 @@ impl Driver {
     }
 
     fn admit(&mut self, command: GenerateCommand) {
-        let GenerateCommand { session, alive, append, mut decoding, reply, place } = command;
+        let GenerateCommand { session, alive, append, mut decoding, sink, reply, place } = command;
         let first = !self.alive.contains_key(&session);
         if first {
             self.alive.insert(session, alive);
@@ -156,7 +160,7 @@ impl Driver {
                     finish: crate::scheduler::Finish::Length,
                 };
                 let constraint = decoding.constraint.take().map(Mutex::new);
-                self.jobs.insert(session, Job { decoding, constraint, made, reply, _place: place });
+                self.jobs.insert(session, Job { decoding, constraint, made, sink, reply, _place: place });
             }
             // A caller that no longer waits needs no answer, here and below.
             Err(error) => {
@@ -308,6 +312,11 @@ impl Driver {
             match job.made.spans.last_mut() {
                 Some((tokens, v)) if *v == version => *tokens += 1,
                 _ => job.made.spans.push((1, version)),
+            }
+            if let Some(sink) = &job.sink {
+                let Drawn { token, logp, logp_sampled } = drawn;
+                // A stream that was dropped ends the generation before the next step.
+                let _ = sink.try_send(Sampled { token, logp, logp_sampled, version });
             }
             self.sampled.fetch_add(1, Ordering::Relaxed);
             let stop = job.decoding.stops_at(drawn.token);
