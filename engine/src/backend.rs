@@ -148,6 +148,14 @@ pub trait Backend: Send {
     /// `work[i]`. A `KvId` may occur once. Errors: [`EngineError::Capacity`] past `max_context` or out of memory.
     fn extend(&mut self, work: &[Extend<'_>], logits: &mut [f32]) -> Result<(), EngineError>;
 
+    /// Whether a training pass draws at random (dropout of adapters), so that its log-probs are not those of sampling.
+    fn draws(&self) -> bool {
+        false
+    }
+    /// Keys of the draws of the next training pass, one a sequence; without them it draws nothing.
+    fn key_draws(&mut self, keys: &[u64]) {
+        let _ = keys;
+    }
     /// Log-probs and entropies of all targets. With `train`, keeps what one following [`Backend::backward`] needs.
     fn forward(&mut self, batch: &PackedBatch, train: bool) -> Result<Forward, EngineError>;
     /// Adds the gradients of the last `forward(.., true)` to the accumulated ones.

@@ -57,6 +57,12 @@ impl Backend for Watched<'_> {
     fn extend(&mut self, work: &[Extend<'_>], logits: &mut [f32]) -> Result<(), EngineError> {
         self.inner.extend(work, logits)
     }
+    fn draws(&self) -> bool {
+        self.inner.draws()
+    }
+    fn key_draws(&mut self, keys: &[u64]) {
+        self.inner.key_draws(keys);
+    }
     fn forward(&mut self, batch: &PackedBatch, train: bool) -> Result<Forward, EngineError> {
         self.inner.forward(batch, train)
     }
