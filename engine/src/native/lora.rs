@@ -7,6 +7,7 @@
 //! - **L2** only adapters have gradients, moments and a name: they are what is imported, exported and digested.
 use super::block::{Batch, Model};
 use super::layout::{Layout, Part};
+use super::weights::Weights;
 use crate::EngineError;
 use cohort_kernels::dropout::{self, Drops};
 use cohort_kernels::linear::{self, Matrix, Output, Projection, RowPacked};
@@ -96,19 +97,24 @@ impl Adapters {
     }
 
     /// Puts the adapters into the matrices of the parameters (L1).
-    pub(super) fn merge(&self, cpu: &Cpu, parameters: &Layout, arena: &mut [f32]) -> Result<(), EngineError> {
+    ///
+    /// # Errors
+    /// As [`Weights::change`].
+    pub(super) fn merge(&self, cpu: &Cpu, parameters: &Layout, weights: &mut Weights) -> Result<(), EngineError> {
         let (mut a, mut b) = (Vec::new(), Vec::new());
-        for pair in &self.pairs {
-            let (out, inner) = pair.shape;
-            a.resize(self.rank * inner, 0.0);
-            b.resize(out * self.rank, 0.0);
-            linear::unpack(cpu, &self.values[pair.a.clone()], self.rank, inner, &mut a);
-            linear::unpack(cpu, &self.values[pair.b.clone()], out, self.rank, &mut b);
-            let product = Product { a: &a, b: &b, rank: self.rank, scale: self.scale };
-            let merged = &mut arena[parameters.block(pair.layer, pair.part)];
-            merge(cpu, &self.frozen[pair.frozen.clone()], pair.shape, product, merged);
-        }
-        Ok(())
+        weights.change(cpu, parameters, |arena| {
+            for pair in &self.pairs {
+                let (out, inner) = pair.shape;
+                a.resize(self.rank * inner, 0.0);
+                b.resize(out * self.rank, 0.0);
+                linear::unpack(cpu, &self.values[pair.a.clone()], self.rank, inner, &mut a);
+                linear::unpack(cpu, &self.values[pair.b.clone()], out, self.rank, &mut b);
+                let product = Product { a: &a, b: &b, rank: self.rank, scale: self.scale };
+                let merged = &mut arena[parameters.block(pair.layer, pair.part)];
+                merge(cpu, &self.frozen[pair.frozen.clone()], pair.shape, product, merged);
+            }
+            Ok(())
+        })
     }
 
     /// Whether training passes draw.

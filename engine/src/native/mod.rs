@@ -136,7 +136,7 @@ impl NativeEngine {
             return Ok(());
         };
         adapters.import(cpu, set);
-        self.weights.change(cpu, layout, |arena| adapters.merge(cpu, layout, arena))
+        adapters.merge(cpu, layout, &mut self.weights)
     }
 
     /// Layout and values of what is trained.
@@ -169,17 +169,16 @@ impl NativeEngine {
         }
         let place = self.trained_layout().locate(name, index)?;
         let flip = |values: &mut [f32]| values[place] = f32::from_bits(values[place].to_bits() ^ 1 << bit);
-        if let Some(adapters) = &mut self.adapters {
-            flip(&mut adapters.values);
-        }
-        let (cpu, layout, adapters) = (&self.cpu, &self.layout, &self.adapters);
-        self.weights.change(cpu, layout, |arena| match adapters {
-            Some(adapters) => adapters.merge(cpu, layout, arena),
-            None => {
+        match &mut self.adapters {
+            Some(adapters) => {
+                flip(&mut adapters.values);
+                adapters.merge(&self.cpu, &self.layout, &mut self.weights)?;
+            }
+            None => self.weights.change(&self.cpu, &self.layout, |arena| {
                 flip(arena);
                 Ok(())
-            }
-        })?;
+            })?,
+        }
         self.pending = None;
         Ok(())
     }
@@ -369,7 +368,7 @@ impl Backend for NativeEngine {
             None => self.weights.change(cpu, layout, |arena| training.update(cpu, layout, arena, optimizer, lr, grad_scale))?,
             Some(adapters) => {
                 training.update(cpu, &adapters.layout, &mut adapters.values, optimizer, lr, grad_scale)?;
-                self.weights.change(cpu, layout, |arena| adapters.merge(cpu, layout, arena))?;
+                adapters.merge(cpu, layout, &mut self.weights)?;
             }
         }
         self.pending = None;
