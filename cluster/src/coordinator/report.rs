@@ -18,6 +18,8 @@ pub const STEP_S: &str = "time/step_s";
 pub const SAMPLED_TOKENS: &str = "tokens/sampled";
 /// Tokens of all sequences through the learner.
 pub const TRAINED_TOKENS: &str = "tokens/trained";
+/// Seconds that publishing weights took since the commit before.
+pub const WEIGHT_SYNC_S: &str = "timing_s/weight_sync";
 const REWARD: &str = "reward";
 const LOGP_DIFFERENCE: &str = "exactness/logp_difference_max";
 const LOGP_TOKENS: &str = "exactness/tokens";
@@ -30,6 +32,7 @@ pub(super) struct Report {
     collecting: Option<Instant>,
     collect_s: f64,
     step_sent: Option<Instant>,
+    weight_sync_s: f64,
     tokens: (u64, u64),
     evaluations: Vec<EvaluationReport>,
     rewards: Vec<f64>,
@@ -61,6 +64,7 @@ impl Report {
             collecting: None,
             collect_s: 0.0,
             step_sent: None,
+            weight_sync_s: 0.0,
             tokens: (0, 0),
             evaluations: past.evaluations.clone(),
             rewards: Vec::new(),
@@ -94,12 +98,24 @@ impl Report {
         self.tokens = (trained, sampled);
     }
 
+    /// The learner made a version's weights visible to the rollout workers of its host.
+    pub(super) fn published(&mut self, publish_us: u64) {
+        self.weight_sync_s += publish_us as f64 / 1e6;
+    }
+
     /// Adds what only the coordinator knows to a commit, before it is recorded.
     pub(super) fn enrich(&mut self, now: Instant, commit: &mut StepCommit) {
         let step_s = self.step_sent.take().map_or(0.0, |at| now.saturating_duration_since(at).as_secs_f64());
         let (trained, sampled) = self.tokens;
         let collect_s = std::mem::take(&mut self.collect_s);
-        let own = [(COLLECT_S, collect_s), (STEP_S, step_s), (SAMPLED_TOKENS, sampled as f64), (TRAINED_TOKENS, trained as f64)];
+        let weight_sync_s = std::mem::take(&mut self.weight_sync_s);
+        let own = [
+            (COLLECT_S, collect_s),
+            (STEP_S, step_s),
+            (WEIGHT_SYNC_S, weight_sync_s),
+            (SAMPLED_TOKENS, sampled as f64),
+            (TRAINED_TOKENS, trained as f64),
+        ];
         for (name, value) in own {
             commit.metrics.push((name.to_owned(), value));
         }
