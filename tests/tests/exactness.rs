@@ -51,6 +51,7 @@ async fn sampled(files: &ModelFiles, sampler: &EngineHandle) -> Result<Vec<Traje
             group,
             attempt: AttemptId(1),
             version: PolicyVersion(0),
+            follows: false,
             samples: SAMPLES,
             item: orders.train(group),
             seed: 1,

@@ -187,6 +187,7 @@ impl Session<'_> {
             group: GroupId(index),
             attempt: AttemptId(1),
             version: PolicyVersion(self.step),
+            follows: false,
             samples,
             item,
             seed: self.config.training.seed,

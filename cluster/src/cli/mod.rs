@@ -19,6 +19,7 @@ mod launch;
 mod open;
 mod overrides;
 mod progress;
+mod replay;
 mod rollouts;
 mod score;
 mod status;
@@ -65,6 +66,8 @@ enum Command {
     Status(status::Args),
     /// Prove that every group was consumed once, dropped with a reason, or is in flight
     Audit(audit::Args),
+    /// Take a run's steps again from its ledger, to the same weights
+    Replay(replay::Args),
     /// Hashes of a checkpoint's weights, optimizer, random state and data cursor
     Hash(hash::Args),
     /// What a model is: architecture, size, tokenizer, memory
@@ -127,6 +130,7 @@ fn dispatch(command: Command, out: &mut dyn Write) -> Result<u8, CliError> {
         Command::Doctor(args) => doctor::run(&args, out),
         Command::Status(args) => status::run(&args, out),
         Command::Audit(args) => audit::run(&args, out),
+        Command::Replay(args) => replay::run(&args, out),
         Command::Hash(args) => hash::run(&args, out),
         Command::Inspect(args) => inspect::run(&args, out),
         Command::Version(args) => version::run(&args, out),
