@@ -2,14 +2,15 @@
 use crate::config::Config;
 use crate::run::source::RING_SLOTS;
 use cohort_learner::training::Training;
-use cohort_model::DecoderSpec;
+use cohort_model::family::Mlp;
+use cohort_model::{DecoderSpec, DtypeKind};
 use serde::Serialize;
 use std::path::Path;
 
-/// Bytes that a run needs, by part. An estimate from shapes: f32, one host, all parameters trained.
+/// Bytes that a run needs, by part. An estimate from shapes: one host, all parameters trained.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
 pub struct Need {
-    /// The weights of the engine that learns.
+    /// The weights of the engine that learns: f32, and with bf16 the rounded ones beside them.
     pub parameters: u64,
     /// Their gradients.
     pub gradients: u64,
@@ -52,16 +53,29 @@ impl Need {
     #[must_use]
     pub fn of_run(spec: &DecoderSpec, config: &Config) -> Self {
         let engine = Self::of(spec, config.training.micro_batch_tokens.into(), 0);
+        let dtype = config.model.dtype;
+        let (full, sampler) = (engine.parameters, Self::weights_of_sampler(spec, dtype));
         let referenced = Training::try_from(&config.training).is_ok_and(|training| training.loss.needs_reference());
         let rollout = u64::from(config.cluster.rollout.get());
         let (workers, ring) = if config.cluster.processes { (rollout, u64::from(RING_SLOTS)) } else { (0, 0) };
         Self {
             kv: Self::kv_of_engine(spec, config) * workers.max(1),
-            reference: if referenced { engine.parameters } else { 0 },
-            workers: workers * engine.parameters,
-            ring: ring * engine.parameters,
+            parameters: if dtype == DtypeKind::Bf16 { full + sampler } else { full },
+            reference: if referenced { sampler } else { 0 },
+            workers: workers * sampler,
+            ring: ring * full,
             ..engine
         }
+    }
+
+    /// The weights of an engine that does not learn.
+    #[must_use]
+    pub fn weights_of_sampler(spec: &DecoderSpec, dtype: DtypeKind) -> u64 {
+        let bytes = match dtype {
+            DtypeKind::F32 => 4,
+            DtypeKind::Bf16 => 2,
+        };
+        bytes * spec.parameters() as u64
     }
 
     /// Keys and values of one generating engine of a run: its budget. Prompts are not read for it; where they are longer than
@@ -103,10 +117,12 @@ impl Need {
 }
 
 /// Values that the backward pass of one token needs: each block's two norms in and out, queries, keys, values, the
-/// attention's output, gate, up and their product; then the last norm.
+/// attention's output, gate, up and their product, with norms of heads what goes into them; then the last norm.
 fn activation_values(spec: &DecoderSpec) -> u64 {
     let (q, kv) = (spec.heads * spec.head_dim, spec.kv_heads * spec.head_dim);
-    let block = 4 * spec.hidden + 2 * q + 2 * kv + 3 * spec.intermediate;
+    let raw = if spec.family.traits().head_norms { q + kv } else { 0 };
+    let mlp = if spec.family.traits().mlp == Mlp::SwiGlu { 3 } else { 2 };
+    let block = 4 * spec.hidden + 2 * q + 2 * kv + mlp * spec.intermediate + raw;
     (spec.layers * block + 2 * spec.hidden) as u64
 }
 
@@ -166,7 +182,7 @@ impl Memory {
         } else if n.kv > n.parameters {
             "lower cluster.capacity or training.group_size"
         } else {
-            "full training takes 16 bytes a parameter in f32; choose a smaller model or a machine with more memory"
+            "full training takes 16 bytes a parameter in f32, 18 in bf16; choose a smaller model or a machine with more memory"
         }
     }
 }
@@ -212,6 +228,7 @@ mod tests {
 
     fn smollm2() -> DecoderSpec {
         DecoderSpec {
+            family: cohort_model::Family::Llama,
             hidden: 576,
             layers: 30,
             heads: 9,
@@ -247,6 +264,10 @@ mod tests {
         assert_eq!(many.kv, 3 * Need::kv_of_engine(&spec, &config));
         assert_eq!(many.total(), many.parts().iter().map(|(_, bytes)| bytes).sum::<u64>());
         assert!(many.total() > one.total() + 7 * one.parameters);
+        config.model.dtype = DtypeKind::Bf16;
+        let half = Need::of_run(&spec, &config);
+        assert_eq!((2 * half.workers, 2 * half.reference, half.ring), (many.workers, many.reference, many.ring));
+        assert_eq!(2 * half.parameters, 3 * many.parameters);
         let memory = Memory { available_bytes: Some(1), ..Memory::check(many) };
         assert!(
             memory.line().starts_with("learner and rollout workers need ")

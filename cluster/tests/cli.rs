@@ -203,14 +203,26 @@ fn generate_answers_in_order_whatever_the_batch() {
     let ids: Vec<String> = rows.iter().map(|r| r["id"].to_string().replace(['"', '[', ']'], "")).collect();
     assert_eq!(ids, (0..40).map(|i| i.to_string()).collect::<Vec<_>>());
     for row in &rows {
-        shaped(row, "text:string token_ids:array logprobs:array finish_reason:string token_sha256:hash");
+        shaped(row, "text:string token_ids:array logprobs:array sampled_logprobs:array finish_reason:string token_sha256:hash");
         assert_eq!(row["token_ids"].as_array().map(Vec::len), row["logprobs"].as_array().map(Vec::len));
+        assert_eq!(row["sampled_logprobs"], row["logprobs"], "nothing is truncated");
     }
     assert_eq!(with(&["--batch", "1", "--threads", "1"]), out, "bits do not depend on the batch or on threads");
     assert_ne!(with(&["--seed", "7"]), out);
     let greedy = with(&["--greedy"]);
     assert_eq!(with(&["--greedy", "--seed", "7"]), greedy);
     assert_ne!(greedy, out);
+
+    let narrow =
+        ["--top-k", "40", "--top-p", "0.9", "--min-p", "0.01", "--repetition-penalty", "1.1", "--presence-penalty", "0.2"];
+    let narrowed = with(&narrow);
+    assert_ne!(narrowed, out);
+    assert_eq!(with(&[&narrow[..], &["--batch", "1", "--threads", "1"]].concat()), narrowed);
+    for line in narrowed.lines() {
+        let row: Value = serde_json::from_str(line).unwrap();
+        assert_ne!(row["sampled_logprobs"], row["logprobs"]);
+    }
+    assert!(refused(&dir, 2, &[&base[..], &["--top-p", "1.5"]].concat()).contains("--top-p 1.5: must be above 0 and at most 1"));
 
     let long = with(&["--ignore-eos"]);
     for line in long.lines() {

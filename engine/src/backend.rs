@@ -121,6 +121,11 @@ pub trait Backend: Send {
 
     /// Replaces all weights (canonical layout, checked). KV memories keep their old keys and values: close them first.
     fn import(&mut self, weights: &WeightSet) -> Result<(), EngineError>;
+    /// As [`Backend::import`] for who knows the set's [digest](WeightSet::digest) already.
+    fn import_named(&mut self, weights: &WeightSet, digest: u64) -> Result<(), EngineError> {
+        let _known_to_the_caller = digest;
+        self.import(weights)
+    }
     /// All weights in the canonical layout, f32.
     fn export(&self) -> Result<WeightSet, EngineError>;
     /// Their fast digest: that of [`Backend::export`], made one tensor at a time where the engine can.

@@ -268,12 +268,15 @@ impl Driver {
 
     /// The next token of every feed that wants one.
     fn draw(&self, feeds: &[Feed]) -> Vec<Option<Result<Drawn, EngineError>>> {
-        let rules: Vec<_> =
-            feeds.iter().map(|f| self.jobs.get(&f.session).filter(|_| f.samples).map(|job| job.decoding.rule())).collect();
+        let rule = |feed: &Feed| {
+            let job = self.jobs.get(&feed.session).filter(|_| feed.samples)?;
+            Some(job.decoding.rule(self.scheduler.tokens(feed.session), job.made.tokens.len()))
+        };
+        let rules: Vec<_> = feeds.iter().map(rule).collect();
         let drawn: Vec<OnceLock<_>> = feeds.iter().map(|_| OnceLock::new()).collect();
         let (vocab, path, logits) = (self.core.backend.spec().vocab, self.path, &self.logits);
         self.core.backend.each(feeds.len(), &|i| {
-            if let Some(rule) = rules[i] {
+            if let Some(rule) = &rules[i] {
                 // The drawn token's position in the context: the same however often it is drawn again.
                 let position = (feeds[i].start + feeds[i].len) as u32;
                 drawn[i].get_or_init(|| sample(path, &logits[i * vocab..][..vocab], rule, position));

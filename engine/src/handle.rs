@@ -222,8 +222,8 @@ impl EngineHandle {
     /// Takes these weights in under a version's name.
     pub async fn load(&self, version: u64, weights: WeightSet) -> Result<Label, EngineError> {
         self.with_core(move |core| {
-            core.with_backend(|backend| backend.import(&weights))?;
             let label = Label { version, digest: weights.digest() };
+            core.with_backend(|backend| backend.import_named(&weights, label.digest))?;
             core.label = Some(label);
             Ok(label)
         })
@@ -264,7 +264,7 @@ impl EngineHandle {
             if got != want {
                 return Err(wrong_digest("swap", version, got, want));
             }
-            core.with_backend(|backend| backend.import(&weights))?;
+            core.with_backend(|backend| backend.import_named(&weights, got))?;
             core.label = Some(Label { version, digest: got });
             Ok(())
         })

@@ -4,13 +4,15 @@
 //! Two engines stand behind the [`Backend`] seam: `native` (CPU, explicit backward, batch-invariant) and `candle`
 //! (parity reference on the CPU, CUDA in the feature build); `stub` stands in for a model in plumbing tests.
 //!
-//! Files: `backend` the seam; `input` what a call may be given; `handle` the roles' side; `driver` the engine's thread; `scheduler` who is in the next step;
+//! Files: `backend` the seam; `input` what a call may be given; `handle` the roles' side; `driver` the engine's thread; `scheduler` who is in the next step, `beginnings` what
+//! its sequences have in common;
 //! `sampler` one token from logits; `ring` weights by version, in memory or shared by a host; `stub` canned text.
 
 /// Whether this build can compute on a CUDA device.
 pub const HAS_CUDA: bool = cfg!(feature = "cuda");
 
 pub mod backend;
+mod beginnings;
 pub mod candle;
 mod driver;
 pub mod handle;
@@ -23,7 +25,8 @@ pub mod stub;
 mod watched;
 
 pub use backend::{AdamW, Backend, EngineError, Extend, Forward, KvId, PackedBatch, PackedSequence, Upstream};
+pub use cohort_kernels::sampling::{Penalties, Truncation};
 pub use handle::{Completion, EngineHandle, EngineOptions, Label, Session, Span};
 pub use ring::{HeldRing, LocalRing, RingError, SharedRing, WeightRing};
-pub use sampler::{Decoding, DrawKey, StopWatch};
+pub use sampler::{BadSampling, Decoding, DrawKey, StopWatch};
 pub use scheduler::Finish;

@@ -12,6 +12,7 @@
 //!   ([`Scheduler::keep_all`]); then they are never shared, and whoever has them is told ([`Scheduler::is_stale`]).
 //! - **S4** the number of jobs is bounded by [`Limits::max_jobs`]; past it `submit` refuses.
 use crate::EngineError;
+use crate::beginnings::Beginnings;
 use std::collections::BTreeMap;
 
 /// One sequence that lives over several turns.
@@ -71,7 +72,8 @@ pub enum Relief {
     Nothing,
 }
 
-/// See [`Scheduler::beginning`].
+/// See [`Scheduler::beginnings`].
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Beginning {
     /// Fed by itself, or in memory already.
     Own,
@@ -225,9 +227,9 @@ impl Scheduler {
         let decoding = self.running.values().map(length).filter(|(fed, all)| fed + 1 == *all).count();
         let mut budget = self.limits.max_step_tokens.saturating_sub(decoding).max(usize::from(decoding == 0));
         let mut feeds = Vec::with_capacity(self.running.len());
-        for (arrival, id) in &self.running {
-            let (fed, all) = length(id);
-            let (from, start) = match self.beginning(*arrival, id) {
+        for (id, beginning) in self.beginnings() {
+            let (fed, all) = length(&id);
+            let (from, start) = match beginning {
                 Beginning::Own => (None, fed),
                 Beginning::Of(other, len) => (Some(other), len),
                 Beginning::Awaited => continue,
@@ -240,27 +242,30 @@ impl Scheduler {
             if want > 1 {
                 budget -= len;
             }
-            feeds.push(Feed { session: *id, start, len, samples: len == want, from });
+            feeds.push(Feed { session: id, start, len, samples: len == want, from });
         }
         feeds
     }
 
-    /// Where a session's first tokens come from (S5). Only older jobs are waited for, so the oldest waits for none.
-    fn beginning(&self, arrival: u64, id: &SessionId) -> Beginning {
-        let Some(own) = self.sessions.get(id).filter(|s| s.fed == 0) else { return Beginning::Own };
-        // The last token is always fed: its logits are wanted.
-        let most = own.tokens.len() - 1;
-        let common = |s: &Session| s.tokens.iter().zip(&own.tokens[..most]).take_while(|(a, b)| a == b).count();
-        let older = self.running.range(..arrival).filter_map(|(_, other)| self.sessions.get(other));
-        let others = self.sessions.iter().filter(|(other, s)| s.has_memory && !s.stale && *other != id);
-        let best = others.map(|(other, s)| (common(s).min(s.fed), *other)).max_by_key(|(len, _)| *len);
-        let held = best.map_or(0, |(len, _)| len);
-        let coming = older.map(common).max().unwrap_or(0);
-        match best {
-            _ if coming > held && coming >= SHARED_TOKENS => Beginning::Awaited,
-            Some((len, other)) if len >= SHARED_TOKENS => Beginning::Of(other, len),
-            _ => Beginning::Own,
+    /// Where every running session's first tokens come from (S5), oldest job first. Only older jobs are waited for, so the
+    /// oldest waits for none.
+    fn beginnings(&self) -> Vec<(SessionId, Beginning)> {
+        let running = self.running.values().filter_map(|id| Some((*id, self.sessions.get(id)?)));
+        if running.clone().all(|(_, session)| session.fed > 0) {
+            return running.map(|(id, _)| (id, Beginning::Own)).collect();
         }
+        let (mut held, mut older) = (Beginnings::default(), Beginnings::default());
+        for (id, session) in self.sessions.iter().filter(|(_, session)| session.has_memory && !session.stale) {
+            held.add(&session.tokens[..session.fed], *id);
+        }
+        let mut out = Vec::with_capacity(self.running.len());
+        for (id, session) in running {
+            out.push((id, if session.fed == 0 { beginning(&session.tokens, &held, &older) } else { Beginning::Own }));
+            if !session.stale {
+                older.add(&session.tokens, id);
+            }
+        }
+        out
     }
 
     /// The feed is in memory now.
@@ -339,9 +344,22 @@ impl Scheduler {
     }
 }
 
+/// Where a sequence that has no memory begins, given what others have in memory and what older jobs will have.
+fn beginning(own: &[u32], held: &Beginnings<'_, SessionId>, older: &Beginnings<'_, SessionId>) -> Beginning {
+    // The last token is always fed: its logits are wanted.
+    let own = &own[..own.len() - 1];
+    let (held, coming) = (held.longest(own), older.longest(own).map_or(0, |(len, _)| len));
+    match held {
+        _ if coming > held.map_or(0, |(len, _)| len) && coming >= SHARED_TOKENS => Beginning::Awaited,
+        Some((len, other)) if len >= SHARED_TOKENS => Beginning::Of(other, len),
+        _ => Beginning::Own,
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
+    use proptest::prelude::*;
 
     fn scheduler(max_running: usize, max_step_tokens: usize) -> Scheduler {
         Scheduler::new(Limits { max_running, max_jobs: 8, max_step_tokens, max_context: 16 })
@@ -424,6 +442,83 @@ mod tests {
         // The whole prompt but the last token, whose logits each of them wants.
         assert_eq!(seen(step(&mut s, 9)), [(1, 20, 1, None), (2, 19, 1, Some(1)), (3, 19, 1, Some(1)), (4, 0, 3, None)]);
         assert_eq!(seen(step(&mut s, 9)), [(1, 21, 1, None), (2, 20, 1, None), (3, 20, 1, None), (4, 3, 1, None)]);
+    }
+
+    /// As [`Scheduler::beginnings`], by asking every pair: the kind, and the number of tokens taken over.
+    fn by_pairs(s: &Scheduler, arrival: u64, id: SessionId) -> (Beginning, Vec<SessionId>) {
+        let own = &s.sessions[&id];
+        if own.fed > 0 {
+            return (Beginning::Own, Vec::new());
+        }
+        let most = own.tokens.len() - 1;
+        let common = |s: &Session| s.tokens.iter().zip(&own.tokens[..most]).take_while(|(a, b)| a == b).count();
+        let coming = s.running.range(..arrival).map(|(_, other)| common(&s.sessions[other])).max().unwrap_or(0);
+        let holds = |other: &Session| if other.has_memory { common(other).min(other.fed) } else { 0 };
+        let held = s.sessions.values().map(holds).max().unwrap_or(0);
+        let equals: Vec<_> = s.sessions.iter().filter(|(_, other)| holds(other) == held).map(|(id, _)| *id).collect();
+        let kind = match held {
+            _ if coming > held && coming >= SHARED_TOKENS => Beginning::Awaited,
+            SHARED_TOKENS.. => Beginning::Of(equals[0], held),
+            _ => Beginning::Own,
+        };
+        (kind, equals)
+    }
+
+    proptest! {
+        #[test]
+        fn beginnings_are_those_found_by_asking_every_pair(
+            jobs in prop::collection::vec((0usize..=20, prop::collection::vec(0u32..2, 1..10), 0usize..6, 0u8..8), 1..24),
+            max_running in 1usize..12,
+            max_step_tokens in 1usize..24,
+        ) {
+            let mut s = Scheduler::new(Limits { max_running, max_jobs: 99, max_step_tokens, max_context: 64 });
+            let first: Vec<u32> = (0..20).map(|i| i % 3).collect();
+            for (i, (shared, rest, steps, fate)) in jobs.iter().enumerate() {
+                let id = SessionId(i as u64);
+                s.open(id);
+                s.submit(id, &[&first[..*shared], &rest[..]].concat(), 9).unwrap();
+                for _ in 0..*steps {
+                    step(&mut s, rest[0]);
+                    for ((arrival, id), (got_id, got)) in s.running.iter().zip(s.beginnings()) {
+                        let (want, equals) = by_pairs(&s, *arrival, *id);
+                        prop_assert_eq!(*id, got_id);
+                        match (got, want) {
+                            // Any of those that hold as many tokens will do.
+                            (Beginning::Of(from, len), Beginning::Of(_, most)) => prop_assert!(len == most && equals.contains(&from)),
+                            (got, want) => prop_assert_eq!(got, want),
+                        }
+                    }
+                }
+                match fate {
+                    0 => drop(s.close(SessionId(*shared as u64))),
+                    1 => drop(s.relieve()),
+                    2 => s.forget_all(),
+                    _ => {}
+                }
+            }
+        }
+    }
+
+    #[test]
+    fn a_long_prompt_holds_no_decoding_sequence_up() {
+        let mut s = Scheduler::new(Limits { max_running: 8, max_jobs: 8, max_step_tokens: 16, max_context: 4096 });
+        for id in 0..3 {
+            s.open(SessionId(id));
+            s.submit(SessionId(id), &[id as u32; 4], 999).unwrap();
+        }
+        step(&mut s, 9);
+        s.open(SessionId(3));
+        s.submit(SessionId(3), &[5; 1000], 9).unwrap();
+        let mut steps = 0;
+        while s.sessions[&SessionId(3)].fed < 1000 {
+            let feeds = step(&mut s, 9);
+            // Everyone who decodes gets a token in every step; the prompt gets all that is left of the step, and no more.
+            let lens: Vec<_> = feeds.iter().map(|f| (f.session.0, f.len, f.samples)).collect();
+            assert_eq!(lens[..3], [(0, 1, true), (1, 1, true), (2, 1, true)], "step {steps}");
+            assert_eq!((lens.len(), lens[3].1), (4, (1000 - 13 * steps).min(13)), "step {steps}");
+            steps += 1;
+        }
+        assert_eq!(steps, 1000usize.div_ceil(13));
     }
 
     #[test]

@@ -3,7 +3,7 @@
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, reason = "a test fails by panicking")]
 use cohort_engine::{
     AdamW, Backend, Completion, Decoding, DrawKey, EngineError, EngineHandle, EngineOptions, Extend, Finish, Forward, KvId,
-    LocalRing, PackedBatch, Span, Upstream, WeightRing,
+    LocalRing, PackedBatch, Penalties, Span, Truncation, Upstream, WeightRing,
 };
 use cohort_model::{DecoderSpec, Tensor, WeightSet};
 use proptest::prelude::*;
@@ -26,6 +26,7 @@ struct Hashed {
 impl Hashed {
     fn new(tokens: usize) -> Self {
         let spec = DecoderSpec {
+            family: cohort_model::Family::Llama,
             hidden: 1,
             layers: 0,
             heads: 1,
@@ -133,9 +134,19 @@ fn engine(tokens: usize, options: EngineOptions) -> EngineHandle {
     EngineHandle::start(move || Ok(Box::new(Hashed::new(tokens))), options).unwrap()
 }
 
+/// Ways to draw, by sample.
+const NARROW: [(Penalties, Truncation); 4] = [
+    (Penalties { repetition: 1.5, presence: 0.5, frequency: 0.25 }, Truncation::OFF),
+    (Penalties::OFF, Truncation::OFF),
+    (Penalties::OFF, Truncation { top_k: 5, top_p: 0.8, min_p: 0.05 }),
+    (Penalties { repetition: 0.8, presence: -0.5, frequency: 1.0 }, Truncation { top_k: 0, top_p: 0.6, min_p: 0.0 }),
+];
+
 fn decoding(sample: u16, max_new_tokens: u32) -> Decoding {
     let key = DrawKey { seed: 5, group: 3, sample };
-    Decoding { temperature: 1.0, greedy: sample.is_multiple_of(3), max_new_tokens, stop_ids: vec![STOP], watch: None, key }
+    let (penalties, truncation) = NARROW[usize::from(sample) % NARROW.len()];
+    let greedy = sample.is_multiple_of(3);
+    Decoding { greedy, penalties, truncation, stop_ids: vec![STOP], ..Decoding::plain(1.0, max_new_tokens, key) }
 }
 
 /// What sequences may begin with: as long as a prompt that is shared.
@@ -149,11 +160,16 @@ struct Plan {
     patience: Option<usize>,
 }
 
-async fn run(engine: &EngineHandle, sample: u16, plan: &Plan) -> Vec<Completion> {
+/// As [`decoding`] without penalties: a draw depends on the tokens before it, not on which of them were drawn.
+fn memoryless(sample: u16, max_new_tokens: u32) -> Decoding {
+    Decoding { penalties: Penalties::OFF, ..decoding(sample, max_new_tokens) }
+}
+
+async fn run(engine: &EngineHandle, plan: &Plan, decoding: impl Fn(u32) -> Decoding) -> Vec<Completion> {
     let mut session = engine.session();
     let mut out = Vec::new();
     for (tokens, budget) in &plan.turns {
-        match session.generate(tokens, decoding(sample, *budget)).await {
+        match session.generate(tokens, decoding(*budget)).await {
             Ok(completion) => out.push(completion),
             Err(EngineError::Input(why)) if why.contains("context") => break,
             Err(other) => panic!("{other}"),
@@ -200,14 +216,14 @@ proptest! {
                         }
                     };
                     tokio::select! {
-                        done = run(&engine, i as u16, &plan) => Some(done),
+                        done = run(&engine, &plan, |new| decoding(i as u16, new)) => Some(done),
                         () = patience => None,
                     }
                 })
             }).collect();
             for (i, task) in tasks.into_iter().enumerate() {
                 if let Some(got) = task.await.unwrap() {
-                    prop_assert_eq!(got, run(&alone, i as u16, &plans[i]).await);
+                    prop_assert_eq!(got, run(&alone, &plans[i], |new| decoding(i as u16, new)).await);
                 }
             }
             Ok(())
@@ -224,7 +240,7 @@ fn version(v: u64) -> WeightSet {
 async fn alone_under(v: u64, context: &[u32], sample: u16) -> Completion {
     let engine = engine(usize::MAX, EngineOptions::default());
     engine.load(v, version(v)).await.unwrap();
-    engine.session().generate(context, decoding(sample, 1)).await.unwrap()
+    engine.session().generate(context, memoryless(sample, 1)).await.unwrap()
 }
 
 /// Every token of a sequence's turns with its context, version and exactness.
@@ -274,7 +290,7 @@ async fn through_swaps(engine: &EngineHandle, plans: &[Plan], swaps: &[usize]) -
                     }
                 };
                 tokio::select! {
-                    done = run(&engine, i as u16, &plan) => Some(done),
+                    done = run(&engine, &plan, |new| memoryless(i as u16, new)) => Some(done),
                     () = patience => None,
                 }
             })
@@ -337,7 +353,7 @@ async fn a_swap_in_the_middle_of_a_generation_makes_two_spans_each_exact() {
         }
         false
     };
-    let decoding = Decoding { watch: Some(Box::new(watch)), stop_ids: vec![], ..decoding(1, 7) };
+    let decoding = Decoding { watch: Some(Box::new(watch)), stop_ids: vec![], ..memoryless(1, 7) };
     let mut session = engine.session();
     let generating = tokio::spawn(async move { session.generate(&[1, 2], decoding).await.unwrap() });
     at_third.await.unwrap();
@@ -366,7 +382,7 @@ async fn kept_memory_is_marked_never_shared_and_gone_with_its_session() {
     let kept = old.generate(&[4], Decoding { stop_ids: vec![], ..decoding(1, 2) }).await.unwrap();
     assert_eq!(kept.spans, [Span { tokens: 2, version: 1, exact: false }]);
     // Another that begins alike takes nothing over from it.
-    let fresh = engine.session().generate(&BEGINNING, decoding(2, 1)).await.unwrap();
+    let fresh = engine.session().generate(&BEGINNING, memoryless(2, 1)).await.unwrap();
     assert!(fresh.spans[0].exact);
     assert_eq!(fresh, alone_under(1, &BEGINNING, 2).await);
 }
@@ -403,6 +419,8 @@ async fn stops_and_refusals_say_why() {
         (vec![0; CONTEXT], decoding(1, 3)),
         (vec![0], Decoding { temperature: 0.0, ..decoding(1, 3) }),
         (vec![0], decoding(1, 0)),
+        (vec![0], Decoding { truncation: Truncation { top_p: 0.0, ..Truncation::OFF }, ..decoding(1, 3) }),
+        (vec![0], Decoding { penalties: Penalties { repetition: 0.0, ..Penalties::OFF }, ..decoding(1, 3) }),
     ] {
         let error = engine.session().generate(&tokens, decoding).await.unwrap_err();
         assert!(matches!(error, EngineError::Input(_)), "{error}");

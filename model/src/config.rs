@@ -11,7 +11,8 @@ pub struct ModelConfig {
     pub path: String,
     /// What computes it: `native` (default; CPU, exact) or `candle` (parity reference on the CPU; needed for CUDA).
     pub engine: EngineKind,
-    /// Number format of weights and activations. `f32` (default) is the only one so far.
+    /// Number format of matrix products: `f32` (default), or `bf16`: their factors rounded to bf16 and summed up in f32, on
+    /// parameters, gradients and moments in f32. Needs `engine = "native"`. Part of the run's numerics.
     pub dtype: DtypeKind,
     /// Where it is computed: `cpu` (default) or `cuda` (needs `engine = "candle"` and a CUDA build).
     pub device: DeviceKind,
@@ -35,6 +36,30 @@ pub enum DtypeKind {
     /// IEEE single precision.
     #[default]
     F32,
+    /// Factors of products in bf16, sums and parameters in f32.
+    Bf16,
+}
+
+impl DtypeKind {
+    /// The name that the configuration and `--dtype` take.
+    #[must_use]
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::F32 => "f32",
+            Self::Bf16 => "bf16",
+        }
+    }
+}
+
+impl std::str::FromStr for DtypeKind {
+    type Err = String;
+
+    fn from_str(name: &str) -> Result<Self, String> {
+        [Self::F32, Self::Bf16]
+            .into_iter()
+            .find(|dtype| dtype.name() == name)
+            .ok_or_else(|| format!("no dtype {name:?}; there are f32 and bf16"))
+    }
 }
 
 /// A device by name.
@@ -54,6 +79,9 @@ pub enum ModelConfigError {
     /// The native engine has no GPU kernels.
     #[error("model.device = \"cuda\" needs model.engine = \"candle\": the native engine computes on the CPU")]
     NativeOnCuda,
+    /// The candle engine computes in f32.
+    #[error("model.dtype = \"bf16\" needs model.engine = \"native\": the candle engine computes in f32")]
+    CandleInBf16,
     /// No path.
     #[error("model.path is empty: give builtin://order-desk, a directory, a .gguf file or hf://org/name")]
     EmptyPath,
@@ -79,6 +107,9 @@ impl ModelConfig {
         if self.engine == EngineKind::Native && self.device == DeviceKind::Cuda {
             return Err(ModelConfigError::NativeOnCuda);
         }
+        if self.engine == EngineKind::Candle && self.dtype == DtypeKind::Bf16 {
+            return Err(ModelConfigError::CandleInBf16);
+        }
         Ok(())
     }
 }
@@ -92,6 +123,9 @@ mod tests {
         assert_eq!(ModelConfig::default().check(), Ok(()));
         let on_gpu = ModelConfig { device: DeviceKind::Cuda, ..ModelConfig::default() };
         assert_eq!(on_gpu.check(), Err(ModelConfigError::NativeOnCuda));
+        let in_bf16 = ModelConfig { dtype: DtypeKind::Bf16, ..ModelConfig::default() };
+        assert_eq!(in_bf16.check(), Ok(()));
+        assert_eq!(ModelConfig { engine: EngineKind::Candle, ..in_bf16 }.check(), Err(ModelConfigError::CandleInBf16));
         assert_eq!(ModelConfig { engine: EngineKind::Candle, ..on_gpu }.check(), Ok(()));
         assert_eq!(ModelConfig { path: " ".into(), ..ModelConfig::default() }.check(), Err(ModelConfigError::EmptyPath));
     }

@@ -3,7 +3,7 @@ use crate::{AttemptId, Epoch, GroupId, PolicyVersion};
 use bincode::{Decode, Encode};
 use serde::{Deserialize, Serialize};
 
-/// How tokens are drawn. Training defaults: temperature 1, nothing truncated.
+/// How tokens are drawn: penalties, then temperature, then top-k, top-p, min-p. Training defaults: temperature 1, all else off.
 #[derive(Debug, Clone, Copy, PartialEq, Encode, Decode, Serialize, Deserialize)]
 pub struct SamplingParams {
     /// Logits are divided by this. 0 with `greedy`.
@@ -12,6 +12,36 @@ pub struct SamplingParams {
     pub greedy: bool,
     /// Sampled tokens of one assistant turn, at most.
     pub max_new_tokens: u32,
+    /// Only tokens with one of so many largest logits; 0 is off.
+    pub top_k: u32,
+    /// Only the fewest most likely tokens of this probability; 1 is off.
+    pub top_p: f32,
+    /// Only tokens at least so many times as likely as the most likely one; 0 is off.
+    pub min_p: f32,
+    /// Divides positive and multiplies negative logits of tokens of the context; 1 is off.
+    pub repetition_penalty: f32,
+    /// Taken off the logit of a token that this assistant turn has already; 0 is off.
+    pub presence_penalty: f32,
+    /// Taken off the logit of a token for each time that this assistant turn has it; 0 is off.
+    pub frequency_penalty: f32,
+}
+
+impl SamplingParams {
+    /// Draws from the model's own distribution at a temperature.
+    #[must_use]
+    pub fn plain(temperature: f32, max_new_tokens: u32) -> Self {
+        Self {
+            temperature,
+            greedy: false,
+            max_new_tokens,
+            top_k: 0,
+            top_p: 1.0,
+            min_p: 0.0,
+            repetition_penalty: 1.0,
+            presence_penalty: 0.0,
+            frequency_penalty: 0.0,
+        }
+    }
 }
 
 /// What the group is for.

@@ -113,7 +113,17 @@ fn coordinator_to_rollout() -> Vec<(&'static str, CoordinatorToRollout)> {
         samples: 8,
         item: SampledItem { row: 99, json: "{\"prompt\":\"p\"}".into() },
         seed: u64::MAX,
-        sampling: SamplingParams { temperature: 0.7, greedy: false, max_new_tokens: 64 },
+        sampling: SamplingParams {
+            temperature: 0.7,
+            greedy: false,
+            max_new_tokens: 64,
+            top_k: 20,
+            top_p: 0.95,
+            min_p: 0.05,
+            repetition_penalty: 1.1,
+            presence_penalty: 0.5,
+            frequency_penalty: -0.25,
+        },
     };
     let weights = WeightsReady { version: PolicyVersion(4), slot: 1, digest: 0xfeed_beef_dead_cafe };
     let cancel = CancelLease { purpose: LeasePurpose::Train, group: GroupId(7), attempt: AttemptId(2) };

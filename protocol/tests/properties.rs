@@ -145,10 +145,16 @@ fn rollout_to_coordinator() -> impl Strategy<Value = RolloutToCoordinator> {
 }
 
 fn coordinator_to_rollout() -> impl Strategy<Value = CoordinatorToRollout> {
-    let sampling = (f32s(), any::<(bool, u32)>()).prop_map(|(temperature, (greedy, max_new_tokens))| SamplingParams {
-        temperature,
+    let sampling = (vec(f32s(), 6), any::<(bool, u32, u32)>()).prop_map(|(f, (greedy, max_new_tokens, top_k))| SamplingParams {
+        temperature: f[0],
         greedy,
         max_new_tokens,
+        top_k,
+        top_p: f[1],
+        min_p: f[2],
+        repetition_penalty: f[3],
+        presence_penalty: f[4],
+        frequency_penalty: f[5],
     });
     let lease = (fence(), version(), any::<(u16, u64, u64)>(), text(), sampling).prop_map(
         |((epoch, purpose, group, attempt), version, (samples, row, seed), json, sampling)| {

@@ -1,4 +1,5 @@
 //! `[agent]` and `[environment]`: what a user writes.
+use cohort_protocol::SamplingParams;
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 use std::path::PathBuf;
@@ -15,6 +16,18 @@ pub struct AgentConfig {
     pub max_new_tokens: u32,
     /// Logits are divided by this when training samples are drawn. Default 1.
     pub temperature: f64,
+    /// Draw only from tokens with one of so many largest logits; 0 draws from all. Default 0.
+    pub top_k: u32,
+    /// Draw only from the fewest most likely tokens of this probability, above 0 to 1. Default 1, from all.
+    pub top_p: f64,
+    /// Draw only from tokens at least so many times as likely as the most likely one, 0 to 1. Default 0, from all.
+    pub min_p: f64,
+    /// Divides positive and multiplies negative logits of tokens that are in the context, above 0. Default 1, off.
+    pub repetition_penalty: f64,
+    /// Taken off the logit of a token that this assistant turn has already. Default 0.
+    pub presence_penalty: f64,
+    /// Taken off the logit of a token for each time that this assistant turn has it. Default 0.
+    pub frequency_penalty: f64,
     /// Texts that end a turn, besides the model's own end tokens. Default none.
     pub stop: Vec<String>,
     /// Tools of the agent's own, by name ("calculator"); an environment may bring more. Default none.
@@ -32,10 +45,33 @@ impl Default for AgentConfig {
             system_prompt: None,
             max_new_tokens: 512,
             temperature: 1.0,
+            top_k: 0,
+            top_p: 1.0,
+            min_p: 0.0,
+            repetition_penalty: 1.0,
+            presence_penalty: 0.0,
+            frequency_penalty: 0.0,
             stop: Vec::new(),
             tools: Vec::new(),
             max_tool_calls: 8,
             stub_responses: vec!["Thank you for asking. How can I help?".into()],
+        }
+    }
+}
+
+impl AgentConfig {
+    /// How training samples are drawn.
+    #[must_use]
+    #[expect(clippy::cast_possible_truncation, reason = "the engine computes in f32; all of these are small numbers")]
+    pub fn sampling(&self) -> SamplingParams {
+        SamplingParams {
+            top_k: self.top_k,
+            top_p: self.top_p as f32,
+            min_p: self.min_p as f32,
+            repetition_penalty: self.repetition_penalty as f32,
+            presence_penalty: self.presence_penalty as f32,
+            frequency_penalty: self.frequency_penalty as f32,
+            ..SamplingParams::plain(self.temperature as f32, self.max_new_tokens)
         }
     }
 }

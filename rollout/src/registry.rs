@@ -4,7 +4,9 @@ use crate::dataset::{Dataset, RowDataset, TwoFiles};
 use crate::environments::order_desk::{OrderDesk, Orders};
 use crate::environments::{Environment, prompts, scenarios};
 use crate::format::ChatFormat;
+use crate::scene::limits_of;
 use crate::{AgentConfig, EnvironmentConfig, RolloutError, tools};
+use cohort_engine::sampler;
 use cohort_engine::stub::Script;
 use cohort_model::ModelFiles;
 use serde_json::Value;
@@ -15,6 +17,10 @@ use std::sync::Arc;
 pub const AGENTS: [&str; 2] = ["chat", "tool"];
 /// Environments by name.
 pub const ENVIRONMENTS: [&str; 3] = ["order_desk", "prompts", "scenarios"];
+
+/// Keys that [`sampler::check`] may find fault with.
+const SAMPLING: [&str; 5] =
+    ["agent.top_p", "agent.min_p", "agent.repetition_penalty", "agent.presence_penalty", "agent.frequency_penalty"];
 
 /// The agent of a section for a model.
 pub fn agent(config: &AgentConfig, model: &ModelFiles) -> Result<Arc<dyn Agent>, RolloutError> {
@@ -30,13 +36,19 @@ pub fn agent(config: &AgentConfig, model: &ModelFiles) -> Result<Arc<dyn Agent>,
     }
 }
 
-fn check_agent(config: &AgentConfig) -> Result<(), RolloutError> {
+/// Checks a section.
+pub fn check_agent(config: &AgentConfig) -> Result<(), RolloutError> {
     let fail = |place, problem: String| Err(RolloutError::Config { place, problem });
     if config.max_new_tokens == 0 {
         return fail("agent.max_new_tokens", "0 leaves no room to answer".into());
     }
     if !(config.temperature > 0.0 && config.temperature.is_finite()) {
         return fail("agent.temperature", format!("{} is not above 0", config.temperature));
+    }
+    let (penalties, truncation) = limits_of(&config.sampling());
+    if let Err(bad) = sampler::check(&penalties, &truncation) {
+        let place = SAMPLING.into_iter().find(|place| place.ends_with(bad.field)).unwrap_or("agent");
+        return fail(place, format!("{} {}", bad.value, bad.rule));
     }
     if config.stop.iter().any(String::is_empty) {
         return fail("agent.stop", "an empty text would stop every turn at once".into());

@@ -3,7 +3,7 @@ use crate::RolloutError;
 use crate::environments::Episode;
 use crate::format::{ChatFormat, before_stop};
 use crate::transcript::Transcript;
-use cohort_engine::{Decoding, DrawKey, EngineError, Finish, Session, StopWatch};
+use cohort_engine::{Decoding, DrawKey, EngineError, Finish, Penalties, Session, StopWatch, Truncation};
 use cohort_protocol::{FinishReason, SamplingParams, ToolCall, ToolResult, Turn, TurnRole};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -152,15 +152,25 @@ impl<'a> Scene<'a> {
                 }))
             }
         };
+        let (penalties, truncation) = limits_of(&self.sampling);
         Decoding {
             temperature: self.temperature(),
             greedy: self.sampling.greedy,
+            penalties,
+            truncation,
             max_new_tokens: self.sampling.max_new_tokens,
             stop_ids: self.format.end().to_vec(),
             watch,
             key: self.key,
         }
     }
+}
+
+/// What a lease's penalties and truncation are to the engine.
+pub(crate) fn limits_of(sampling: &SamplingParams) -> (Penalties, Truncation) {
+    let SamplingParams { top_k, top_p, min_p, repetition_penalty, presence_penalty, frequency_penalty, .. } = *sampling;
+    let penalties = Penalties { repetition: repetition_penalty, presence: presence_penalty, frequency: frequency_penalty };
+    (penalties, Truncation { top_k, top_p, min_p })
 }
 
 /// A hook that counts tokens.

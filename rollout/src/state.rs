@@ -247,7 +247,7 @@ mod tests {
             samples: 2,
             item: SampledItem { row: 0, json: "{}".into() },
             seed: 1,
-            sampling: SamplingParams { temperature: 1.0, greedy: false, max_new_tokens: 4 },
+            sampling: SamplingParams::plain(1.0, 4),
         })
     }
 

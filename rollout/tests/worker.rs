@@ -125,7 +125,7 @@ fn lease(epoch: u64, group: u64, attempt: u32, item: &SampledItem) -> GroupLease
         samples: 3,
         item: item.clone(),
         seed: 7,
-        sampling: SamplingParams { temperature: 1.0, greedy: true, max_new_tokens: 40 },
+        sampling: SamplingParams { greedy: true, ..SamplingParams::plain(1.0, 40) },
     }
 }
 

@@ -7,7 +7,7 @@ use cohort_engine::{Backend, EngineHandle, EngineOptions};
 use cohort_learner::aggregator::payload_digest;
 use cohort_learner::config::TrainingConfig;
 use cohort_learner::{Training, step};
-use cohort_model::ModelFiles;
+use cohort_model::{DtypeKind, ModelFiles};
 use cohort_protocol::messages::WireMessage;
 use cohort_protocol::messages::learner::{CoordinatorToLearner, StepRequest};
 use cohort_protocol::messages::rollout::RolloutToCoordinator;
@@ -21,12 +21,20 @@ use std::sync::Arc;
 
 const GROUPS: u64 = 48;
 const SAMPLES: u16 = 8;
+
+/// Training's own way to draw.
+fn plain() -> SamplingParams {
+    SamplingParams::plain(1.0, 16)
+}
+
+/// Metric of the largest one.
 const DIFFERENCE: &str = "exactness/logp_difference_max";
 
-fn engine(files: &ModelFiles, threads: usize) -> Result<EngineHandle> {
+fn engine(files: &ModelFiles, dtype: DtypeKind, threads: usize, sampling: bool) -> Result<EngineHandle> {
     let (spec, weights) = (files.spec.clone(), files.weights()?);
     let make = move || {
-        let mut engine = NativeEngine::new(spec, threads, 256 << 20)?;
+        let engine = NativeEngine::new(spec, threads, 256 << 20)?.of(dtype);
+        let mut engine = if sampling { engine.for_sampling() } else { engine };
         engine.import(&weights)?;
         Ok(Box::new(engine) as Box<dyn Backend>)
     };
@@ -34,7 +42,12 @@ fn engine(files: &ModelFiles, threads: usize) -> Result<EngineHandle> {
 }
 
 /// Groups as the coordinator has them: sampled by one engine, out of a frame.
-async fn sampled(files: &ModelFiles, sampler: &EngineHandle) -> Result<Vec<TrajectoryBatch>> {
+async fn sampled(
+    files: &ModelFiles,
+    sampler: &EngineHandle,
+    groups: u64,
+    sampling: SamplingParams,
+) -> Result<Vec<TrajectoryBatch>> {
     let agent = AgentConfig { r#type: "tool".into(), max_new_tokens: 16, ..AgentConfig::default() };
     let environment = EnvironmentConfig { max_turns: 5, ..EnvironmentConfig::default() };
     let stage = Stage {
@@ -43,8 +56,8 @@ async fn sampled(files: &ModelFiles, sampler: &EngineHandle) -> Result<Vec<Traje
         environment: registry::environment(&environment)?,
     };
     let orders = Orders::new(&environment, 1)?;
-    let mut groups = Vec::new();
-    for group in (0..GROUPS).map(GroupId) {
+    let mut running = Vec::new();
+    for group in (0..groups).map(GroupId) {
         let lease = Arc::new(GroupLease {
             epoch: Epoch(1),
             purpose: LeasePurpose::Train,
@@ -55,16 +68,16 @@ async fn sampled(files: &ModelFiles, sampler: &EngineHandle) -> Result<Vec<Traje
             samples: SAMPLES,
             item: orders.train(group),
             seed: 1,
-            sampling: SamplingParams { temperature: 1.0, greedy: false, max_new_tokens: 16 },
+            sampling,
         });
         let tasks = (0..SAMPLES).map(|sample| {
             let (stage, lease) = (stage.clone(), lease.clone());
             tokio::spawn(async move { stage.run(&lease, SampleIx(sample), None).await })
         });
-        groups.push((group, tasks.collect::<Vec<_>>()));
+        running.push((group, tasks.collect::<Vec<_>>()));
     }
     let mut batches = Vec::new();
-    for (group, tasks) in groups {
+    for (group, tasks) in running {
         let mut trajectories = Vec::new();
         for task in tasks {
             trajectories.push(task.await??);
@@ -80,9 +93,9 @@ async fn sampled(files: &ModelFiles, sampler: &EngineHandle) -> Result<Vec<Traje
 }
 
 /// The largest difference that the learner reports for these groups in a first step, and the tokens sampled.
-async fn difference(files: &ModelFiles, batches: Vec<TrajectoryBatch>) -> Result<(f64, usize)> {
+async fn difference(files: &ModelFiles, dtype: DtypeKind, batches: Vec<TrajectoryBatch>) -> Result<(f64, usize)> {
     let tokens = batches.iter().flat_map(|b| &b.trajectories).map(|t| t.mask.iter().filter(|&&m| m == 1).count()).sum();
-    let config = TrainingConfig { groups_per_step: GROUPS as u32, group_size: SAMPLES, ..TrainingConfig::default() };
+    let config = TrainingConfig { groups_per_step: batches.len() as u32, group_size: SAMPLES, ..TrainingConfig::default() };
     let training = Training::try_from(&config)?;
     let payload = |batch: TrajectoryBatch| {
         let rewards: Vec<f64> = (0..SAMPLES).map(|s| f64::from(s % 2)).collect();
@@ -100,7 +113,7 @@ async fn difference(files: &ModelFiles, batches: Vec<TrajectoryBatch>) -> Result
         anyhow::bail!("a step is decoded as something else");
     };
     // Other numbers of threads and other batches than the sampler's.
-    let learner = engine(files, 2)?;
+    let learner = engine(files, dtype, 2, false)?;
     let stepped = learner.advance(1, move |e| step::run(e, &training, &request, None, &mut |_, _| ())).await?;
     let (metrics, _) = stepped.map_err(|failure| anyhow::anyhow!("{}", failure.error))?;
     let named = |name: &str| metrics.iter().find(|(n, _)| n == name).map(|(_, v)| *v).with_context(|| format!("no {name}"));
@@ -111,13 +124,51 @@ async fn difference(files: &ModelFiles, batches: Vec<TrajectoryBatch>) -> Result
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn the_learner_recomputes_the_samplers_bits_and_sees_one_flipped_bit() -> Result<()> {
     let files = ModelFiles::open("builtin://order-desk")?;
-    let sampler = engine(&files, 1)?;
-    let (exact, tokens) = difference(&files, sampled(&files, &sampler).await?).await?;
-    assert_eq!(exact, 0.0);
-    assert!(tokens >= 2_000, "{tokens} tokens were compared");
-    // The lowest bit but eight of one weight in a feed-forward projection: a change of 2^-15 of it.
-    sampler.flip_weight_bit("model.layers.1.mlp.down_proj.weight", 1234, 8).await?;
-    let (flipped, _) = difference(&files, sampled(&files, &sampler).await?).await?;
-    assert!(flipped > 0.0, "a flipped bit goes unseen");
+    // One bit of one weight in a feed-forward projection: a change of 2^-15 of it, in bf16 of 2^-7.
+    for (dtype, bit) in [(DtypeKind::F32, 8), (DtypeKind::Bf16, 16)] {
+        let sampler = engine(&files, dtype, 1, false)?;
+        let batches = sampled(&files, &sampler, GROUPS, plain()).await?;
+        let alone = sampled(&files, &engine(&files, dtype, 2, true)?, GROUPS, plain()).await?;
+        assert_eq!(payloads(&batches), payloads(&alone), "an engine for sampling alone");
+        let (exact, tokens) = difference(&files, dtype, batches).await?;
+        assert_eq!(exact, 0.0);
+        assert!(tokens >= 2_000, "{tokens} tokens were compared");
+        sampler.flip_weight_bit("model.layers.1.mlp.down_proj.weight", 1234, bit).await?;
+        let (flipped, _) = difference(&files, dtype, sampled(&files, &sampler, GROUPS, plain()).await?).await?;
+        assert!(flipped > 0.0, "a flipped bit goes unseen in {dtype:?}");
+    }
     Ok(())
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn penalties_and_truncation_leave_the_learners_bits_and_say_what_was_drawn_from() -> Result<()> {
+    let files = ModelFiles::open("builtin://order-desk")?;
+    let sampler = engine(&files, DtypeKind::F32, 2, false)?;
+    let narrow = SamplingParams {
+        temperature: 1.3,
+        top_k: 30,
+        top_p: 0.95,
+        min_p: 0.02,
+        repetition_penalty: 1.2,
+        presence_penalty: 0.3,
+        frequency_penalty: 0.1,
+        ..plain()
+    };
+    let batches = sampled(&files, &sampler, 8, narrow).await?;
+    let trajectories = || batches.iter().flat_map(|b| &b.trajectories);
+    let apart =
+        trajectories().flat_map(|t| t.logp.iter().zip(t.logp_sampled.iter())).filter(|(logp, drawn)| logp != drawn).count();
+    assert!(apart > 100, "{apart} tokens were drawn from another distribution than the model's");
+    // One left to choose from is drawn with certainty.
+    let only = sampled(&files, &sampler, 1, SamplingParams { top_k: 1, ..plain() }).await?;
+    assert!(only.iter().flat_map(|b| &b.trajectories).all(|t| t.logp_sampled.iter().all(|logp| *logp == 0.0)));
+    let (exact, _) = difference(&files, DtypeKind::F32, batches).await?;
+    assert_eq!(exact, 0.0);
+    Ok(())
+}
+
+/// Tokens and log-probs, by bits.
+fn payloads(batches: &[TrajectoryBatch]) -> Vec<(Vec<u32>, Vec<u32>)> {
+    let all = batches.iter().flat_map(|batch| &batch.trajectories);
+    all.map(|t| (t.token_ids.0.clone(), t.logp.0.iter().map(|logp| logp.to_bits()).collect())).collect()
 }

@@ -146,9 +146,8 @@ fn lease(item: SampledItem, group: u64, purpose: LeasePurpose, samples: u16, see
         item,
         seed,
         sampling: SamplingParams {
-            temperature: 1.0,
             greedy: matches!(purpose, LeasePurpose::Eval { greedy: true, .. }),
-            max_new_tokens: MAX_NEW_TOKENS,
+            ..SamplingParams::plain(1.0, MAX_NEW_TOKENS)
         },
     }
 }

@@ -126,7 +126,7 @@ async fn work(
 ) -> Result<(), WorkerFailure> {
     let ended: Result<(), Failure> = match options.who.role {
         Role::Rollout => {
-            let engine = wiring.engine().map_err(Failure::from)?;
+            let engine = wiring.sampling_engine().map_err(Failure::from)?;
             let args = wiring.rollout(options.who.index, engine, ring(options)?).map_err(Failure::from)?;
             cohort_rollout::run_worker(args, dialer, shutdown).await.map_err(Failure::from)
         }

@@ -3,6 +3,7 @@
 //! A round draws as the run's own evaluation after that step does, so the figures are the same.
 use super::hash::resolve;
 use super::open::runtime;
+use super::sampling::SamplingArgs;
 use super::summary::{shown, turns};
 use super::{CliError, Exit, json_line};
 use crate::config::tree::Value;
@@ -44,6 +45,8 @@ pub(super) struct Args {
     /// Samples of each prompt [default: training.eval.samples]
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u16).range(1..))]
     samples: Option<u16>,
+    #[command(flatten)]
+    sampling: SamplingArgs,
     /// Say this to the policy and print its answer
     #[arg(long, value_name = "TEXT", conflicts_with_all = ["prompts", "samples", "interactive"])]
     message: Option<String>,
@@ -73,7 +76,7 @@ pub(super) fn run(args: &Args, out: &mut dyn Write) -> Result<Exit, CliError> {
     let weights = wiring.files.weights()?;
     let sha256 = weights.sha256();
     let stage = Stage {
-        engine: wiring.engine()?,
+        engine: wiring.sampling_engine()?,
         agent: registry::agent(&wiring.config.agent, &wiring.files)?,
         environment: registry::environment(&wiring.config.environment)?,
     };
@@ -126,7 +129,8 @@ fn configuration(args: &Args, model: &str) -> Result<Resolved, CliError> {
         }
         None => args.config.clone(),
     };
-    let flags = vec![("model.path".to_owned(), Value::String(model.to_owned()), format!("evaluate {}", args.checkpoint))];
+    let mut flags = vec![("model.path".to_owned(), Value::String(model.to_owned()), format!("evaluate {}", args.checkpoint))];
+    flags.extend(args.sampling.flags());
     Ok(Resolved::load(&Inputs { files, sets: args.sets.clone(), flags })?)
 }
 
@@ -179,8 +183,6 @@ impl Session<'_> {
     }
 
     fn lease(&self, index: u64, item: SampledItem, samples: u16, greedy: bool) -> GroupLease {
-        #[expect(clippy::cast_possible_truncation, reason = "the wire has f32; temperatures are small numbers")]
-        let temperature = self.config.agent.temperature as f32;
         GroupLease {
             epoch: Epoch(0),
             purpose: LeasePurpose::Eval { step: self.step, greedy },
@@ -191,7 +193,7 @@ impl Session<'_> {
             samples,
             item,
             seed: self.config.training.seed,
-            sampling: SamplingParams { temperature, greedy, max_new_tokens: self.config.agent.max_new_tokens },
+            sampling: SamplingParams { greedy, ..self.config.agent.sampling() },
         }
     }
 

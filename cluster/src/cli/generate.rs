@@ -2,8 +2,9 @@
 //! training uses. A row's tokens depend on model, seed and row number alone, never on the batch.
 use super::jsonl::{self, Place};
 use super::open::{ModelArgs, Opened, runtime};
+use super::sampling::SamplingArgs;
 use super::{CliError, Exit, json_line};
-use cohort_engine::{Completion, Decoding, DrawKey, EngineError, EngineHandle, EngineOptions, Finish};
+use cohort_engine::{Completion, Decoding, DrawKey, EngineError, EngineHandle, EngineOptions, Finish, Penalties, Truncation};
 use cohort_model::{ChatMessage, ModelFiles};
 use serde::{Deserialize, Serialize};
 use sha2::{Digest, Sha256};
@@ -34,6 +35,8 @@ pub(super) struct Args {
     /// Logits are divided by this
     #[arg(long, value_name = "T", default_value_t = 1.0, value_parser = temperature)]
     temperature: f32,
+    #[command(flatten)]
+    sampling: SamplingArgs,
     /// Key of the draws
     #[arg(long, default_value_t = 42)]
     seed: u64,
@@ -66,6 +69,7 @@ struct Generated<'a> {
     text: String,
     token_ids: &'a [u32],
     logprobs: &'a [f32],
+    sampled_logprobs: &'a [f32],
     finish_reason: &'static str,
     token_sha256: String,
 }
@@ -79,12 +83,13 @@ pub fn token_sha256(tokens: &[u32]) -> String {
 }
 
 pub(super) fn run(args: &Args, out: &mut dyn Write) -> Result<Exit, CliError> {
+    let limits = args.sampling.limits()?;
     let rows: Vec<(Place, Row)> = jsonl::read(&args.input)?;
     let files = args.model.files()?;
     let prompts = rows.iter().map(|(place, row)| prompt(&files, place, row)).collect::<Result<Vec<_>, _>>()?;
     let options = EngineOptions { max_running: args.batch.into(), ..EngineOptions::default() };
     let Opened { files, engine } = args.model.open(files, options)?;
-    let mut job = Job { args, rows: &rows, files: &files, out, waiting: BTreeMap::new(), next: 0 };
+    let mut job = Job { args, limits, rows: &rows, files: &files, out, waiting: BTreeMap::new(), next: 0 };
     runtime()?.block_on(job.run(&engine, prompts))?;
     Ok(Exit::Success)
 }
@@ -126,6 +131,7 @@ pub(super) fn check_ids(files: &ModelFiles, place: &Place, tokens: &[u32]) -> Re
 
 struct Job<'a> {
     args: &'a Args,
+    limits: (Penalties, Truncation),
     rows: &'a [(Place, Row)],
     files: &'a ModelFiles,
     out: &'a mut dyn Write,
@@ -158,6 +164,8 @@ impl Job<'_> {
         Decoding {
             temperature: self.args.temperature,
             greedy: self.args.greedy,
+            penalties: self.limits.0,
+            truncation: self.limits.1,
             max_new_tokens: self.args.max_new_tokens,
             stop_ids: if self.args.ignore_eos { Vec::new() } else { self.files.eos.clone() },
             watch: None,
@@ -173,6 +181,7 @@ impl Job<'_> {
                 text: self.files.tokenizer.decode(&done.tokens, true).map_err(|e| place.error(e))?,
                 token_ids: &done.tokens,
                 logprobs: &done.logp,
+                sampled_logprobs: &done.logp_sampled,
                 finish_reason: match done.finish {
                     Finish::Stop => "stop",
                     Finish::Length => "length",

@@ -21,6 +21,7 @@ mod overrides;
 mod progress;
 mod replay;
 mod rollouts;
+mod sampling;
 mod score;
 mod status;
 mod summary;

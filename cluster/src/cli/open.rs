@@ -11,19 +11,12 @@ pub(super) struct ModelArgs {
     /// builtin://order-desk, a directory (a checkpoint too), a .gguf file or hf://org/name
     #[arg(long)]
     model: String,
-    /// Number format of weights and activations
-    #[arg(long, value_name = "DTYPE", default_value = "f32", value_parser = dtype)]
+    /// Number format of matrix products: f32 or bf16
+    #[arg(long, value_name = "DTYPE", default_value = "f32")]
     dtype: DtypeKind,
     /// Compute threads; 0 takes all cores
     #[arg(long, value_name = "N", default_value_t = 0)]
     threads: u16,
-}
-
-fn dtype(name: &str) -> Result<DtypeKind, String> {
-    match name {
-        "f32" => Ok(DtypeKind::F32),
-        other => Err(format!("no dtype {other:?}; there is f32")),
-    }
 }
 
 /// A model that is ready to compute.
@@ -47,10 +40,11 @@ impl ModelArgs {
     /// Starts an engine with the model's weights in it.
     pub(super) fn open(&self, files: ModelFiles, options: EngineOptions) -> Result<Opened, CliError> {
         let (spec, threads) = (files.spec.clone(), usize::from(self.threads));
-        let kv_bytes = kv_budget(&spec, options.max_running)?;
+        let dtype = self.dtype;
+        let kv_bytes = kv_budget(&spec, dtype, options.max_running)?;
         let weights = files.weights()?;
         let make = move || -> Result<Box<dyn Backend>, EngineError> {
-            let mut engine = NativeEngine::new(spec, threads, kv_bytes)?;
+            let mut engine = NativeEngine::new(spec, threads, kv_bytes)?.of(dtype).for_sampling();
             engine.import(&weights)?;
             Ok(Box::new(engine))
         };
@@ -59,11 +53,12 @@ impl ModelArgs {
 }
 
 /// Bytes for keys and values: every running sequence at full context, at most half of what is left beside the weights.
-fn kv_budget(spec: &DecoderSpec, running: usize) -> Result<usize, CliError> {
+fn kv_budget(spec: &DecoderSpec, dtype: DtypeKind, running: usize) -> Result<usize, CliError> {
     let need = Need::of(spec, 0, running as u64 * spec.max_context as u64);
     let Some(available) = available_memory() else { return Ok(usize::try_from(need.kv).unwrap_or(usize::MAX)) };
-    let Some(left) = available.checked_sub(need.parameters) else {
-        let (needs, has) = (memory_text(need.parameters), memory_text(available));
+    let weights = Need::weights_of_sampler(spec, dtype);
+    let Some(left) = available.checked_sub(weights) else {
+        let (needs, has) = (memory_text(weights), memory_text(available));
         return Err(CliError::new(
             Exit::Compute,
             format!("the weights need {needs} of memory, {has} are free; choose a smaller model"),

@@ -53,6 +53,11 @@ impl Config {
                 nearest(kind, registry::AGENTS.into_iter()).map_or(String::new(), |near| format!("; did you mean {near:?}?"));
             return Err(("agent.type".to_owned(), format!("no agent {kind:?}{meant} There are {}", registry::AGENTS.join(", "))));
         }
+        match registry::check_agent(&self.agent) {
+            Err(RolloutError::Config { place, problem }) => return Err((place.to_owned(), problem)),
+            Err(other) => return Err(("agent".to_owned(), other.to_string())),
+            Ok(()) => {}
+        }
         match registry::environment(&self.environment) {
             Err(RolloutError::Config { place, problem }) => return Err((place.to_owned(), problem)),
             Err(other) => return Err(("environment".to_owned(), other.to_string())),

@@ -26,7 +26,7 @@ impl GroupSource for Rows {
         SampledItem { row: cursor, json: format!("{{\"answer\":{cursor}}}") }
     }
     fn sampling(&self, _: &Work) -> SamplingParams {
-        SamplingParams { temperature: 1.0, greedy: false, max_new_tokens: 8 }
+        SamplingParams::plain(1.0, 8)
     }
     fn seed(&self) -> u64 {
         1

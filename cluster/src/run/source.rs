@@ -39,7 +39,7 @@ pub fn coordinator_args(wiring: &Wiring, paths: &RunPaths, around: Surroundings)
         plan: plan(config, data.as_ref(), around.shared_engine),
         workers: workers(config),
         numerics: wiring.numerics(),
-        groups: Arc::new(Rows { data, sampling: sampling(config), seed: config.training.seed }),
+        groups: Arc::new(Rows { data, sampling: config.agent.sampling(), seed: config.training.seed }),
         advantage: training.advantage,
         progress: around.progress,
         replacer: around.replacer,
@@ -80,11 +80,6 @@ fn plan(config: &Config, data: &dyn Dataset, shared_engine: bool) -> Plan {
         max_failures: MAX_FAILURES,
         deadlines: Deadlines::default(),
     }
-}
-
-#[expect(clippy::cast_possible_truncation, reason = "a temperature is a small number; the engine computes in f32")]
-fn sampling(config: &Config) -> SamplingParams {
-    SamplingParams { temperature: config.agent.temperature as f32, greedy: false, max_new_tokens: config.agent.max_new_tokens }
 }
 
 /// Leases filled from a data set.

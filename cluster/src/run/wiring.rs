@@ -9,7 +9,7 @@ use cohort_engine::stub::StubBackend;
 use cohort_engine::{Backend, EngineError, EngineHandle, EngineOptions, WeightRing};
 use cohort_learner::LearnerArgs;
 use cohort_model::config::EngineKind;
-use cohort_model::{ModelError, ModelFiles};
+use cohort_model::{ModelConfig, ModelError, ModelFiles};
 use cohort_protocol::messages::handshake::Hello;
 use cohort_protocol::version::{PROTOCOL, PROTOCOL_MIN};
 use cohort_protocol::{Role, RunId, WorkerId};
@@ -102,9 +102,21 @@ impl Wiring {
         })
     }
 
-    /// An engine without weights: the learner loads them, rollout workers swap to what it publishes.
+    /// An engine without weights that can do all: the learner loads them, and rollout workers of its process swap to what it
+    /// publishes.
     pub fn engine(&self) -> Result<EngineHandle, WiringError> {
-        let backend = self.backend()?;
+        self.start(self.backend(Use::All)?)
+    }
+
+    /// An engine without weights for a process that does not learn.
+    pub fn sampling_engine(&self) -> Result<EngineHandle, WiringError> {
+        self.start(self.backend(Use::Sampling)?)
+    }
+
+    fn start<M>(&self, backend: M) -> Result<EngineHandle, WiringError>
+    where
+        M: FnOnce() -> Result<Box<dyn Backend>, EngineError> + Send + 'static,
+    {
         let capacity = usize::from(self.config.cluster.capacity.get());
         let running = (capacity * usize::from(self.config.training.group_size)).clamp(16, 512);
         let options = EngineOptions {
@@ -121,7 +133,7 @@ impl Wiring {
         if !cohort_learner::training::Training::try_from(&self.config.training)?.loss.needs_reference() {
             return Ok(None);
         }
-        let (backend, weights) = (self.backend()?, self.files.weights()?);
+        let (backend, weights) = (self.backend(Use::Sampling)?, self.files.weights()?);
         let make = move || {
             let mut backend = backend()?;
             backend.import(&weights)?;
@@ -170,11 +182,14 @@ impl Wiring {
     }
 
     /// How a backend is made on its thread.
-    fn backend(&self) -> Result<impl FnOnce() -> Result<Box<dyn Backend>, EngineError> + Send + 'static, WiringError> {
+    fn backend(
+        &self,
+        purpose: Use,
+    ) -> Result<impl FnOnce() -> Result<Box<dyn Backend>, EngineError> + Send + 'static, WiringError> {
         let spec = self.files.spec.clone();
         let threads = usize::from(self.config.cluster.threads);
         let kv_bytes = kv_budget(Need::kv_of_engine(&spec, &self.config));
-        let (kind, device) = (self.config.model.engine, self.config.model.device);
+        let ModelConfig { engine: kind, device, dtype, .. } = self.config.model;
         let stub = match self.is_stub() {
             true => Some((registry::stub_script(&self.config.agent, &self.files)?, self.files.weights()?)),
             false => None,
@@ -182,11 +197,23 @@ impl Wiring {
         Ok(move || -> Result<Box<dyn Backend>, EngineError> {
             Ok(match (stub, kind, device) {
                 (Some((script, weights)), _, _) => Box::new(StubBackend::new(spec, script, weights)?),
-                (None, EngineKind::Native, _) => Box::new(NativeEngine::new(spec, threads, kv_bytes)?),
+                (None, EngineKind::Native, _) => {
+                    let engine = NativeEngine::new(spec, threads, kv_bytes)?.of(dtype);
+                    Box::new(if purpose == Use::Sampling { engine.for_sampling() } else { engine })
+                }
                 (None, EngineKind::Candle, device) => Box::new(CandleEngine::new(spec, device, kv_bytes)?),
             })
         })
     }
+}
+
+/// What an engine is for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Use {
+    /// Sampling and learning.
+    All,
+    /// Sampling and scoring.
+    Sampling,
 }
 
 /// Bytes for keys and values: what the run's sequences can fill, at most half of the free memory.

@@ -15,6 +15,8 @@ pub(super) struct Weights {
     format: Format,
     /// For sampling alone with bf16: of the arena only the vectors are ever touched, so that matrices cost half the memory.
     sampling_only: bool,
+    /// Digest of the set that was imported, where the arena does not have it.
+    imported: Option<u64>,
     arena: Buffer,
     /// Words of bf16 pairs; a matrix at half its place in the arena.
     halves: Buffer,
@@ -27,7 +29,7 @@ impl Weights {
             Format::Bf16 => Buffer::zeroed(layout.len() / 2),
         };
         let sampling_only = sampling_only && format == Format::Bf16;
-        Self { format, sampling_only, arena: Buffer::zeroed(layout.len()), halves }
+        Self { format, sampling_only, imported: None, arena: Buffer::zeroed(layout.len()), halves }
     }
 
     pub(super) fn format(&self) -> Format {
@@ -50,13 +52,14 @@ impl Weights {
         }
     }
 
-    /// Takes a checked set.
-    pub(super) fn import(&mut self, cpu: &Cpu, layout: &Layout, set: &WeightSet) {
+    /// Takes a checked set, of which the caller may know the digest.
+    pub(super) fn import(&mut self, cpu: &Cpu, layout: &Layout, set: &WeightSet, digest: Option<u64>) {
         if !self.sampling_only {
             layout.pack(cpu, set, &mut self.arena);
             self.round(cpu, layout);
             return;
         }
+        self.imported = digest.or_else(|| Some(set.digest()));
         let mut panels = Buffer::default();
         for slot in layout.slots() {
             let values = layout.tensor(set, slot);
@@ -79,6 +82,17 @@ impl Weights {
     pub(super) fn arena(&self) -> Result<&[f32], EngineError> {
         self.refuse_sampling_only()?;
         Ok(&self.arena)
+    }
+
+    /// The digest of the canonical f32 form.
+    ///
+    /// # Errors
+    /// As [`Weights::arena`], where nothing was imported yet.
+    pub(super) fn digest(&self, cpu: &Cpu, layout: &Layout) -> Result<u64, EngineError> {
+        match self.imported {
+            Some(digest) => Ok(digest),
+            None => Ok(layout.digest(cpu, self.arena()?)),
+        }
     }
 
     /// Changes f32 values; rounds afterwards, also when the change failed.

@@ -9,7 +9,7 @@ use crate::path::kernel;
 /// probability rounds to zero is never chosen. `stats` are the row's, from [`logprob::row`](crate::logprob::row).
 #[must_use]
 pub fn categorical(path: Path, logits: &[f32], stats: &RowStats, u: f64) -> u32 {
-    let weights: Vec<f64> = logits.chunks(CHUNK).map(|part| f64::from(weight(path, part, *stats))).collect();
+    let weights = weights(path, logits, stats);
     let target = u * weights.iter().sum::<f64>();
     let mut before = 0.0;
     let mut chosen = None;
@@ -26,6 +26,16 @@ pub fn categorical(path: Path, logits: &[f32], stats: &RowStats, u: f64) -> u32 
     let start = index * CHUNK;
     let part = &logits[start..logits.len().min(start + CHUNK)];
     (start + search(part, *stats, rest)) as u32
+}
+
+/// Sum of `e^(z - max)` over a row: what [`categorical`] draws from.
+pub(super) fn total(path: Path, logits: &[f32], stats: &RowStats) -> f64 {
+    weights(path, logits, stats).iter().sum()
+}
+
+/// The weight of each chunk.
+fn weights(path: Path, logits: &[f32], stats: &RowStats) -> Vec<f64> {
+    logits.chunks(CHUNK).map(|part| f64::from(weight(path, part, *stats))).collect()
 }
 
 kernel! {

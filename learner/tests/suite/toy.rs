@@ -31,6 +31,7 @@ pub(crate) struct Toy {
 /// An untied architecture without blocks: 11 tokens, 4 wide.
 pub(crate) fn small_spec() -> DecoderSpec {
     DecoderSpec {
+        family: cohort_model::Family::Llama,
         hidden: 4,
         layers: 0,
         heads: 1,

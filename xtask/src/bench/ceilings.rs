@@ -1,20 +1,24 @@
 //! What this machine can do: the roof under which the other figures stand.
-use cohort_kernels::{Cpu, ceiling};
+use cohort_kernels::{Cpu, Format, ceiling};
 use serde_json::{Value, json};
 use std::hint::black_box;
 use std::time::Instant;
 
 /// Streaming reads and multiply-adds of all threads.
 pub(crate) fn measure(threads: usize) -> Value {
-    json!({ "read_gb_per_s": reads(threads), "gflop_per_s": multiply_adds(threads) })
+    json!({
+        "read_gb_per_s": reads(threads),
+        "gflop_per_s": multiply_adds(threads, Format::F32),
+        "bf16_gflop_per_s": multiply_adds(threads, Format::Bf16),
+    })
 }
 
-/// f32, operands in the first-level cache, GFLOP/s.
-fn multiply_adds(threads: usize) -> f64 {
+/// Operands in the first-level cache, GFLOP/s.
+fn multiply_adds(threads: usize, format: Format) -> f64 {
     let cpu = Cpu::new(threads, 0);
     let rate = |_| {
         let start = Instant::now();
-        ceiling(&cpu, 20_000) / start.elapsed().as_secs_f64() / 1e9
+        ceiling(&cpu, format, 20_000) / start.elapsed().as_secs_f64() / 1e9
     };
     (0..5).map(rate).fold(0.0, f64::max)
 }

@@ -32,7 +32,7 @@ pub(crate) async fn decode(subject: &Subject, prompts_out: Option<&Path>) -> Res
         let figures = json!({
             "tokens_per_s": rate,
             "gflop_per_s": rate * subject.flops_a_token() / 1e9,
-            "weights_gb_per_s": rate / batch as f64 * subject.flops_a_token() * 2.0 / 1e9,
+            "weights_gb_per_s": rate / batch as f64 * subject.flops_a_token() / 2.0 * subject.weight_bytes() / 1e9,
             "token_sha256": hashes,
         });
         report.insert(format!("batch_{batch}"), figures);
@@ -81,7 +81,7 @@ pub(crate) async fn generate(engine: &EngineHandle, prompts: &[Vec<u32>], new: u
         let mut session = engine.session();
         let prompt = prompt.clone();
         let key = DrawKey { seed: 0, group: 0, sample: sample as u16 };
-        let decoding = Decoding { temperature: 1.0, greedy: true, max_new_tokens: new, stop_ids: Vec::new(), watch: None, key };
+        let decoding = Decoding { greedy: true, ..Decoding::plain(1.0, new, key) };
         tasks.push(tokio::spawn(async move { session.generate(&prompt, decoding).await }));
     }
     let mut done = Vec::new();

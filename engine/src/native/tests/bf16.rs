@@ -4,9 +4,10 @@ use super::gradients::upstream;
 use super::reference::{score, widen};
 use super::training::step;
 use super::*;
+use cohort_model::DtypeKind;
 
 fn bf16(spec: &DecoderSpec, path: Path, threads: usize) -> NativeEngine {
-    let mut engine = NativeEngine::with_path(spec.clone(), path, threads, 64 << 20).unwrap().bf16();
+    let mut engine = NativeEngine::with_path(spec.clone(), path, threads, 64 << 20).unwrap().of(DtypeKind::Bf16);
     engine.import(&random_weights(spec, 1)).unwrap();
     engine
 }
@@ -44,16 +45,17 @@ fn company_threads_instructions_sharing_and_chunks_change_no_bit() {
 fn an_engine_for_sampling_alone_gives_the_same_bits_and_refuses_the_rest() {
     let spec = odd_spec();
     let sequences: Vec<_> = (0..4).map(|i| sequence(&spec, 30, i)).collect();
-    let mut sampler = NativeEngine::new(spec.clone(), 2, 64 << 20).unwrap().bf16().for_sampling();
+    let mut sampler = NativeEngine::new(spec.clone(), 2, 64 << 20).unwrap().of(DtypeKind::Bf16).for_sampling();
+    assert!(sampler.digest().is_err(), "nothing was imported");
     sampler.import(&random_weights(&spec, 1)).unwrap();
     let mut whole = bf16(&spec, Path::detect(), 2);
     assert_eq!(scores(&mut sampler, &sequences, false), scores(&mut whole, &sequences, false));
     assert_eq!(sampled(&mut sampler, &sequences, |_, _| 7), sampled(&mut whole, &sequences, |_, _| 7));
+    assert_eq!(sampler.digest().unwrap(), random_weights(&spec, 1).digest());
     let batch = PackedBatch { sequences };
     let refusals = [
         sampler.forward(&batch, true).map(|_| ()),
         sampler.export().map(|_| ()),
-        sampler.digest().map(|_| ()),
         sampler.update(&training::OPTIMIZER, 0.1, 1.0),
         sampler.flip_bit("model.norm.weight", 0, 1),
     ];
@@ -122,7 +124,7 @@ fn steps_too_small_for_bf16_add_up_in_the_parameters() {
     let moved = start.iter().zip(&after).filter(|(a, b)| (*a - *b).abs() > 1e-4).count();
     assert!(moved > start.len() / 4, "{moved} of {}", start.len());
     assert!(mean(&mut engine) > before);
-    let mut fresh = NativeEngine::new(engine.spec().clone(), 2, 1 << 20).unwrap().bf16();
+    let mut fresh = NativeEngine::new(engine.spec().clone(), 2, 1 << 20).unwrap().of(DtypeKind::Bf16);
     fresh.import(&engine.export().unwrap()).unwrap();
     assert_eq!(mean(&mut fresh).to_bits(), mean(&mut engine).to_bits(), "what is read is what was rounded last");
 }
