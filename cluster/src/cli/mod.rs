@@ -11,16 +11,19 @@ mod doctor;
 mod evaluate;
 mod exit;
 mod generate;
+mod graded;
 mod hash;
 mod init;
 mod inspect;
 mod jsonl;
 mod launch;
+mod learn;
 mod open;
 mod overrides;
 mod progress;
 mod replay;
 mod rollouts;
+mod sample;
 mod sampling;
 mod score;
 mod status;
@@ -57,6 +60,10 @@ enum Command {
     Generate(generate::Args),
     /// Log-probs of given tokens under a model
     Score(score::Args),
+    /// Generate and score groups of training prompts into a file, without a learner
+    Sample(sample::Args),
+    /// Train on the groups of a file, without rollout workers
+    Learn(learn::Args),
     /// Show the groups of a step side by side: turns, tool calls, rewards, advantages
     Rollouts(rollouts::Args),
     /// Write a configuration or a reward plug-in to start from
@@ -126,6 +133,8 @@ fn dispatch(command: Command, out: &mut dyn Write) -> Result<u8, CliError> {
         Command::Evaluate(args) => evaluate::run(&args, out),
         Command::Generate(args) => generate::run(&args, out),
         Command::Score(args) => score::run(&args, out),
+        Command::Sample(args) => sample::run(&args, out),
+        Command::Learn(args) => learn::run(&args, out),
         Command::Rollouts(args) => rollouts::run(&args, out),
         Command::Init(args) => init::run(&args, out),
         Command::Doctor(args) => doctor::run(&args, out),

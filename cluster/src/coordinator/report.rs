@@ -10,7 +10,9 @@ use cohort_protocol::{PolicyVersion, Role, StepCommit, WorkerId};
 use std::collections::BTreeMap;
 use std::time::Instant;
 
-/// Seconds from the step's first lease to its last score.
+/// Seconds since this launch.
+const ELAPSED_S: &str = "time/elapsed_s";
+/// Seconds from the step's first lease to its last score; in an asynchronous run since the last commit.
 pub const COLLECT_S: &str = "time/collect_s";
 /// Seconds of the learner's step.
 pub const STEP_S: &str = "time/step_s";
@@ -106,8 +108,18 @@ impl Report {
     pub(super) fn enrich(&mut self, now: Instant, state: &mut ControllerState, groups: usize, commit: &mut StepCommit) {
         let step_s = self.step_sent.take().map_or(0.0, |at| now.saturating_duration_since(at).as_secs_f64());
         let (trained, sampled) = self.tokens;
-        let collect_s = std::mem::take(&mut self.collect_s);
-        let own = [(COLLECT_S, collect_s), (STEP_S, step_s), (SAMPLED_TOKENS, sampled as f64), (TRAINED_TOKENS, trained as f64)];
+        let collected = std::mem::take(&mut self.collect_s);
+        // Groups are generated all the time in an asynchronous run.
+        let since = now.saturating_duration_since(self.last_commit).as_secs_f64();
+        let collect_s = if state.plan().is_asynchronous() { since } else { collected };
+        let elapsed_s = now.saturating_duration_since(self.begun).as_secs_f64();
+        let own = [
+            (ELAPSED_S, elapsed_s),
+            (COLLECT_S, collect_s),
+            (STEP_S, step_s),
+            (SAMPLED_TOKENS, sampled as f64),
+            (TRAINED_TOKENS, trained as f64),
+        ];
         for (name, value) in own {
             commit.metrics.push((name.to_owned(), value));
         }

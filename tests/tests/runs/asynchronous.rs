@@ -138,6 +138,24 @@ fn a_changed_or_trimmed_journal_is_noticed() -> Result<()> {
     Ok(())
 }
 
+/// Rollout without a learner, then a learner without rollout workers: the step that a run takes first.
+#[test]
+fn groups_in_a_file_give_the_step_of_a_run() -> Result<()> {
+    let (_folder, bench) = bench()?;
+    let weights = finish(&mut bench.launch("run", &["--steps", "1"]))?.weights()?;
+    let [_, config] = bench.program_and_config();
+    let (file, out) = (bench.run_dir("groups.jsonl"), bench.run_dir("learned"));
+    let sampled = finish(bench.command("sample").arg(&config).args(["--groups", "6", "--json", "--out"]).arg(&file))?;
+    ensure!(sampled.code == Some(0) && sampled.number("samples")? == 24, "{sampled:?}");
+    let learned = finish(bench.command("learn").arg(&file).arg(&config).args(["--steps", "1", "--json", "--out"]).arg(&out))?;
+    ensure!(learned.code == Some(0), "{learned:?}");
+    ensure!(learned.field("weights_sha256")? == weights.as_str() && learned.number("groups_left")? == 2, "{learned:?} {weights}");
+    ensure!(metric(&out, "exactness/logp_difference_max")? == [0.0]);
+    let short = finish(bench.command("learn").arg(&file).arg(&config).args(["--steps", "2", "--out"]).arg(&out))?;
+    ensure!(short.code == Some(4) && short.stderr.contains("has 6 groups, 2 steps of 4 take 8"), "{short:?}");
+    Ok(())
+}
+
 #[test]
 fn kept_memory_needs_a_correction() -> Result<()> {
     let (_folder, bench) = bench()?;
