@@ -247,12 +247,14 @@ impl EngineHandle {
         .await?
     }
 
-    /// Moves to a published version; nothing is copied where the engine already holds it, by version and digest.
+    /// Moves to a published version; nothing is copied where the engine already holds it, by version and digest, or where it is
+    /// the learner's own and has gone on to a newer one.
     ///
     /// Errors: [`EngineError::Input`] when the digest is not the one announced; those of the ring.
     pub async fn swap(&self, ring: Arc<dyn WeightRing>, slot: u32, version: u64, want: u64) -> Result<(), EngineError> {
         self.with_core(move |core| {
-            if core.label == Some(Label { version, digest: want }) {
+            let ahead = ring.shares_engine() && core.label.is_some_and(|held| held.version > version);
+            if ahead || core.label == Some(Label { version, digest: want }) {
                 return Ok(());
             }
             let weights = ring.fetch(slot, version)?;

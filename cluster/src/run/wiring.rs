@@ -127,7 +127,12 @@ impl Wiring {
     {
         let capacity = usize::from(self.config.cluster.capacity.get());
         let running = (capacity * usize::from(self.config.training.group_size)).clamp(16, 512);
-        let options = EngineOptions { max_running: running, max_jobs: running.max(1024), ..EngineOptions::default() };
+        let options = EngineOptions {
+            max_running: running,
+            max_jobs: running.max(1024),
+            keep_stale_kv: self.config.training.keep_stale_kv,
+            ..EngineOptions::default()
+        };
         Ok(EngineHandle::start(backend, options)?)
     }
 

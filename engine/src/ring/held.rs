@@ -42,6 +42,10 @@ impl WeightRing for HeldRing {
         Ok(true)
     }
 
+    fn shares_engine(&self) -> bool {
+        true
+    }
+
     fn fetch(&self, slot: u32, version: u64) -> Result<WeightSet, RingError> {
         let found = match *self.slot(slot)?.lock().unwrap_or_else(PoisonError::into_inner) {
             Some((held, _)) => format!("the name of version {held} without its weights, which the shared engine has left"),

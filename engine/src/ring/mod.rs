@@ -105,6 +105,10 @@ pub trait WeightRing: Send + Sync + std::fmt::Debug {
     }
     /// What `publish` wrote there under this version.
     fn fetch(&self, slot: u32, version: u64) -> Result<WeightSet, RingError>;
+    /// Whether readers and writer share one engine, which may be ahead of what a slot names.
+    fn shares_engine(&self) -> bool {
+        false
+    }
     /// Number of slots.
     fn slots(&self) -> u32;
 }

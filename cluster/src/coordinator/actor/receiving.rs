@@ -121,7 +121,8 @@ impl Core {
             LearnerToCoordinator::Stepped(s) => {
                 let mut commit = s.commit;
                 if !self.state.commits().contains_key(&commit.step) {
-                    self.report.enrich(Instant::now(), &mut commit);
+                    let groups = self.state.groups_of(commit.step);
+                    self.report.enrich(Instant::now(), &mut self.state, groups, &mut commit);
                 }
                 Event::Stepped { conn, epoch: s.epoch, commit }
             }
