@@ -1,6 +1,7 @@
 //! The program as scripts use it: a small run through the real binary, then every report about it.
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, reason = "a test fails by panicking")]
 use serde_json::Value;
+use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Output};
 
@@ -236,6 +237,20 @@ fn generate_answers_in_order_whatever_the_batch() {
     assert!(refused(&dir, 2, &[&base[..], &["--regex", "("]].concat()).contains("the regular expression cannot be followed"));
     refused(&dir, 2, &[&base[..], &["--regex", "a", "--json-schema", "s.json"]].concat());
     refused(&dir, 2, &[&base[..], &["--regex", "a", "--ignore-eos"]].concat());
+
+    // Token by token: every row as before, after exactly its tokens.
+    let mut streamed: BTreeMap<String, Vec<Value>> = BTreeMap::new();
+    for line in with(&["--stream", "--batch", "3"]).lines() {
+        let value: Value = serde_json::from_str(line).unwrap();
+        streamed.entry(value["id"].to_string()).or_default().push(value);
+    }
+    for row in &rows {
+        let mut events = streamed.remove(&row["id"].to_string()).unwrap();
+        assert_eq!(events.pop().as_ref(), Some(row));
+        let of = |key: &str| Value::from(events.iter().map(|e| e[key].clone()).collect::<Vec<_>>());
+        assert_eq!((of("token_id"), of("logprob")), (row["token_ids"].clone(), row["logprobs"].clone()));
+    }
+    assert!(streamed.is_empty());
 
     let long = with(&["--ignore-eos"]);
     for line in long.lines() {
