@@ -2,6 +2,7 @@
 use crate::config::Config;
 use crate::run::source::RING_SLOTS;
 use cohort_learner::training::Training;
+use cohort_model::family::Mlp;
 use cohort_model::{DecoderSpec, DtypeKind};
 use serde::Serialize;
 use std::path::Path;
@@ -116,10 +117,12 @@ impl Need {
 }
 
 /// Values that the backward pass of one token needs: each block's two norms in and out, queries, keys, values, the
-/// attention's output, gate, up and their product; then the last norm.
+/// attention's output, gate, up and their product, with norms of heads what goes into them; then the last norm.
 fn activation_values(spec: &DecoderSpec) -> u64 {
     let (q, kv) = (spec.heads * spec.head_dim, spec.kv_heads * spec.head_dim);
-    let block = 4 * spec.hidden + 2 * q + 2 * kv + 3 * spec.intermediate;
+    let raw = if spec.family.traits().head_norms { q + kv } else { 0 };
+    let mlp = if spec.family.traits().mlp == Mlp::SwiGlu { 3 } else { 2 };
+    let block = 4 * spec.hidden + 2 * q + 2 * kv + mlp * spec.intermediate + raw;
     (spec.layers * block + 2 * spec.hidden) as u64
 }
 
@@ -225,6 +228,7 @@ mod tests {
 
     fn smollm2() -> DecoderSpec {
         DecoderSpec {
+            family: cohort_model::Family::Llama,
             hidden: 576,
             layers: 30,
             heads: 9,

@@ -31,6 +31,7 @@ fn main() -> Result<(), EngineError> {
 
 fn smollm2() -> DecoderSpec {
     DecoderSpec {
+        family: cohort_model::Family::Llama,
         hidden: 576,
         layers: 30,
         heads: 9,

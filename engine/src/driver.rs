@@ -1,5 +1,5 @@
 //! The engine's thread: takes commands between steps, runs what the scheduler planned, samples, answers.
-use crate::handle::{Completion, Label};
+use crate::handle::{Completion, Label, Span};
 use crate::sampler::{Constraint, Decoding, Drawn, sample};
 use crate::scheduler::{Feed, Limits, Relief, Scheduler, SessionId};
 use crate::stream::Sampled;
@@ -83,11 +83,12 @@ pub(crate) struct Driver {
     jobs: HashMap<SessionId, Job>,
     logits: Vec<f32>,
     path: Path,
+    keep_stale_kv: bool,
     sampled: Arc<AtomicU64>,
 }
 
 impl Driver {
-    pub(crate) fn new(backend: Box<dyn Backend>, limits: Limits, sampled: Arc<AtomicU64>) -> Self {
+    pub(crate) fn new(backend: Box<dyn Backend>, limits: Limits, keep_stale_kv: bool, sampled: Arc<AtomicU64>) -> Self {
         // The weights that a backend comes with are the base model's.
         let label = backend.digest().ok().map(|digest| Label { version: 0, digest });
         Self {
@@ -98,6 +99,7 @@ impl Driver {
             jobs: HashMap::new(),
             logits: Vec::new(),
             path: Path::detect(),
+            keep_stale_kv,
             sampled,
         }
     }
@@ -194,7 +196,11 @@ impl Driver {
         }
     }
 
+    /// The weights have changed.
     fn forget_memories(&mut self) {
+        if self.keep_stale_kv {
+            return self.scheduler.keep_all();
+        }
         self.scheduler.forget_all();
         for kv in self.memories.values() {
             self.core.backend.kv_truncate(*kv, 0);
@@ -291,6 +297,7 @@ impl Driver {
         let mut failed = Vec::new();
         for (feed, drawn) in feeds.iter().zip(self.draw(feeds)) {
             self.scheduler.fed(feed);
+            let exact = !self.scheduler.is_stale(feed.session);
             let Some(job) = self.jobs.get_mut(&feed.session) else { continue };
             let drawn = match drawn {
                 None => continue,
@@ -310,8 +317,8 @@ impl Driver {
             job.made.logp.push(drawn.logp);
             job.made.logp_sampled.push(drawn.logp_sampled);
             match job.made.spans.last_mut() {
-                Some((tokens, v)) if *v == version => *tokens += 1,
-                _ => job.made.spans.push((1, version)),
+                Some(span) if (span.version, span.exact) == (version, exact) => span.tokens += 1,
+                _ => job.made.spans.push(Span { tokens: 1, version, exact }),
             }
             if let Some(sink) = &job.sink {
                 let Drawn { token, logp, logp_sampled } = drawn;

@@ -29,13 +29,16 @@ pub struct EngineOptions {
     pub max_running: usize,
     /// Tokens of one step, at most.
     pub max_step_tokens: usize,
+    /// Sequences under way keep their keys and values when the weights change, instead of computing them anew before their next
+    /// token; their further tokens are then marked as inexact ([`Span::exact`]).
+    pub keep_stale_kv: bool,
     /// Added to the thread's nice value (and to those it starts), so that control threads go first.
     pub nice: i32,
 }
 
 impl Default for EngineOptions {
     fn default() -> Self {
-        Self { queue: 64, max_jobs: 1024, max_running: 128, max_step_tokens: 2048, nice: 5 }
+        Self { queue: 64, max_jobs: 1024, max_running: 128, max_step_tokens: 2048, keep_stale_kv: false, nice: 5 }
     }
 }
 
@@ -48,6 +51,17 @@ pub struct Label {
     pub digest: u64,
 }
 
+/// Tokens sampled one after the other under one policy version.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Span {
+    /// Number of them.
+    pub tokens: u32,
+    /// The version.
+    pub version: u64,
+    /// Whether every key and value before them was that version's too, so that their log-probs are its own to the bit.
+    pub exact: bool,
+}
+
 /// What one generation made.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Completion {
@@ -57,8 +71,8 @@ pub struct Completion {
     pub logp: Vec<f32>,
     /// Log-prob of each under the distribution really drawn from. `[N]`
     pub logp_sampled: Vec<f32>,
-    /// Runs of tokens by the policy version they were sampled under, `(tokens, version)`.
-    pub spans: Vec<(u32, u64)>,
+    /// The same tokens by the policy version they were sampled under.
+    pub spans: Vec<Span>,
     /// Why it ended.
     pub finish: Finish,
 }
@@ -114,7 +128,7 @@ impl EngineHandle {
             };
             // A starter that went away is seen as a closed command queue.
             let _ = ready_tx.send(Ok((backend.spec().clone(), backend.numerics())));
-            Driver::new(backend, limits, thread_sampled).run(&inbox);
+            Driver::new(backend, limits, options.keep_stale_kv, thread_sampled).run(&inbox);
         };
         std::thread::Builder::new()
             .name("engine".into())
@@ -176,32 +190,26 @@ impl EngineHandle {
     }
 
     /// [`EngineHandle::with_backend`] for whoever changes weights: `f` and naming what it made are one command, so that no
-    /// token is sampled from unnamed weights in between.
-    pub async fn advance<R, F>(&self, version: u64, f: F) -> Result<(R, Label), EngineError>
+    /// token is sampled from unnamed weights in between. Where `f` fails nothing is named.
+    pub async fn advance<R, E, F>(&self, version: u64, f: F) -> Result<Result<(R, Label), E>, EngineError>
     where
         R: Send + 'static,
-        F: FnOnce(&mut dyn Backend) -> R + Send + 'static,
+        E: Send + 'static,
+        F: FnOnce(&mut dyn Backend) -> Result<R, E> + Send + 'static,
     {
         self.with_core(move |core| {
-            let result = core.with_backend(f);
+            let made = match core.with_backend(f) {
+                Ok(made) => made,
+                Err(error) => return Ok(Err(error)),
+            };
             let label = Label { version, digest: core.backend.digest()? };
             core.label = Some(label);
-            Ok((result, label))
+            Ok(Ok((made, label)))
         })
         .await?
     }
 
-    /// Names the weights in memory: what the learner does after an update.
-    pub async fn name(&self, version: u64) -> Result<Label, EngineError> {
-        self.with_core(move |core| {
-            let label = Label { version, digest: core.backend.digest()? };
-            core.label = Some(label);
-            Ok(label)
-        })
-        .await?
-    }
-
-    /// As [`EngineHandle::name`], and gives the weights out.
+    /// Names the weights in memory and gives them out.
     pub async fn snapshot(&self, version: u64) -> Result<(WeightSet, Label), EngineError> {
         self.with_core(move |core| {
             let weights = core.backend.export()?;

@@ -27,7 +27,7 @@ mod watched;
 
 pub use backend::{AdamW, Backend, EngineError, Extend, Forward, KvId, PackedBatch, PackedSequence, Upstream};
 pub use cohort_kernels::sampling::{Penalties, Truncation};
-pub use handle::{Completion, EngineHandle, EngineOptions, Label, Session};
+pub use handle::{Completion, EngineHandle, EngineOptions, Label, Session, Span};
 pub use ring::{HeldRing, LocalRing, RingError, SharedRing, WeightRing};
 pub use sampler::{BadSampling, Constraint, Decoding, DrawKey, StopWatch};
 pub use scheduler::Finish;

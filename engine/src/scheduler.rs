@@ -8,6 +8,8 @@
 //! - **S3** a step feeds one token to every decoding sequence; long prompts share what is left of the step's budget.
 //! - **S5** what several sequences begin with, as the samples of a group do with their prompt, is fed once: the later ones wait
 //!   for the first and take its memory over.
+//! - **S6** after a change of weights nothing is decoded from keys and values of the old ones, unless they are kept on purpose
+//!   ([`Scheduler::keep_all`]); then they are never shared, and whoever has them is told ([`Scheduler::is_stale`]).
 //! - **S4** the number of jobs is bounded by [`Limits::max_jobs`]; past it `submit` refuses.
 use crate::EngineError;
 use crate::beginnings::Beginnings;
@@ -94,11 +96,19 @@ struct Session {
     /// Tokens whose keys and values are in memory.
     fed: usize,
     has_memory: bool,
+    /// Some of them are of other weights than those in use.
+    stale: bool,
     phase: Phase,
     /// Place in the queue of the current or last job.
     arrival: u64,
     /// Tokens that the current job may still sample.
     budget: u32,
+}
+
+impl Session {
+    fn forget(&mut self) {
+        (self.fed, self.has_memory, self.stale) = (0, false, false);
+    }
 }
 
 /// The state of the batch.
@@ -129,7 +139,8 @@ impl Scheduler {
 
     /// Starts an empty session; an id is used once.
     pub fn open(&mut self, id: SessionId) {
-        let session = Session { tokens: Vec::new(), fed: 0, has_memory: false, phase: Phase::Idle, arrival: 0, budget: 0 };
+        let session =
+            Session { tokens: Vec::new(), fed: 0, has_memory: false, stale: false, phase: Phase::Idle, arrival: 0, budget: 0 };
         self.sessions.insert(id, session);
     }
 
@@ -244,13 +255,15 @@ impl Scheduler {
             return running.map(|(id, _)| (id, Beginning::Own)).collect();
         }
         let (mut held, mut older) = (Beginnings::default(), Beginnings::default());
-        for (id, session) in self.sessions.iter().filter(|(_, session)| session.has_memory) {
+        for (id, session) in self.sessions.iter().filter(|(_, session)| session.has_memory && !session.stale) {
             held.add(&session.tokens[..session.fed], *id);
         }
         let mut out = Vec::with_capacity(self.running.len());
         for (id, session) in running {
             out.push((id, if session.fed == 0 { beginning(&session.tokens, &held, &older) } else { Beginning::Own }));
-            older.add(&session.tokens, id);
+            if !session.stale {
+                older.add(&session.tokens, id);
+            }
         }
         out
     }
@@ -308,16 +321,25 @@ impl Scheduler {
 
     /// The weights have changed: everything is fed again under the new ones before the next token.
     pub fn forget_all(&mut self) {
+        self.sessions.values_mut().for_each(Session::forget);
+    }
+
+    /// The weights have changed and memory is kept: what is fed stays, of the old weights.
+    pub fn keep_all(&mut self) {
         for session in self.sessions.values_mut() {
-            session.fed = 0;
-            session.has_memory = false;
+            session.stale |= session.fed > 0;
         }
+    }
+
+    /// Whether a session's memory is of other weights than those in use.
+    #[must_use]
+    pub fn is_stale(&self, id: SessionId) -> bool {
+        self.sessions.get(&id).is_some_and(|s| s.stale)
     }
 
     fn forget(&mut self, id: SessionId) {
         if let Some(session) = self.sessions.get_mut(&id) {
-            session.fed = 0;
-            session.has_memory = false;
+            session.forget();
         }
     }
 }

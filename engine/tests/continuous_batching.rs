@@ -3,7 +3,7 @@
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, reason = "a test fails by panicking")]
 use cohort_engine::{
     AdamW, Backend, Completion, Constraint, Decoding, DrawKey, EngineError, EngineHandle, EngineOptions, Extend, Finish, Forward,
-    KvId, LocalRing, PackedBatch, Penalties, Truncation, Upstream, WeightRing,
+    KvId, LocalRing, PackedBatch, Penalties, Span, Truncation, Upstream, WeightRing,
 };
 use cohort_model::{DecoderSpec, Tensor, WeightSet};
 use proptest::prelude::*;
@@ -14,10 +14,10 @@ const VOCAB: usize = 11;
 const CONTEXT: usize = 48;
 const STOP: u32 = 7;
 
-/// Logits by hash, memory for so many tokens in so many sequences.
+/// Logits by hash of every token and the weights it was fed under, memory for so many tokens in so many sequences.
 struct Hashed {
     spec: DecoderSpec,
-    memories: BTreeMap<u32, Vec<u32>>,
+    memories: BTreeMap<u32, Vec<(u32, u64)>>,
     opened: u32,
     tokens: usize,
     salt: u64,
@@ -26,6 +26,7 @@ struct Hashed {
 impl Hashed {
     fn new(tokens: usize) -> Self {
         let spec = DecoderSpec {
+            family: cohort_model::Family::Llama,
             hidden: 1,
             layers: 0,
             heads: 1,
@@ -90,9 +91,9 @@ impl Backend for Hashed {
         for (item, row) in work.iter().zip(logits.chunks_exact_mut(VOCAB)) {
             let memory = self.memories.get_mut(&item.kv.0).unwrap();
             assert!(!item.tokens.is_empty());
-            memory.extend_from_slice(item.tokens);
-            let hash = memory.iter().fold(self.salt, |h, t| {
-                let x = (h ^ u64::from(*t + 1)).wrapping_mul(0x9e37_79b9_7f4a_7c15);
+            memory.extend(item.tokens.iter().map(|t| (*t, self.salt)));
+            let hash = memory.iter().fold(self.salt, |h, (t, salt)| {
+                let x = (h ^ u64::from(*t + 1) ^ (salt << 8)).wrapping_mul(0x9e37_79b9_7f4a_7c15);
                 x ^ (x >> 31)
             });
             for (v, logit) in row.iter_mut().enumerate() {
@@ -184,11 +185,11 @@ struct Plan {
     patience: Option<usize>,
 }
 
-async fn run(engine: &EngineHandle, sample: u16, plan: &Plan) -> Vec<Completion> {
+async fn run(engine: &EngineHandle, plan: &Plan, decoding: impl Fn(u32) -> Decoding) -> Vec<Completion> {
     let mut session = engine.session();
     let mut out = Vec::new();
     for (tokens, budget) in &plan.turns {
-        match session.generate(tokens, decoding(sample, *budget)).await {
+        match session.generate(tokens, decoding(*budget)).await {
             Ok(completion) => out.push(completion),
             Err(EngineError::Input(why)) if why.contains("context") => break,
             Err(other) => panic!("{other}"),
@@ -219,7 +220,7 @@ proptest! {
         max_jobs in 1usize..12,
     ) {
         let runtime = tokio::runtime::Builder::new_current_thread().build().unwrap();
-        let crowded = engine(tokens, EngineOptions { queue: 2, max_jobs, max_running, max_step_tokens, nice: 0 });
+        let crowded = engine(tokens, EngineOptions { queue: 2, max_jobs, max_running, max_step_tokens, keep_stale_kv: false, nice: 0 });
         let alone = engine(usize::MAX, EngineOptions::default());
         runtime.block_on(async {
             let tasks: Vec<_> = plans.iter().cloned().enumerate().map(|(i, plan)| {
@@ -235,19 +236,209 @@ proptest! {
                         }
                     };
                     tokio::select! {
-                        done = run(&engine, i as u16, &plan) => Some(done),
+                        done = run(&engine, &plan, |new| decoding(i as u16, new)) => Some(done),
                         () = patience => None,
                     }
                 })
             }).collect();
             for (i, task) in tasks.into_iter().enumerate() {
                 if let Some(got) = task.await.unwrap() {
-                    prop_assert_eq!(got, run(&alone, i as u16, &plans[i]).await);
+                    prop_assert_eq!(got, run(&alone, &plans[i], |new| decoding(i as u16, new)).await);
                 }
             }
             Ok(())
         })?;
     }
+}
+
+/// Weights of a version.
+fn version(v: u64) -> WeightSet {
+    salt(1.0 + v as f32)
+}
+
+/// The state of a turn in its middle, as a constraint: the first token of a generation under it is the turn's next one.
+struct Resumed {
+    constraint: Option<Box<dyn Constraint>>,
+    penalties: Penalties,
+    context: Vec<u32>,
+    made: usize,
+}
+
+impl Constraint for Resumed {
+    fn mask(&mut self, logits: &mut [f32]) -> Result<(), EngineError> {
+        if let Some(constraint) = &mut self.constraint {
+            constraint.mask(logits)?;
+        }
+        self.penalties.apply(logits, &self.context, self.made);
+        Ok(())
+    }
+    fn push(&mut self, _: u32) -> Result<(), EngineError> {
+        Ok(())
+    }
+}
+
+/// What an engine that only ever had this version's weights draws after a context, one token, in a turn that made the last
+/// `made` tokens of it.
+async fn alone_under(v: u64, context: &[u32], made: usize, sample: u16) -> Completion {
+    let engine = engine(usize::MAX, EngineOptions::default());
+    engine.load(v, version(v)).await.unwrap();
+    let Decoding { mut constraint, penalties, .. } = decoding(sample, 1);
+    if let Some(constraint) = &mut constraint {
+        context[context.len() - made..].iter().for_each(|token| constraint.push(*token).unwrap());
+    }
+    let resumed = Resumed { constraint, penalties, context: context.to_vec(), made };
+    let decoding = Decoding { constraint: Some(Box::new(resumed)), penalties: Penalties::OFF, ..decoding(sample, 1) };
+    engine.session().generate(context, decoding).await.unwrap()
+}
+
+/// A sampled token: its context, of which its turn made so many, both log-probs, version and exactness.
+type Token = (Vec<u32>, usize, (u32, f32, f32), Span);
+
+fn drawn(completion: &Completion, i: usize) -> (u32, f32, f32) {
+    (completion.tokens[i], completion.logp[i], completion.logp_sampled[i])
+}
+
+/// Every token of a sequence's turns.
+fn by_token(plan: &Plan, done: &[Completion]) -> Vec<Token> {
+    let (mut context, mut out) = (Vec::new(), Vec::new());
+    for ((append, _), completion) in plan.turns.iter().zip(done) {
+        context.extend_from_slice(append);
+        let spans = completion.spans.iter().flat_map(|span| (0..span.tokens).map(|_| *span));
+        for (made, span) in spans.enumerate() {
+            out.push((context.clone(), made, drawn(completion, made), span));
+            context.push(completion.tokens[made]);
+        }
+    }
+    out
+}
+
+/// Sequences that live through swaps of weights at whatever moment, with company that comes and goes.
+async fn through_swaps(engine: &EngineHandle, plans: &[Plan], swaps: &[usize]) -> Vec<Option<Vec<Completion>>> {
+    engine.load(0, version(0)).await.unwrap();
+    let yields = |n: usize| async move {
+        for _ in 0..n {
+            tokio::task::yield_now().await;
+        }
+    };
+    let swapper = tokio::task::spawn({
+        let (engine, swaps) = (engine.clone(), swaps.to_vec());
+        async move {
+            for (v, pause) in swaps.into_iter().enumerate() {
+                yields(pause).await;
+                engine.load(v as u64 + 1, version(v as u64 + 1)).await.unwrap();
+            }
+        }
+    });
+    let tasks: Vec<_> = plans
+        .iter()
+        .cloned()
+        .enumerate()
+        .map(|(i, plan)| {
+            let engine = engine.clone();
+            tokio::task::spawn(async move {
+                yields(plan.delay).await;
+                let patience = async {
+                    match plan.patience {
+                        Some(n) => yields(n).await,
+                        None => std::future::pending().await,
+                    }
+                };
+                tokio::select! {
+                    done = run(&engine, &plan, |new| decoding(i as u16, new)) => Some(done),
+                    () = patience => None,
+                }
+            })
+        })
+        .collect();
+    let mut out = Vec::new();
+    for task in tasks {
+        out.push(task.await.unwrap());
+    }
+    swapper.await.unwrap();
+    out
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig::with_cases(48))]
+    /// S6: over any arrivals, cancellations and swaps, each token is the one that its version alone would have drawn after
+    /// what was there before; with kept memory those that are not say so.
+    #[test]
+    fn a_token_is_its_own_versions(
+        plans in prop::collection::vec(plan(), 1..8),
+        swaps in prop::collection::vec(0usize..30, 0..5),
+        tokens in CONTEXT..4 * CONTEXT,
+        max_running in 1usize..8,
+        max_step_tokens in 1usize..20,
+        keep_stale_kv in any::<bool>(),
+    ) {
+        let runtime = tokio::runtime::Builder::new_current_thread().build().unwrap();
+        let engine = engine(tokens, EngineOptions { max_running, max_step_tokens, keep_stale_kv, nice: 0, ..EngineOptions::default() });
+        runtime.block_on(async {
+            let done = through_swaps(&engine, &plans, &swaps).await;
+            for (i, done) in done.iter().enumerate().filter_map(|(i, done)| Some((i, done.as_ref()?))) {
+                let mut last = 0;
+                for (context, made, token, span) in by_token(&plans[i], done) {
+                    prop_assert!(span.version >= last && (span.exact || keep_stale_kv));
+                    last = span.version;
+                    if span.exact {
+                        let want = alone_under(span.version, &context, made, i as u16).await;
+                        prop_assert_eq!(token, drawn(&want, 0), "after {:?} under {:?}", context, span);
+                    }
+                }
+            }
+            Ok(())
+        })?;
+    }
+}
+
+#[tokio::test]
+async fn a_swap_in_the_middle_of_a_generation_makes_two_spans_each_exact() {
+    let engine = engine(1000, EngineOptions::default());
+    engine.load(0, version(0)).await.unwrap();
+    // The engine's thread waits at the third token until the swap is in its queue.
+    let (reached, at_third) = tokio::sync::oneshot::channel();
+    let (go, may_go) = std::sync::mpsc::channel();
+    let (mut reached, mut seen) = (Some(reached), 0);
+    let watch = move |_token: u32| {
+        seen += 1;
+        if seen == 3 {
+            reached.take().unwrap().send(()).unwrap();
+            may_go.recv().unwrap();
+        }
+        false
+    };
+    let decoding = Decoding { watch: Some(Box::new(watch)), stop_ids: vec![], ..decoding(1, 7) };
+    let mut session = engine.session();
+    let generating = tokio::spawn(async move { session.generate(&[1, 2], decoding).await.unwrap() });
+    at_third.await.unwrap();
+    let swap = engine.load(1, version(1));
+    tokio::pin!(swap);
+    assert!(std::future::poll_fn(|cx| std::task::Poll::Ready(swap.as_mut().poll(cx))).await.is_pending());
+    go.send(()).unwrap();
+    swap.await.unwrap();
+    let done = generating.await.unwrap();
+    let span = |tokens, version| Span { tokens, version, exact: true };
+    assert_eq!(done.spans, [span(3, 0), span(4, 1)]);
+    let plan = Plan { turns: vec![(vec![1, 2], 7)], delay: 0, patience: None };
+    for (context, made, token, span) in by_token(&plan, &[done]) {
+        let want = alone_under(span.version, &context, made, 1).await;
+        assert_eq!(token, drawn(&want, 0), "after {context:?} under {span:?}");
+    }
+}
+
+#[tokio::test]
+async fn kept_memory_is_marked_never_shared_and_gone_with_its_session() {
+    let engine = engine(1000, EngineOptions { keep_stale_kv: true, ..EngineOptions::default() });
+    engine.load(0, version(0)).await.unwrap();
+    let mut old = engine.session();
+    old.generate(&BEGINNING, Decoding { stop_ids: vec![], ..decoding(1, 2) }).await.unwrap();
+    engine.load(1, version(1)).await.unwrap();
+    let kept = old.generate(&[4], Decoding { stop_ids: vec![], ..decoding(1, 2) }).await.unwrap();
+    assert_eq!(kept.spans, [Span { tokens: 2, version: 1, exact: false }]);
+    // Another that begins alike takes nothing over from it.
+    let fresh = engine.session().generate(&BEGINNING, decoding(2, 1)).await.unwrap();
+    assert!(fresh.spans[0].exact);
+    assert_eq!(fresh, alone_under(1, &BEGINNING, 0, 2).await);
 }
 
 #[tokio::test]
@@ -274,7 +465,7 @@ async fn stops_and_refusals_say_why() {
     };
     let done = session.generate(&[1], watched).await.unwrap();
     assert_eq!((done.tokens.len(), done.finish), (2, Finish::Stop));
-    assert_eq!(done.spans, [(2, 0)]);
+    assert_eq!(done.spans, [Span { tokens: 2, version: 0, exact: true }]);
     let done = session.generate(&[2], Decoding { stop_ids: vec![], ..decoding(1, 3) }).await.unwrap();
     assert_eq!((done.tokens.len(), done.finish), (3, Finish::Length));
     for (tokens, decoding) in [
@@ -313,7 +504,7 @@ async fn weights_carry_their_version_and_stale_memory_is_not_decoded_from() {
 
     // A session that lived through the swap goes on as one that begins with the same tokens under the new weights.
     let through = open.generate(&[5], decoding(1, 4)).await.unwrap();
-    assert_eq!(through.spans, [(through.tokens.len() as u32, 4)]);
+    assert_eq!(through.spans, [Span { tokens: through.tokens.len() as u32, version: 4, exact: true }]);
     let context = [&[1, 2, 3], &first.tokens[..], &[4], &second.tokens[..], &[5]].concat();
     assert_eq!(student.session().generate(&context, decoding(1, 4)).await.unwrap(), through);
 

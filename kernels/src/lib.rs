@@ -12,10 +12,13 @@
 pub mod adamw;
 pub mod attention;
 pub mod bf16;
+pub mod bias;
 pub mod buffer;
 pub mod embedding;
+pub mod gelu;
 pub mod head;
 mod lanes;
+pub mod layernorm;
 pub mod linear;
 pub mod logprob;
 pub mod math;

@@ -8,8 +8,19 @@
 //! - **B3** the divisors count all samples of the step, also those without a sampled token, before anything is split.
 use crate::algo::Denominators;
 use cohort_engine::{PackedBatch, PackedSequence};
-use cohort_protocol::{GroupId, GroupPayload, SampleIx, ScoredTrajectory};
+use cohort_protocol::{GroupId, GroupPayload, PolicyVersion, SampleIx, ScoredTrajectory, Trajectory};
 use std::ops::Range;
+
+/// How a sampled token stands to the policy that a step starts from.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Origin {
+    /// Drawn from that very policy: the learner's log-prob must be the stored one, to the bit.
+    Base,
+    /// Drawn from an older version.
+    Stale,
+    /// Drawn with log-probs that are no version's own ([`cohort_protocol::VersionSpan::exact`]).
+    Inexact,
+}
 
 /// One sequence to learn from.
 #[derive(Debug, Clone, PartialEq)]
@@ -26,22 +37,26 @@ pub struct Sample {
     pub logp_old: Vec<f32>,
     /// Stored log-prob under the distribution really drawn from. `[N]`
     pub logp_sampled: Vec<f32>,
+    /// Where each target came from. `[N]`
+    pub origin: Vec<Origin>,
     /// Its advantage.
     pub advantage: f64,
 }
 
 impl Sample {
-    /// What the learner needs of a trajectory. The masked tokens are the targets.
+    /// What a step from `base` needs of a trajectory. The masked tokens are the targets.
     #[must_use]
-    pub fn from_trajectory(scored: &ScoredTrajectory, advantage: f64) -> Self {
+    pub fn from_trajectory(scored: &ScoredTrajectory, advantage: f64, base: PolicyVersion) -> Self {
         let t = &scored.trajectory;
         let targets = masked(&t.mask);
         let column = |values: &[f32]| targets.iter().map(|&i| values[i as usize]).collect();
+        let origins = origins(t, base);
         Self {
             id: (t.group, t.sample),
             tokens: up_to_last(&t.token_ids, &targets),
             logp_old: column(&t.logp),
             logp_sampled: column(&t.logp_sampled),
+            origin: targets.iter().map(|&i| origins[i as usize]).collect(),
             targets,
             temperature: t.temperature,
             advantage,
@@ -59,6 +74,7 @@ impl Sample {
             tokens: up_to_last(tokens, &targets),
             logp_old: zeros.clone(),
             logp_sampled: zeros,
+            origin: vec![Origin::Base; targets.len()],
             targets,
             temperature: 1.0,
             advantage: 1.0,
@@ -90,6 +106,8 @@ pub struct MicroBatch {
     pub logp_old: Vec<f32>,
     /// Stored log-prob under the distribution really drawn from. `[N]`
     pub logp_sampled: Vec<f32>,
+    /// Where each target came from. `[N]`
+    pub origin: Vec<Origin>,
 }
 
 impl MicroBatch {
@@ -109,6 +127,7 @@ impl MicroBatch {
         self.advantages.push(sample.advantage);
         self.logp_old.extend(sample.logp_old);
         self.logp_sampled.extend(sample.logp_sampled);
+        self.origin.extend(sample.origin);
         let Sample { tokens, targets, temperature, .. } = sample;
         self.batch.sequences.push(PackedSequence { tokens, targets, temperature, shared });
     }
@@ -157,12 +176,27 @@ impl Plan {
         plan
     }
 
-    /// The plan of a step's groups.
+    /// The plan of a step over these groups, from the policy version `base`.
     #[must_use]
-    pub fn of_groups(groups: &[GroupPayload], packing: Packing) -> Self {
+    pub fn of_groups(groups: &[GroupPayload], base: PolicyVersion, packing: Packing) -> Self {
         let samples = groups.iter().flat_map(|g| g.samples.iter().zip(&g.advantages));
-        Self::new(samples.map(|(scored, &advantage)| Sample::from_trajectory(scored, advantage)), packing)
+        Self::new(samples.map(|(scored, &advantage)| Sample::from_trajectory(scored, advantage, base)), packing)
     }
+}
+
+/// By token; what no span covers was not sampled and is not looked at.
+fn origins(t: &Trajectory, base: PolicyVersion) -> Vec<Origin> {
+    let mut origins = vec![Origin::Base; t.len()];
+    for span in &t.spans {
+        let (start, end) = (span.start as usize, span.start as usize + span.len as usize);
+        let origin = match () {
+            () if !span.exact => Origin::Inexact,
+            () if span.version != base => Origin::Stale,
+            () => Origin::Base,
+        };
+        origins[start..end].fill(origin);
+    }
+    origins
 }
 
 fn masked(mask: &[u8]) -> Vec<u32> {

@@ -35,6 +35,8 @@ pub struct TrainingConfig {
     pub advantage: AdvantageConfig,
     /// The objective.
     pub loss: LossConfig,
+    /// What is done about tokens that the step's base policy did not draw. Default "none".
+    pub correction: CorrectionConfig,
     /// AdamW's constants.
     pub optimizer: OptimizerConfig,
     /// Held-out evaluation while training.
@@ -59,6 +61,7 @@ impl Default for TrainingConfig {
             seed: 42,
             advantage: AdvantageConfig::default(),
             loss: LossConfig::default(),
+            correction: CorrectionConfig::default(),
             optimizer: OptimizerConfig::default(),
             eval: EvalConfig::default(),
             checkpoint: CheckpointConfig::default(),
@@ -148,6 +151,40 @@ impl Default for LossConfig {
     }
 }
 
+/// What is done about tokens that the step's base policy did not draw: it had an older version, a truncated distribution or
+/// other numerics. The ratio of a token is exp(log-prob under the base - log-prob of the distribution really drawn from); with
+/// a correction the loss clips the ratio to the base policy and every token's loss is multiplied by the bounded ratio.
+#[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[serde(tag = "type", rename_all = "snake_case", deny_unknown_fields)]
+pub enum CorrectionConfig {
+    /// Nothing: the loss clips the ratio to the stored log-probs.
+    None {},
+    /// Truncated importance sampling: the ratio, kept within bounds (Yao et al. 2025).
+    Tis {
+        /// Ratios below are raised to it. Default 0.
+        #[serde(default)]
+        min: f64,
+        /// Ratios above are lowered to it. Default 2.
+        #[serde(default = "tis_max")]
+        max: f64,
+    },
+    /// Masked importance sampling: the ratio within bounds, 0 outside, arXiv 2510.18855.
+    Mis {
+        /// Tokens whose ratio is below are left out. Default 0.5.
+        #[serde(default = "mis_min")]
+        min: f64,
+        /// Tokens whose ratio is above are left out. Default 5.
+        #[serde(default = "mis_max")]
+        max: f64,
+    },
+}
+
+impl Default for CorrectionConfig {
+    fn default() -> Self {
+        Self::None {}
+    }
+}
+
 /// How the tokens of a step are weighed. Every divisor counts the whole step, never a rank or micro-batch.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "snake_case")]
@@ -219,6 +256,18 @@ fn clip() -> f64 {
     0.2
 }
 
+fn tis_max() -> f64 {
+    2.0
+}
+
+fn mis_min() -> f64 {
+    0.5
+}
+
+fn mis_max() -> f64 {
+    5.0
+}
+
 fn advantage_eps() -> f64 {
     crate::advantage::grpo::EPS
 }
@@ -254,6 +303,7 @@ mod tests {
         for (json, word) in [
             (r#"{"advantage":{"type":"rloo","std":true}}"#, "std"),
             (r#"{"loss":{"type":"sft","beta":0.1}}"#, "beta"),
+            (r#"{"correction":{"type":"none","max":2}}"#, "max"),
             (r#"{"loss":{"type":"dr_grpo","max_completion_length":8,"aggregation":"constant"}}"#, "aggregation"),
             (r#"{"loss":{"type":"dr_grpo"}}"#, "max_completion_length"),
             (r#"{"loss":{"type":"gpro"}}"#, "gpro"),

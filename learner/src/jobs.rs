@@ -60,7 +60,7 @@ impl Workshop {
             engine.optimizer_import(&first, &second, updates)
         });
         imported.await.and_then(|done| done).map_err(|e| engine_failure(&e, Aftermath::WeightsLost))?;
-        let (digest, sha256) = self.name(version, true).await?;
+        let (digest, sha256) = self.name(version).await?;
         Ok(Outcome::Loaded { version, digest, sha256 })
     }
 
@@ -87,18 +87,20 @@ impl Workshop {
             _ => None,
         };
         let (shop, intent, hash) = (self.clone(), request.intent.clone(), request.hash);
-        let stepped = self.engine.with_backend(move |engine| {
+        let version = intent.base.next();
+        let stepped = self.engine.advance(version.0, move |engine| {
             let mut watch = |_, _| {
                 shop.micro_batches.fetch_add(1, Ordering::Relaxed);
             };
             step::run(engine, &shop.training, &request, logp_ref.as_deref(), &mut watch)
         });
-        let metrics = stepped.await.map_err(|e| engine_failure(&e, Aftermath::WeightsLost))?.map_err(|failure| {
+        // Named in the same breath: a sampler that shares the engine never draws from weights without a name.
+        let (metrics, label) = stepped.await.map_err(|e| engine_failure(&e, Aftermath::WeightsLost))?.map_err(|failure| {
             let aftermath = if failure.updates == 0 { Aftermath::Intact } else { Aftermath::WeightsLost };
             step_failure(&failure.error, aftermath)
         })?;
-        let version = intent.base.next();
-        let (weights_digest, weights_sha256) = self.name(version, hash).await?;
+        let weights_sha256 = if hash { self.name(version).await?.1 } else { String::new() };
+        let weights_digest = label.digest;
         Ok(Outcome::Stepped(StepCommit { step: intent.step, version, weights_sha256, weights_digest, metrics }))
     }
 
@@ -115,7 +117,7 @@ impl Workshop {
     }
 
     async fn hash(self: Arc<Self>, commit: StepCommit) -> Result<Outcome, Failure> {
-        let (_, weights_sha256) = self.name(commit.version, true).await?;
+        let (_, weights_sha256) = self.name(commit.version).await?;
         Ok(Outcome::Stepped(StepCommit { weights_sha256, ..commit }))
     }
 
@@ -146,12 +148,9 @@ impl Workshop {
         Ok(Outcome::Saved { dir: saved.dir, manifest_sha256: saved.manifest_sha256 })
     }
 
-    /// Labels the engine's weights as a version; gives their digest and, where asked for, their SHA-256.
-    async fn name(&self, version: PolicyVersion, sha256: bool) -> Result<(u64, String), Failure> {
+    /// Labels the engine's weights as a version; gives their digest and SHA-256.
+    async fn name(&self, version: PolicyVersion) -> Result<(u64, String), Failure> {
         let lost = |e| engine_failure(&e, Aftermath::WeightsLost);
-        if !sha256 {
-            return Ok((self.engine.name(version.0).await.map_err(lost)?.digest, String::new()));
-        }
         let (weights, label) = self.engine.snapshot(version.0).await.map_err(lost)?;
         Ok((label.digest, blocking(move || Ok(weights.sha256())).await?))
     }

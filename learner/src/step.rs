@@ -2,12 +2,14 @@
 //!
 //! Invariants
 //! - **S1** a step is a pure function of the engine's weights and moments and of the request.
-//! - **S2** before its first update, every sampled token's log-prob is compared with the one stored by the sampler.
+//! - **S2** before its first update, every sampled token's log-prob is compared with the one stored by the sampler; those that
+//!   the step's base policy drew must be equal, others are counted apart ([`Origin`]).
 //! - **S3** a value that is not finite stops the step before the update it would have entered; weights and moments then
 //!   are those after [`StepFailure::updates`] updates, so with 0 the state is as before the step.
 use crate::aggregator::{payload_digest, stats};
+use crate::algo::correction::{Correction, weights};
 use crate::algo::{Loss, LossInput};
-use crate::batching::{MicroBatch, Plan};
+use crate::batching::{MicroBatch, Origin, Plan};
 use crate::metrics::Tally;
 use crate::training::Training;
 use cohort_actors::crash::{LEARNER_BACKWARD, crash_point};
@@ -29,6 +31,7 @@ pub fn run(
 ) -> Result<Vec<(String, f64)>, StepFailure> {
     let plan = plan(training, request).map_err(StepFailure::untouched)?;
     let mut metrics = stats::of_groups(&request.groups, request.intent.base);
+    let mut proximal = training.correction.as_deref().map(Proximal::new);
     for epoch in 0..training.inner_epochs {
         let objective = Objective {
             loss: training.loss.as_ref(),
@@ -43,8 +46,8 @@ pub fn run(
                 crash_point(LEARNER_BACKWARD);
             }
         };
-        let epoch_metrics =
-            update(engine, &plan, &objective, logp_ref, &mut watch).map_err(|error| StepFailure { error, updates: epoch })?;
+        let epoch_metrics = update(engine, &plan, &objective, logp_ref, proximal.as_mut(), &mut watch)
+            .map_err(|error| StepFailure { error, updates: epoch })?;
         metrics.merge(&epoch_metrics);
     }
     Ok(metrics.finish())
@@ -71,7 +74,7 @@ pub fn plan(training: &Training, request: &StepRequest) -> Result<Plan, StepErro
             return Err(StepError::Intent { why: format!("group {id} has digest {got}, the intent says {want}") });
         }
     }
-    let plan = Plan::of_groups(groups, training.packing);
+    let plan = Plan::of_groups(groups, intent.base, training.packing);
     if plan.totals.tokens == 0 { Err(StepError::NoTokens { samples: plan.totals.sequences }) } else { Ok(plan) }
 }
 
@@ -100,16 +103,45 @@ pub struct Objective<'a> {
     pub compare: bool,
 }
 
+/// The policy that a step starts from, which a correction holds against the one that sampled. Its log-probs are those of the
+/// first inner epoch's own forward pass, which comes before any update: no other pass is needed.
+#[derive(Debug)]
+pub struct Proximal<'a> {
+    correction: &'a dyn Correction,
+    /// By micro-batch.
+    logp: Vec<Vec<f64>>,
+}
+
+impl<'a> Proximal<'a> {
+    /// Of a step that has not begun.
+    #[must_use]
+    pub fn new(correction: &'a dyn Correction) -> Self {
+        Self { correction, logp: Vec::new() }
+    }
+
+    /// Log-probs of a micro-batch, and the factors of its tokens' loss. `logp` are the current ones.
+    fn of(&mut self, index: usize, part: &MicroBatch, logp: &[f64]) -> (Vec<f64>, Vec<f64>) {
+        if index == self.logp.len() {
+            self.logp.push(logp.to_vec());
+        }
+        let prox = self.logp[index].clone();
+        let factors = weights(self.correction, &prox, &widen(&part.logp_sampled));
+        (prox, factors)
+    }
+}
+
 /// One optimizer update over a whole plan. On an error the weights and moments are as before and no gradient is left.
 pub fn update(
     engine: &mut dyn Backend,
     plan: &Plan,
     objective: &Objective<'_>,
     logp_ref: Option<&[Vec<f32>]>,
+    proximal: Option<&mut Proximal<'_>>,
     watch: &mut dyn FnMut(usize),
 ) -> Result<Tally, StepError> {
     engine.zero_grad();
-    let result = accumulate(engine, plan, objective, logp_ref, watch).and_then(|metrics| apply(engine, objective, metrics));
+    let result =
+        accumulate(engine, plan, objective, logp_ref, proximal, watch).and_then(|metrics| apply(engine, objective, metrics));
     if result.is_err() {
         engine.zero_grad();
     }
@@ -121,6 +153,7 @@ fn accumulate(
     plan: &Plan,
     objective: &Objective<'_>,
     logp_ref: Option<&[Vec<f32>]>,
+    mut proximal: Option<&mut Proximal<'_>>,
     watch: &mut dyn FnMut(usize),
 ) -> Result<Tally, StepError> {
     let mut metrics = Tally::default();
@@ -130,7 +163,10 @@ fn accumulate(
         if objective.compare {
             compare(part, &forward, &mut metrics);
         }
-        let (d_logp, d_entropy) = gradient(plan, part, &forward, logp_ref.map(|l| &l[index][..]), objective, &mut metrics)?;
+        let columns = Columns::new(part, &forward, logp_ref.map(|l| &l[index][..]), |logp| {
+            proximal.as_deref_mut().map(|proximal| proximal.of(index, part, logp))
+        });
+        let (d_logp, d_entropy) = gradient(plan, part, &columns, objective, &mut metrics)?;
         // A group without signal has gradient 0 everywhere: its backward pass would add nothing.
         if d_entropy.is_some() || d_logp.iter().any(|&d| d != 0.0) {
             engine.backward(Upstream { d_logp: &d_logp, d_entropy: d_entropy.as_deref() }).map_err(engine_error("backward"))?;
@@ -158,22 +194,46 @@ fn apply(engine: &mut dyn Backend, objective: &Objective<'_>, mut metrics: Tally
 /// Upstream gradients of one micro-batch, by log-prob and, where the loss asks for it, by entropy. `[N]`
 type Gradients = (Vec<f32>, Option<Vec<f32>>);
 
+/// What the loss of one micro-batch reads, in f64. `[N]`
+struct Columns {
+    logp: Vec<f64>,
+    logp_old: Vec<f64>,
+    logp_ref: Option<Vec<f64>>,
+    weight: Option<Vec<f64>>,
+    entropy: Vec<f64>,
+}
+
+impl Columns {
+    /// `corrected` gives the proximal log-probs and the factors of a correction, where there is one.
+    fn new(
+        part: &MicroBatch,
+        forward: &Forward,
+        logp_ref: Option<&[f32]>,
+        corrected: impl FnOnce(&[f64]) -> Option<(Vec<f64>, Vec<f64>)>,
+    ) -> Self {
+        let logp = widen(&forward.logp);
+        let (logp_old, weight) = match corrected(&logp) {
+            Some((prox, weight)) => (prox, Some(weight)),
+            None => (widen(&part.logp_old), None),
+        };
+        Self { logp, logp_old, logp_ref: logp_ref.map(widen), weight, entropy: widen(&forward.entropy) }
+    }
+}
+
 fn gradient(
     plan: &Plan,
     part: &MicroBatch,
-    forward: &Forward,
-    logp_ref: Option<&[f32]>,
+    columns: &Columns,
     objective: &Objective<'_>,
     metrics: &mut Tally,
 ) -> Result<Gradients, StepError> {
-    let (logp, logp_old, entropy) = (widen(&forward.logp), widen(&part.logp_old), widen(&forward.entropy));
-    let logp_ref = logp_ref.map(widen);
     let out = objective.loss.evaluate(&LossInput {
-        logp: &logp,
-        logp_old: &logp_old,
-        logp_ref: logp_ref.as_deref(),
-        entropy: &entropy,
-        mask: &vec![true; logp.len()],
+        logp: &columns.logp,
+        logp_old: &columns.logp_old,
+        logp_ref: columns.logp_ref.as_deref(),
+        weight: columns.weight.as_deref(),
+        entropy: &columns.entropy,
+        mask: &vec![true; columns.logp.len()],
         sequences: &part.sequences,
         advantages: &part.advantages,
         totals: plan.totals,
@@ -181,7 +241,7 @@ fn gradient(
     let (d_logp, d_entropy) = (narrow(&out.d_logp), out.d_entropy.as_deref().map(narrow));
     for (what, values) in [("loss gradient", Some(&d_logp)), ("entropy gradient", d_entropy.as_ref())] {
         if let Some(i) = values.and_then(|v| v.iter().position(|d| !d.is_finite())) {
-            let (old, new) = (logp_old[i], logp[i]);
+            let (old, new) = (columns.logp_old[i], columns.logp[i]);
             let place = format!("{}, whose log-prob went from {old} to {new}", place(part, i));
             return Err(StepError::NonFinite { what, place, value: values.map_or(0.0, |v| f64::from(v[i])) });
         }
@@ -196,17 +256,26 @@ fn gradient(
 
 /// S2: how far the learner's log-probs are from the sampler's.
 fn compare(part: &MicroBatch, forward: &Forward, metrics: &mut Tally) {
-    let stored = part.logp_old.iter().zip(&part.logp_sampled);
-    for (&logp, (&old, &sampled)) in forward.logp.iter().zip(stored) {
+    let stored = part.logp_old.iter().zip(&part.logp_sampled).zip(&part.origin);
+    for (&logp, ((&old, &sampled), origin)) in forward.logp.iter().zip(stored) {
         let difference = (f64::from(logp) - f64::from(old)).abs();
+        if *origin == Origin::Base {
+            metrics.max("exactness/logp_difference_max", difference);
+        }
+        metrics.sum("exactness/tokens", count(*origin == Origin::Base));
+        metrics.sum("exactness/stale_tokens", count(*origin == Origin::Stale));
+        metrics.sum("exactness/inexact_tokens", count(*origin == Origin::Inexact));
         metrics.mean("sampling/sampling_logp_difference/mean", difference, 1.0);
         metrics.max("sampling/sampling_logp_difference/max", difference);
         let ratio = crate::exact::exp(f64::from(logp) - f64::from(sampled));
         metrics.min("sampling/importance_sampling_ratio/min", ratio);
         metrics.mean("sampling/importance_sampling_ratio/mean", ratio, 1.0);
         metrics.max("sampling/importance_sampling_ratio/max", ratio);
-        metrics.sum("sampling/sampling_logp_difference/tokens", 1.0);
     }
+}
+
+fn count(is: bool) -> f64 {
+    f64::from(u8::from(is))
 }
 
 fn check_forward(part: &MicroBatch, forward: &Forward) -> Result<(), StepError> {

@@ -14,7 +14,7 @@ pub(crate) fn scored(group: u64, sample: u16, reward: f64) -> ScoredTrajectory {
             mask,
             logp: logp.clone().into(),
             logp_sampled: logp.into(),
-            spans: [(2, 1), (4, 2)].map(|(start, len)| VersionSpan { start, len, version: PolicyVersion(0) }).into(),
+            spans: [(2, 1), (4, 2)].map(|(start, len)| VersionSpan { start, len, version: PolicyVersion(0), exact: true }).into(),
             temperature: 1.0,
             turns: Vec::new(),
             finish: FinishReason::Stop,

@@ -1,8 +1,11 @@
 //! The checked meaning of `[training]`: what the rest of the crate works with.
 use crate::advantage::{self, Advantage};
+use crate::algo::correction::{self, Correction};
 use crate::algo::{self, Loss};
 use crate::batching::Packing;
-use crate::config::{AdvantageConfig, AggregationConfig, CheckpointConfig, ConfigError, EvalConfig, LossConfig, TrainingConfig};
+use crate::config::{
+    AdvantageConfig, AggregationConfig, CheckpointConfig, ConfigError, CorrectionConfig, EvalConfig, LossConfig, TrainingConfig,
+};
 use crate::schedule::Schedule;
 use cohort_engine::AdamW;
 use cohort_protocol::StepId;
@@ -33,6 +36,8 @@ pub struct Training {
     pub advantage: Arc<dyn Advantage>,
     /// The objective.
     pub loss: Arc<dyn Loss>,
+    /// What bounds the ratio of the base policy to the one that sampled; `None` leaves it out.
+    pub correction: Option<Arc<dyn Correction>>,
     /// Held-out evaluation.
     pub eval: EvalConfig,
     /// Checkpoints.
@@ -75,6 +80,7 @@ impl TryFrom<&TrainingConfig> for Training {
         non_negative("max_grad_norm", c.max_grad_norm)?;
         check("checkpoint.keep", c.checkpoint.keep, c.checkpoint.keep >= 1, "must be at least 1, or nothing could be resumed")?;
         check_loss(&c.loss)?;
+        check_correction(c)?;
         if let AdvantageConfig::Grpo { eps, .. } = c.advantage {
             non_negative("advantage.eps", eps)?;
         }
@@ -93,6 +99,7 @@ impl TryFrom<&TrainingConfig> for Training {
             optimizer: optimizer(c)?,
             advantage: advantage::build(&c.advantage, !matches!(c.loss, LossConfig::DrGrpo { .. })),
             loss: algo::build(&c.loss),
+            correction: correction::build(&c.correction),
             eval: c.eval,
             checkpoint: c.checkpoint,
         })
@@ -141,6 +148,16 @@ fn check_loss(loss: &LossConfig) -> Result<(), ConfigError> {
         }
         LossConfig::Sft {} => Ok(()),
     }
+}
+
+fn check_correction(c: &TrainingConfig) -> Result<(), ConfigError> {
+    let (CorrectionConfig::Tis { min, max } | CorrectionConfig::Mis { min, max }) = c.correction else { return Ok(()) };
+    if matches!(c.loss, LossConfig::Sft {}) {
+        return Err(refuse("correction", "set", "has no effect with loss \"sft\", which reads no ratio; remove it"));
+    }
+    let why = "must be from 0 to 1: a token drawn from the base policy has ratio 1";
+    check("correction.min", min, (0.0..=1.0).contains(&min), why)?;
+    check("correction.max", max, max >= 1.0 && max.is_finite(), "must be a finite number, at least 1")
 }
 
 /// Updates of warm-up: the part of all of them, rounded up as `transformers` does.
@@ -220,6 +237,15 @@ mod tests {
             }),
             ("training.loss.clip_low = 0:", |c| {
                 c.loss = LossConfig::DrGrpo { clip_low: 0.0, clip_high: 0.2, beta: 0.0, max_completion_length: 8 };
+            }),
+            ("training.correction.min = 1.5: must be from 0 to 1", |c| {
+                c.correction = CorrectionConfig::Mis { min: 1.5, max: 5.0 };
+            }),
+            ("training.correction.max = 0.5: must be a finite number, at least 1", |c| {
+                c.correction = CorrectionConfig::Tis { min: 0.0, max: 0.5 };
+            }),
+            ("training.correction = set: has no effect with loss", |c| {
+                (c.loss, c.correction) = (LossConfig::Sft {}, CorrectionConfig::Tis { min: 0.0, max: 2.0 });
             }),
             ("training.advantage.eps = NaN", |c| {
                 c.advantage = AdvantageConfig::Grpo { std: None, bessel: false, eps: f64::NAN };

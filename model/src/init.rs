@@ -5,7 +5,7 @@ use crate::{DecoderSpec, Tensor, WeightSet};
 const STD: f32 = 0.02;
 
 /// Weights to train from: matrices normal with standard deviation 0.02 (the two projections that write into the
-/// residual stream scaled down by `sqrt(2 * layers)`, as GPT-2 does), norms one.
+/// residual stream scaled down by `sqrt(2 * layers)`, as GPT-2 does), norms one, biases zero.
 ///
 /// Every value is keyed by (seed, tensor's name, index). The normal is the sum of twelve uniforms (Irwin-Hall: exact in
 /// integers until the last multiplication, within ±6 standard deviations), so that no math library decides its bits.
@@ -19,7 +19,7 @@ pub fn random_weights(spec: &DecoderSpec, seed: u64) -> WeightSet {
             .map(|t| {
                 let len = t.shape.iter().product();
                 let data = if t.shape.len() == 1 {
-                    vec![1.0; len]
+                    vec![if t.name.ends_with(".bias") { 0.0 } else { 1.0 }; len]
                 } else {
                     let writes_residual = t.name.ends_with("o_proj.weight") || t.name.ends_with("down_proj.weight");
                     let std = if writes_residual { residual } else { STD };
@@ -57,6 +57,7 @@ mod tests {
 
     fn spec() -> DecoderSpec {
         DecoderSpec {
+            family: crate::Family::Llama,
             hidden: 64,
             layers: 2,
             heads: 4,

@@ -1,7 +1,7 @@
 //! Architecture descriptions, tokenizers, chat templates, weights in and out. No compute.
 //!
 //! Invariants
-//! - **M1** canonical weights are Hugging Face names, shapes `[out, in]` and rotate-half RoPE order, whatever file they came from.
+//! - **M1** canonical weights are Llama's names in Hugging Face files, shapes `[out, in]` and rotate-half RoPE order, whatever file they came from.
 //! - **M2** a file's header is checked (lengths, shapes, dtypes, offsets) before anything is allocated for it.
 //! - **M3** the weights hash is over name, shape, dtype and little-endian bytes of the tensors sorted by name.
 //!
@@ -12,6 +12,7 @@ pub mod builtin;
 pub mod chat;
 pub mod config;
 mod error;
+pub mod family;
 pub mod gguf;
 pub mod hash;
 pub mod hf;
@@ -22,12 +23,14 @@ mod load;
 pub mod safetensors_file;
 mod save;
 pub mod spec;
+mod stored;
 pub mod tokenizer;
 pub mod weights;
 
 pub use chat::{ChatMessage, ChatTemplate};
 pub use config::{DeviceKind, DtypeKind, EngineKind, ModelConfig};
 pub use error::ModelError;
+pub use family::Family;
 pub use hash::FastDigest;
 pub use load::ModelFiles;
 pub use safetensors_file::SaveDtype;

@@ -1,4 +1,5 @@
 //! What an architecture's numbers may be, checked before they size anything.
+use crate::family::Positions;
 use crate::{DecoderSpec, ModelError};
 
 /// More blocks than any model has.
@@ -37,7 +38,7 @@ pub(crate) fn checked(spec: DecoderSpec, place: &str) -> Result<DecoderSpec, Mod
         let problem = format!("must divide num_attention_heads = {}", spec.heads);
         return Err(bad("num_key_value_heads", spec.kv_heads.to_string(), problem));
     }
-    if !spec.head_dim.is_multiple_of(2) {
+    if spec.family.traits().positions == Positions::Rotary && !spec.head_dim.is_multiple_of(2) {
         return Err(bad("head_dim", spec.head_dim.to_string(), "rotary embedding needs an even number".into()));
     }
     if spec.heads * spec.head_dim > MAX_WIDTH {

@@ -4,7 +4,7 @@ use crate::chat::{ChatContext, ChatTemplate};
 use crate::hf::{Object, Shards, parse_object, read_object, read_object_if_there, spec_from_config, weights_from};
 use crate::init::random_weights;
 use crate::tokenizer::Tokenizer;
-use crate::{DecoderSpec, ModelError, WeightSet, gguf, hub};
+use crate::{DecoderSpec, Family, ModelError, WeightSet, gguf, hub};
 use serde_json::{Value, json};
 use std::collections::BTreeSet;
 use std::fs::File;
@@ -55,7 +55,7 @@ enum Values {
 
 impl ModelFiles {
     /// Opens `builtin://order-desk`, a Hugging Face directory, a `.gguf` file, `hf://org/name[@revision]`,
-    /// `random://tiny?seed=N` (or `stub://name`, whose weights nothing computes with: the same tiny model).
+    /// `random://tiny?seed=N` (`tiny-qwen2` and so on for other families; or `stub://name`, whose weights nothing computes with: the same tiny model).
     pub fn open(path: &str) -> Result<Self, ModelError> {
         match path.split_once("://") {
             Some(("builtin", name)) => Self::open_builtin(name),
@@ -195,22 +195,10 @@ impl ModelFiles {
         let place = format!("random://{spec}");
         let (name, query) = spec.split_once('?').unwrap_or((spec, "seed=0"));
         let seed = query.strip_prefix("seed=").and_then(|seed| seed.parse().ok());
-        let (Some(seed), "tiny") = (seed, name) else {
-            let remedy = "random://tiny?seed=N is the form".to_owned();
+        let (Some(seed), Some(spec)) = (seed, tiny_spec(name)) else {
+            let remedy =
+                "random://tiny?seed=N is the form, with -mistral, -qwen2, -qwen3 or -gpt2 after tiny for those".to_owned();
             return Err(ModelError::Missing { place, what: "a random model of this name".into(), remedy });
-        };
-        let spec = DecoderSpec {
-            hidden: 32,
-            layers: 2,
-            heads: 4,
-            kv_heads: 2,
-            head_dim: 8,
-            intermediate: 64,
-            vocab: 272,
-            max_context: 1024,
-            norm_eps: 1e-5,
-            rope_theta: 10_000.0,
-            tied_embeddings: true,
         };
         let tokenizer_config: Object = [
             ("bos_token".to_owned(), json!("<|endoftext|>")),
@@ -262,6 +250,28 @@ impl ModelFiles {
         let eos = eos.into_iter().collect();
         Ok(Self { source, spec, tokenizer: Arc::new(tokenizer), chat, eos, bos, pad, settings, values })
     }
+}
+
+/// The architecture of a random model: `tiny` or `tiny-` and another family's type.
+fn tiny_spec(name: &str) -> Option<DecoderSpec> {
+    let family = match name.strip_prefix("tiny")? {
+        "" => Family::Llama,
+        other => Family::ALL.into_iter().find(|family| other.strip_prefix('-') == Some(family.model_type()))?,
+    };
+    Some(DecoderSpec {
+        family,
+        hidden: 32,
+        layers: 2,
+        heads: 4,
+        kv_heads: if family == Family::Gpt2 { 4 } else { 2 },
+        head_dim: 8,
+        intermediate: 64,
+        vocab: 272,
+        max_context: 1024,
+        norm_eps: 1e-5,
+        rope_theta: 10_000.0,
+        tied_embeddings: true,
+    })
 }
 
 /// A token in tokenizer_config.json: text, or an object with its text.

@@ -1,8 +1,8 @@
 //! Writes a model as the directory that transformers' `AutoModelForCausalLM` and `AutoTokenizer` load.
-use crate::hf::Object;
+use crate::hf::{Object, stored};
 use crate::load::ModelFiles;
 use crate::safetensors_file::{SaveDtype, write_file};
-use crate::{ModelError, WeightSet};
+use crate::{DecoderSpec, Family, ModelError, WeightSet};
 use serde_json::{Value, json};
 use std::fs::File;
 use std::io::Write;
@@ -14,9 +14,10 @@ impl ModelFiles {
     /// names appear one by one, so write into a temporary directory and rename it for an atomic result.
     pub fn save(&self, dir: &Path, weights: &WeightSet, dtype: SaveDtype) -> Result<(), ModelError> {
         let place = dir.display().to_string();
-        weights.check(&self.spec).map_err(|source| ModelError::Shape { place, source })?;
+        weights.check(&self.spec).map_err(|source| ModelError::Shape { place: place.clone(), source })?;
         std::fs::create_dir_all(dir).map_err(ModelError::io("make", dir))?;
-        write_file(&dir.join("model.safetensors"), weights, dtype)?;
+        let stored = stored(&self.spec, weights).map_err(|source| ModelError::Shape { place, source })?;
+        write_file(&dir.join("model.safetensors"), &stored, dtype)?;
         write_bytes(&dir.join("tokenizer.json"), self.tokenizer.json())?;
         write_json(&dir.join("config.json"), self.config_json(dtype))?;
         write_json(&dir.join("tokenizer_config.json"), self.tokenizer_config_json())?;
@@ -32,31 +33,21 @@ impl ModelFiles {
         };
         let spec = &self.spec;
         let mut out = self.settings.config.clone();
-        let defaults =
-            [("architectures", json!(["LlamaForCausalLM"])), ("model_type", json!("llama")), ("hidden_act", json!("silu"))];
-        for (key, value) in defaults {
+        let defaults = [("architectures", json!([spec.family.class()])), ("model_type", json!(spec.family.model_type()))];
+        for (key, value) in defaults.into_iter().chain(choices(spec)) {
             out.entry(key).or_insert(value);
         }
         let exact = [
-            ("hidden_size", json!(spec.hidden)),
-            ("num_hidden_layers", json!(spec.layers)),
-            ("num_attention_heads", json!(spec.heads)),
-            ("num_key_value_heads", json!(spec.kv_heads)),
-            ("head_dim", json!(spec.head_dim)),
-            ("intermediate_size", json!(spec.intermediate)),
             ("vocab_size", json!(spec.vocab)),
-            ("rms_norm_eps", json!(shortest(spec.norm_eps))),
-            ("rope_theta", json!(spec.rope_theta)),
             ("tie_word_embeddings", json!(spec.tied_embeddings)),
             ("bos_token_id", json!(self.bos)),
             ("eos_token_id", json!(self.main_eos())),
             ("dtype", json!(dtype)),
             ("torch_dtype", json!(dtype)),
         ];
-        for (key, value) in exact {
+        for (key, value) in exact.into_iter().chain(numbers(spec)) {
             out.insert(key.to_owned(), value);
         }
-        out.entry("max_position_embeddings").or_insert_with(|| json!(spec.max_context));
         out
     }
 
@@ -92,6 +83,46 @@ impl ModelFiles {
         let named = ids.into_iter().filter_map(|(key, id)| Some((key.to_owned(), Value::from(self.tokenizer.token(id?)?))));
         named.collect()
     }
+}
+
+/// Settings that a source's config.json may have in another way that is read as the same.
+fn choices(spec: &DecoderSpec) -> Vec<(&'static str, Value)> {
+    match spec.family {
+        Family::Gpt2 => vec![("activation_function", json!("gelu_new"))],
+        Family::Llama | Family::Mistral | Family::Qwen2 | Family::Qwen3 => {
+            let mut out = vec![("hidden_act", json!("silu")), ("max_position_embeddings", json!(spec.max_context))];
+            if spec.family == Family::Mistral {
+                // Left out, it would be 4096.
+                out.push(("sliding_window", Value::Null));
+            }
+            out
+        }
+    }
+}
+
+/// The numbers of the spec under the family's names.
+fn numbers(spec: &DecoderSpec) -> Vec<(&'static str, Value)> {
+    let eps = json!(shortest(spec.norm_eps));
+    if spec.family == Family::Gpt2 {
+        return vec![
+            ("n_embd", json!(spec.hidden)),
+            ("n_layer", json!(spec.layers)),
+            ("n_head", json!(spec.heads)),
+            ("n_inner", json!(spec.intermediate)),
+            ("n_positions", json!(spec.max_context)),
+            ("layer_norm_epsilon", eps),
+        ];
+    }
+    vec![
+        ("hidden_size", json!(spec.hidden)),
+        ("num_hidden_layers", json!(spec.layers)),
+        ("num_attention_heads", json!(spec.heads)),
+        ("num_key_value_heads", json!(spec.kv_heads)),
+        ("head_dim", json!(spec.head_dim)),
+        ("intermediate_size", json!(spec.intermediate)),
+        ("rms_norm_eps", eps),
+        ("rope_theta", json!(spec.rope_theta)),
+    ]
 }
 
 /// The f64 that an f32 is written as: 1e-5, not 9.999999747378752e-6.

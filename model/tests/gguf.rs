@@ -3,7 +3,7 @@
 use candle_core::quantized::gguf_file::{self, Value};
 use candle_core::quantized::{GgmlDType, QTensor};
 use candle_core::{Device, Tensor as Candle};
-use cohort_model::{ChatMessage, ModelFiles, Tokenizer, WeightSet, gguf};
+use cohort_model::{ChatMessage, Family, ModelFiles, Tokenizer, WeightSet, gguf};
 use proptest::prelude::*;
 use std::io::Cursor;
 use std::sync::OnceLock;
@@ -24,9 +24,12 @@ fn gguf_name(name: &str) -> String {
     let pairs = [
         ("model.layers.", "blk."),
         ("model.embed_tokens", "token_embd"),
+        ("model.embed_positions", "position_embd"),
         ("model.norm", "output_norm"),
         ("input_layernorm", "attn_norm"),
         ("post_attention_layernorm", "ffn_norm"),
+        ("self_attn.q_norm", "attn_q_norm"),
+        ("self_attn.k_norm", "attn_k_norm"),
         ("self_attn.o_proj", "attn_output"),
         ("self_attn.q_proj", "attn_q"),
         ("self_attn.k_proj", "attn_k"),
@@ -41,46 +44,66 @@ fn gguf_name(name: &str) -> String {
 /// The tiny random model as a GGUF file.
 fn file() -> &'static [u8] {
     static FILE: OnceLock<Vec<u8>> = OnceLock::new();
-    FILE.get_or_init(|| {
-        let model = ModelFiles::open("random://tiny?seed=3").unwrap();
-        let spec = &model.spec;
-        let text = |s: &str| Value::String(s.to_owned());
-        let mut tokens: Vec<String> = (0..259).map(|id| model.tokenizer.token(id).unwrap()).collect();
-        tokens.push("Ġ!".into());
-        let settings: Vec<(String, Value)> = vec![
-            ("general.architecture".into(), text("llama")),
-            ("llama.embedding_length".into(), Value::U32(spec.hidden as u32)),
-            ("llama.block_count".into(), Value::U32(spec.layers as u32)),
-            ("llama.attention.head_count".into(), Value::U32(spec.heads as u32)),
-            ("llama.attention.head_count_kv".into(), Value::U32(spec.kv_heads as u32)),
-            ("llama.feed_forward_length".into(), Value::U32(spec.intermediate as u32)),
-            ("llama.context_length".into(), Value::U32(spec.max_context as u32)),
-            ("llama.attention.layer_norm_rms_epsilon".into(), Value::F32(spec.norm_eps)),
-            ("tokenizer.ggml.model".into(), text("gpt2")),
-            ("tokenizer.ggml.pre".into(), text("smollm")),
-            ("tokenizer.ggml.tokens".into(), Value::Array(tokens.into_iter().map(Value::String).collect())),
-            (
-                "tokenizer.ggml.token_type".into(),
-                Value::Array((0..260).map(|id| Value::I32(if (256..259).contains(&id) { 3 } else { 1 })).collect()),
-            ),
-            ("tokenizer.ggml.merges".into(), Value::Array(vec![text("Ġ !")])),
-            ("tokenizer.ggml.bos_token_id".into(), Value::U32(256)),
-            ("tokenizer.ggml.eos_token_id".into(), Value::U32(258)),
-            ("tokenizer.chat_template".into(), text("{{ messages[0].content }}<|im_end|>")),
-        ];
-        let mut tensors = Vec::new();
-        for (name, tensor) in &model.weights().unwrap().0 {
-            let permuted = name.ends_with("q_proj.weight") || name.ends_with("k_proj.weight");
-            let data = if permuted { interleave(&tensor.data, spec.head_dim, spec.hidden) } else { tensor.data.clone() };
-            let tensor = Candle::from_vec(data, tensor.shape.clone(), &Device::Cpu).unwrap();
-            tensors.push((gguf_name(name), QTensor::quantize(&tensor, GgmlDType::F32).unwrap()));
+    FILE.get_or_init(|| converted(&ModelFiles::open("random://tiny?seed=3").unwrap(), "smollm"))
+}
+
+/// What a converter would write for a model.
+fn converted(model: &ModelFiles, pre: &str) -> Vec<u8> {
+    let spec = &model.spec;
+    let kind = spec.family.model_type();
+    let key = |name: &str| format!("{kind}.{name}");
+    let text = |s: &str| Value::String(s.to_owned());
+    let mut tokens: Vec<String> = (0..259).map(|id| model.tokenizer.token(id).unwrap()).collect();
+    tokens.push("Ġ!".into());
+    let settings: Vec<(String, Value)> = vec![
+        ("general.architecture".into(), text(kind)),
+        (key("embedding_length"), Value::U32(spec.hidden as u32)),
+        (key("block_count"), Value::U32(spec.layers as u32)),
+        (key("attention.head_count"), Value::U32(spec.heads as u32)),
+        (key("attention.head_count_kv"), Value::U32(spec.kv_heads as u32)),
+        (key("feed_forward_length"), Value::U32(spec.intermediate as u32)),
+        (key("context_length"), Value::U32(spec.max_context as u32)),
+        (
+            key(if kind == "gpt2" { "attention.layer_norm_epsilon" } else { "attention.layer_norm_rms_epsilon" }),
+            Value::F32(spec.norm_eps),
+        ),
+        ("tokenizer.ggml.model".into(), text("gpt2")),
+        (key("attention.key_length"), Value::U32(spec.head_dim as u32)),
+        ("tokenizer.ggml.pre".into(), text(pre)),
+        ("tokenizer.ggml.tokens".into(), Value::Array(tokens.into_iter().map(Value::String).collect())),
+        (
+            "tokenizer.ggml.token_type".into(),
+            Value::Array((0..260).map(|id| Value::I32(if (256..259).contains(&id) { 3 } else { 1 })).collect()),
+        ),
+        ("tokenizer.ggml.merges".into(), Value::Array(vec![text("Ġ !")])),
+        ("tokenizer.ggml.bos_token_id".into(), Value::U32(256)),
+        ("tokenizer.ggml.eos_token_id".into(), Value::U32(258)),
+        ("tokenizer.chat_template".into(), text("{{ messages[0].content }}<|im_end|>")),
+    ];
+    let weights = model.weights().unwrap().0;
+    let mut tensors = Vec::new();
+    for (name, tensor) in &weights {
+        let turned = name.ends_with("q_proj.weight") || name.ends_with("k_proj.weight");
+        let permuted = turned && spec.family == Family::Llama;
+        let mut data = if permuted { interleave(&tensor.data, spec.head_dim, spec.hidden) } else { tensor.data.clone() };
+        let (mut shape, mut to) = (tensor.shape.clone(), gguf_name(name));
+        if spec.family == Family::Gpt2 && (name.contains("k_proj") || name.contains("v_proj")) {
+            continue;
         }
-        let settings: Vec<_> = settings.iter().map(|(k, v)| (k.as_str(), v)).collect();
-        let tensors: Vec<_> = tensors.iter().map(|(k, v)| (k.as_str(), v)).collect();
-        let mut out = Cursor::new(Vec::new());
-        gguf_file::write(&mut out, &settings, &tensors).unwrap();
-        out.into_inner()
-    })
+        if spec.family == Family::Gpt2 && name.contains("q_proj") {
+            for other in ["k_proj", "v_proj"] {
+                data.extend(&weights[&name.replace("q_proj", other)].data);
+            }
+            (shape[0], to) = (3 * shape[0], to.replace("attn_q", "attn_qkv"));
+        }
+        let tensor = Candle::from_vec(data, shape, &Device::Cpu).unwrap();
+        tensors.push((to, QTensor::quantize(&tensor, GgmlDType::F32).unwrap()));
+    }
+    let settings: Vec<_> = settings.iter().map(|(k, v)| (k.as_str(), v)).collect();
+    let tensors: Vec<_> = tensors.iter().map(|(k, v)| (k.as_str(), v)).collect();
+    let mut out = Cursor::new(Vec::new());
+    gguf_file::write(&mut out, &settings, &tensors).unwrap();
+    out.into_inner()
 }
 
 fn open(bytes: &[u8]) -> Result<(ModelFiles, WeightSet), String> {
@@ -105,6 +128,19 @@ fn a_gguf_file_gives_the_canonical_model() {
     assert_eq!(model.chat.unwrap().render(&[ChatMessage::new("user", "x")], true).unwrap(), "x<|im_end|>");
 }
 
+#[test]
+fn other_families_keep_their_order_of_rows() {
+    for family in [Family::Qwen2, Family::Qwen3, Family::Gpt2] {
+        let want = ModelFiles::open(&format!("random://tiny-{}?seed=3", family.model_type())).unwrap();
+        let (model, weights) = open(&converted(&want, "qwen2")).unwrap();
+        assert_eq!(model.spec, want.spec);
+        assert_eq!(weights, want.weights().unwrap());
+        // Qwen composes characters before it cuts them.
+        let (apart, composed) = ("he\u{301}", "h\u{e9}");
+        assert_eq!(model.tokenizer.encode(apart, false).unwrap(), model.tokenizer.encode(composed, false).unwrap());
+    }
+}
+
 fn data_start(bytes: &[u8]) -> usize {
     let header = gguf::read_header(&mut Cursor::new(bytes), "test").unwrap();
     header.tensors.values().map(|t| t.start as usize).min().unwrap()
@@ -121,7 +157,7 @@ fn replace(bytes: &[u8], from: &[u8], to: &[u8]) -> Vec<u8> {
 fn what_is_not_read_is_named() {
     let base = file();
     let cases: [(&[u8], &[u8], &str); 5] = [
-        (b"llama\x16", b"qwen2\x16", "architecture qwen2 is not supported"),
+        (b"llama\x16", b"gemma\x16", "architecture gemma is not supported"),
         (b"GGUF", b"GGML", "does not start with GGUF"),
         (b"GGUF\x02", b"GGUF\x01", "GGUF version = 1"),
         (b"smollm", b"smollX", "pre-tokenizer \"smollX\" is not known"),

@@ -27,6 +27,9 @@ pub struct VersionSpan {
     pub len: u32,
     /// Policy.
     pub version: PolicyVersion,
+    /// Whether the stored log-probs are that policy's own, to the bit. Not where keys and values of an older version were kept
+    /// over a swap of weights, or the sampler computes with other numerics than the learner.
+    pub exact: bool,
 }
 
 /// One sample of a group. All columns have one entry a token; entries outside the mask are 0.

@@ -49,7 +49,7 @@ fn trajectory() -> Trajectory {
         mask: vec![0, 1, 1, 0],
         logp: Column(vec![0.0, -0.5, -1.25, 0.0]),
         logp_sampled: Column(vec![0.0, -0.5, -1.0e-30, 0.0]),
-        spans: vec![VersionSpan { start: 1, len: 2, version: PolicyVersion(3) }],
+        spans: vec![VersionSpan { start: 1, len: 2, version: PolicyVersion(3), exact: true }],
         temperature: 1.0,
         turns: turns(),
         finish: FinishReason::MaxTurns,

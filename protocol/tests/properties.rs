@@ -67,7 +67,12 @@ fn turn() -> impl Strategy<Value = Turn> {
 }
 
 fn trajectory() -> impl Strategy<Value = Trajectory> {
-    let span = any::<(u32, u32, u64)>().prop_map(|(start, len, v)| VersionSpan { start, len, version: PolicyVersion(v) });
+    let span = any::<(u32, u32, u64, bool)>().prop_map(|(start, len, v, exact)| VersionSpan {
+        start,
+        len,
+        version: PolicyVersion(v),
+        exact,
+    });
     let finish = prop_oneof![
         Just(FinishReason::Stop),
         Just(FinishReason::Length),

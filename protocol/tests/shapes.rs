@@ -6,7 +6,7 @@ use cohort_protocol::{
 };
 
 fn trajectory() -> Trajectory {
-    let span = |start, len, version| VersionSpan { start, len, version: PolicyVersion(version) };
+    let span = |start, len, version| VersionSpan { start, len, version: PolicyVersion(version), exact: true };
     Trajectory {
         group: GroupId(7),
         sample: SampleIx(2),

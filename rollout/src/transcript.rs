@@ -49,9 +49,9 @@ impl Transcript {
         self.logp.extend_from_slice(&completion.logp);
         self.logp_sampled.extend_from_slice(&completion.logp_sampled);
         let mut at = start;
-        for &(len, version) in &completion.spans {
-            self.spans.push(VersionSpan { start: at, len, version: PolicyVersion(version) });
-            at += len;
+        for span in &completion.spans {
+            self.spans.push(VersionSpan { start: at, len: span.tokens, version: PolicyVersion(span.version), exact: span.exact });
+            at += span.tokens;
         }
         (start, at - start)
     }

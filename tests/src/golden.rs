@@ -1,7 +1,7 @@
 //! Readers of tests/golden: numbers from PyTorch and transformers. Each file names the script that makes it.
 use anyhow::{Context, Result, bail, ensure};
 use cohort_engine::{PackedBatch, PackedSequence};
-use cohort_model::hf::spec_from_config;
+use cohort_model::hf::{self, spec_from_config};
 use cohort_model::safetensors_file::read_file;
 use cohort_model::{DecoderSpec, ModelFiles, WeightSet};
 use serde_json::Value;
@@ -10,20 +10,20 @@ use std::path::{Path, PathBuf};
 /// The real model's file.
 const SMOLLM2: &str = "SmolLM2-135M-Instruct.Q4_1.gguf";
 
-/// A tiny random Llama of transformers with everything that it computes (make_tiny_llama.py).
+/// A tiny random model of transformers with everything that it computes (make_tiny_models.py).
 #[derive(Debug, Clone)]
-pub struct TinyLlama {
+pub struct TinyModel {
     /// Its architecture.
     pub spec: DecoderSpec,
     /// Its weights.
     pub weights: WeightSet,
     /// What it was run on and what came out.
     pub sequences: Vec<GoldenSequence>,
-    /// Gradients of `sum(weight * logp + weight_entropy * entropy)` over all sequences.
+    /// Under the file's names, gradients of `sum(weight * logp + weight_entropy * entropy)` over all sequences.
     pub gradients: WeightSet,
 }
 
-/// One sequence of a [`TinyLlama`].
+/// One sequence of a [`TinyModel`].
 #[derive(Debug, Clone)]
 pub struct GoldenSequence {
     /// The tokens. `[T]`
@@ -42,14 +42,16 @@ pub struct GoldenSequence {
     pub weight_entropy: Vec<f32>,
 }
 
-impl TinyLlama {
-    /// Reads `tied` or `untied`.
+impl TinyModel {
+    /// All that there are, by name.
+    pub const NAMES: [&str; 8] = ["llama_tied", "llama_untied", "mistral", "qwen2", "qwen3", "qwen3_tied", "gpt2", "gpt2_untied"];
+
+    /// Reads one of [`TinyModel::NAMES`].
     pub fn open(name: &str) -> Result<Self> {
-        let dir = golden_dir().join(format!("tiny_llama_{name}"));
+        let dir = golden_dir().join(format!("tiny_{name}"));
         let config: serde_json::Map<String, Value> = serde_json::from_slice(&std::fs::read(dir.join("config.json"))?)?;
         let spec = spec_from_config(&config, "config.json")?;
-        let weights = read_file(&dir.join("model.safetensors"))?;
-        weights.check(&spec)?;
+        let weights = hf::canonical(&spec, read_file(&dir.join("model.safetensors"))?)?;
         let mut golden = read_file(&dir.join("golden.safetensors"))?;
         let mut sequences = Vec::new();
         while golden.0.contains_key(&format!("tokens.{}", sequences.len())) {
@@ -68,7 +70,7 @@ impl TinyLlama {
         }
         let named = golden.0.into_iter().filter_map(|(name, t)| Some((name.strip_prefix("grad.")?.to_owned(), t)));
         let gradients = WeightSet(named.collect());
-        gradients.check(&spec)?;
+        hf::canonical(&spec, gradients.clone())?;
         Ok(Self { spec, weights, sequences, gradients })
     }
 

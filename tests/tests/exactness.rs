@@ -28,7 +28,7 @@ fn plain() -> SamplingParams {
 }
 
 /// Metric of the largest one.
-const DIFFERENCE: &str = "sampling/sampling_logp_difference/max";
+const DIFFERENCE: &str = "exactness/logp_difference_max";
 
 fn engine(files: &ModelFiles, dtype: DtypeKind, threads: usize, sampling: bool) -> Result<EngineHandle> {
     let (spec, weights) = (files.spec.clone(), files.weights()?);
@@ -113,8 +113,8 @@ async fn difference(files: &ModelFiles, dtype: DtypeKind, batches: Vec<Trajector
     };
     // Other numbers of threads and other batches than the sampler's.
     let learner = engine(files, dtype, 2, false)?;
-    let (metrics, _) = learner.advance(1, move |e| step::run(e, &training, &request, None, &mut |_, _| ())).await?;
-    let metrics = metrics.map_err(|failure| anyhow::anyhow!("{}", failure.error))?;
+    let stepped = learner.advance(1, move |e| step::run(e, &training, &request, None, &mut |_, _| ())).await?;
+    let (metrics, _) = stepped.map_err(|failure| anyhow::anyhow!("{}", failure.error))?;
     let named = |name: &str| metrics.iter().find(|(n, _)| n == name).map(|(_, v)| *v).with_context(|| format!("no {name}"));
     ensure!(named("grad_norm")? > 0.0, "the step moves something");
     Ok((named(DIFFERENCE)?, tokens))

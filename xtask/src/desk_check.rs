@@ -225,12 +225,12 @@ async fn train_step(
         let advantages = training.advantage.advantages(&rewards);
         for (trajectory, (score, advantage)) in group.into_iter().zip(rewards.into_iter().zip(advantages)) {
             let score = Score { score, breakdown: Vec::new(), metadata_json: "{}".into() };
-            samples.push(Sample::from_trajectory(&ScoredTrajectory { trajectory, score }, advantage));
+            samples.push(Sample::from_trajectory(&ScoredTrajectory { trajectory, score }, advantage, PolicyVersion(step - 1)));
         }
     }
     let plan = Plan::new(samples, training.packing);
     let training = training.clone();
-    let (updated, _) = stage
+    let updated = stage
         .engine
         .advance(step, move |engine| {
             let objective = Objective {
@@ -240,10 +240,10 @@ async fn train_step(
                 max_grad_norm: training.max_grad_norm,
                 compare: true,
             };
-            update(engine, &plan, &objective, None, &mut |_| ())
+            update(engine, &plan, &objective, None, None, &mut |_| ())
         })
         .await?;
-    let metrics = updated?.finish();
-    let difference = metrics.iter().find(|(name, _)| name == "sampling/sampling_logp_difference/max").map_or(0.0, |(_, v)| *v);
+    let metrics = updated?.0.finish();
+    let difference = metrics.iter().find(|(name, _)| name == "exactness/logp_difference_max").map_or(0.0, |(_, v)| *v);
     Ok((total / count, difference))
 }

@@ -87,7 +87,7 @@ pub(crate) fn run(args: &Args) -> Result<()> {
             max_grad_norm: Some(1.0),
             compare: false,
         };
-        let metrics = update(&mut engine, &plan, &objective, None, &mut |_| ())?.finish();
+        let metrics = update(&mut engine, &plan, &objective, None, None, &mut |_| ())?.finish();
         if step % 50 == 0 || step + 1 == args.steps {
             let loss = metrics.iter().find(|(name, _)| name == "loss").map_or(f64::NAN, |(_, value)| *value);
             println!("step {step:5}  loss {loss:.4}  {:6.1} s", started.elapsed().as_secs_f64());

@@ -19,8 +19,8 @@ pub const SAMPLED_TOKENS: &str = "tokens/sampled";
 /// Tokens of all sequences through the learner.
 pub const TRAINED_TOKENS: &str = "tokens/trained";
 const REWARD: &str = "reward";
-const LOGP_DIFFERENCE: &str = "sampling/sampling_logp_difference/max";
-const LOGP_TOKENS: &str = "sampling/sampling_logp_difference/tokens";
+const LOGP_DIFFERENCE: &str = "exactness/logp_difference_max";
+const LOGP_TOKENS: &str = "exactness/tokens";
 
 /// Memory of the reporting.
 #[derive(Debug)]

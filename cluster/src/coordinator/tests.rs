@@ -283,7 +283,7 @@ fn batch(lease: &GroupLease, bad: bool) -> TrajectoryBatch {
         mask: vec![0, 0, 1, 1],
         logp: vec![0.0, 0.0, -0.5, if bad { f32::NAN } else { -0.25 }].into(),
         logp_sampled: vec![0.0, 0.0, -0.5, -0.25].into(),
-        spans: vec![VersionSpan { start: 2, len: 2, version: lease.version }],
+        spans: vec![VersionSpan { start: 2, len: 2, version: lease.version, exact: true }],
         temperature: 1.0,
         turns: vec![Turn::text(TurnRole::User, lease.item.json.clone()), Turn::text(TurnRole::Assistant, "so much")],
         finish: FinishReason::Stop,

@@ -87,7 +87,7 @@ pub const TABLES: &[&Table] = &[
 ];
 
 /// Version of this layout, SQLite's `user_version`.
-pub const LAYOUT: i64 = 1;
+pub const LAYOUT: i64 = 2;
 
 impl Table {
     /// Statement that makes it.

@@ -20,7 +20,7 @@ fn batch(group: u64) -> Accepted<TrajectoryBatch> {
         mask: vec![0, 1, 1],
         logp: vec![0.0, -0.5, -0.25].into(),
         logp_sampled: vec![0.0, -0.5, -0.25].into(),
-        spans: vec![VersionSpan { start: 1, len: 2, version: PolicyVersion(0) }],
+        spans: vec![VersionSpan { start: 1, len: 2, version: PolicyVersion(0), exact: true }],
         temperature: 1.0,
         turns: vec![Turn::text(TurnRole::User, "hello")],
         finish: FinishReason::Stop,

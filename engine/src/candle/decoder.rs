@@ -6,23 +6,56 @@ use cohort_model::DecoderSpec;
 /// The tensors of the network, tracked for gradients or not.
 pub(super) struct Network {
     pub(super) embedding: Tensor,
+    /// Learned positions, where the family has them. `[max_context, H]`
+    pub(super) positions: Option<Tensor>,
     pub(super) blocks: Vec<Block>,
-    pub(super) norm: Tensor,
+    pub(super) norm: Norm,
     /// The output projection: the embedding where they are tied. `[V, H]`
     pub(super) head: Tensor,
 }
 
 /// The tensors of one block.
 pub(super) struct Block {
-    pub(super) attention_norm: Tensor,
-    pub(super) query: Tensor,
-    pub(super) key: Tensor,
-    pub(super) value: Tensor,
-    pub(super) output: Tensor,
-    pub(super) mlp_norm: Tensor,
-    pub(super) gate: Tensor,
-    pub(super) up: Tensor,
-    pub(super) down: Tensor,
+    pub(super) attention_norm: Norm,
+    pub(super) query: Linear,
+    pub(super) key: Linear,
+    pub(super) value: Linear,
+    /// Norms of queries and keys, head by head, where the family has them.
+    pub(super) query_norm: Option<Tensor>,
+    pub(super) key_norm: Option<Tensor>,
+    pub(super) output: Linear,
+    pub(super) mlp_norm: Norm,
+    /// SwiGLU's gate; without one the MLP is a GELU's.
+    pub(super) gate: Option<Linear>,
+    pub(super) up: Linear,
+    pub(super) down: Linear,
+}
+
+/// A norm of the residual stream.
+pub(super) struct Norm {
+    /// `[H]`
+    pub(super) weight: Tensor,
+    /// A layer norm's; without one it is a root-mean-square norm.
+    pub(super) bias: Option<Tensor>,
+}
+
+/// A projection.
+pub(super) struct Linear {
+    /// `[out, in]`
+    pub(super) weight: Tensor,
+    /// `[out]`, where the family has one.
+    pub(super) bias: Option<Tensor>,
+}
+
+impl Linear {
+    /// `x W^T + b`. `[N, in] -> [N, out]`
+    fn of(&self, x: &Tensor) -> Result<Tensor> {
+        let y = x.matmul(&self.weight.t()?)?;
+        match &self.bias {
+            Some(bias) => y.broadcast_add(bias),
+            None => Ok(y),
+        }
+    }
 }
 
 /// Where a pass's keys and values go, and where attention reads them.
@@ -73,25 +106,42 @@ impl Decoder<'_> {
     pub(super) fn hidden(&self, tokens: &[u32], groups: &Groups, kv: &mut impl KeyValue) -> Result<Tensor> {
         let tokens = Tensor::new(tokens, self.weights.embedding.device())?;
         let mut x = self.weights.embedding.index_select(&tokens, 0)?; // [N] -> [N, H]
+        if let Some(positions) = &self.weights.positions {
+            x = (x + positions.index_select(&groups.positions, 0)?)?;
+        }
         let cos = self.rope.cos.index_select(&groups.positions, 0)?.unsqueeze(1)?; // [N] -> [N, 1, d/2]
         let sin = self.rope.sin.index_select(&groups.positions, 0)?.unsqueeze(1)?;
         for (layer, block) in self.weights.blocks.iter().enumerate() {
-            let h = self.norm(&x, &block.attention_norm)?;
-            let query = self.rotate(&linear(&h, &block.query)?, &cos, &sin)?; // [N, heads * d]
-            let key = self.rotate(&linear(&h, &block.key)?, &cos, &sin)?; // [N, kv_heads * d]
-            let (keys, values) = kv.put(layer, key, linear(&h, &block.value)?)?;
+            let h = self.stream_norm(&x, &block.attention_norm)?;
+            let query = self.norm_heads(block.query.of(&h)?, block.query_norm.as_ref())?; // [N, heads * d]
+            let key = self.norm_heads(block.key.of(&h)?, block.key_norm.as_ref())?; // [N, kv_heads * d]
+            let (query, key) = match self.weights.positions {
+                None => (self.rotate(&query, &cos, &sin)?, self.rotate(&key, &cos, &sin)?),
+                Some(_) => (query, key),
+            };
+            let (keys, values) = kv.put(layer, key, block.value.of(&h)?)?;
             let attended = self.attend(&query, &keys, &values, groups)?; // [N, heads * d]
-            x = (x + linear(&attended, &block.output)?)?;
-            let h = self.norm(&x, &block.mlp_norm)?;
-            let gated = (linear(&h, &block.gate)?.silu()? * linear(&h, &block.up)?)?; // [N, I]
-            x = (x + linear(&gated, &block.down)?)?;
+            x = (x + block.output.of(&attended)?)?;
+            let h = self.stream_norm(&x, &block.mlp_norm)?;
+            let wide = match &block.gate {
+                Some(gate) => (gate.of(&h)?.silu()? * block.up.of(&h)?)?, // [N, I]
+                None => gelu(&block.up.of(&h)?)?,
+            };
+            x = (x + block.down.of(&wide)?)?;
         }
         Ok(x)
     }
 
     /// The norm before the output projection.
     pub(super) fn final_norm(&self, x: &Tensor) -> Result<Tensor> {
-        self.norm(x, &self.weights.norm)
+        self.stream_norm(x, &self.weights.norm)
+    }
+
+    /// A norm of the residual stream, of its kind.
+    fn stream_norm(&self, x: &Tensor, norm: &Norm) -> Result<Tensor> {
+        let Some(bias) = &norm.bias else { return self.norm(x, &norm.weight) };
+        let centred = x.broadcast_sub(&x.mean_keepdim(D::Minus1)?)?;
+        self.norm(&centred, &norm.weight)?.broadcast_add(bias)
     }
 
     /// `x / sqrt(mean(x^2) + eps) * weight` by row.
@@ -99,6 +149,14 @@ impl Decoder<'_> {
         let mean = x.sqr()?.mean_keepdim(D::Minus1)?; // [N, H] -> [N, 1]
         let scale = (mean + f64::from(self.spec.norm_eps))?.sqrt()?.recip()?;
         x.broadcast_mul(&scale)?.broadcast_mul(weight)
+    }
+
+    /// The norm of each head, where there is one. `[N, heads * d]` -> the same
+    fn norm_heads(&self, x: Tensor, weight: Option<&Tensor>) -> Result<Tensor> {
+        let Some(weight) = weight else { return Ok(x) };
+        let (rows, width) = x.dims2()?;
+        let heads = x.reshape((rows * (width / self.spec.head_dim), self.spec.head_dim))?; // [N * heads, d]
+        self.norm(&heads, weight)?.reshape((rows, width))
     }
 
     /// Rotary embedding: the halves of every head are turned against each other.
@@ -139,9 +197,11 @@ impl Decoder<'_> {
     }
 }
 
-/// `x W^T`. `[N, in] x [out, in] -> [N, out]`
-fn linear(x: &Tensor, weight: &Tensor) -> Result<Tensor> {
-    x.matmul(&weight.t()?)
+/// GELU by its tanh form, as `x / (1 + e^(-2 u))`, `u = sqrt(2 / pi) (x + 0.044715 x^3)`.
+fn gelu(x: &Tensor) -> Result<Tensor> {
+    let cubic = ((x.sqr()? * x)? * 0.044_715)?;
+    let exponent = ((x + cubic)? * (-std::f64::consts::SQRT_2 * std::f64::consts::FRAC_2_SQRT_PI))?;
+    x.div(&(exponent.exp()? + 1.0)?)
 }
 
 /// Softmax over the last dimension. The maximum is a constant to the gradient: it cancels.

@@ -199,6 +199,7 @@ mod tests {
 
     fn store(budget_pages: usize) -> KvStore {
         let spec = DecoderSpec {
+            family: cohort_model::Family::Llama,
             hidden: 4,
             layers: 1,
             heads: 1,

@@ -18,6 +18,7 @@ mod tests;
 
 use crate::{AdamW, Backend, EngineError, Extend, Forward, KvId, PackedBatch, Upstream, input};
 use candle_core::{Device, Tensor};
+use cohort_model::family::Positions;
 use cohort_model::{DecoderSpec, DeviceKind, WeightSet};
 use decoder::{Decoder, Fresh};
 use groups::{Groups, Item};
@@ -57,8 +58,8 @@ impl CandleEngine {
         Ok(Self { spec, device, parameters, rope, kv, pending: None })
     }
 
-    fn decoder(&self, track: bool) -> Decoder<'_> {
-        Decoder { spec: &self.spec, rope: &self.rope, weights: self.parameters.network(track) }
+    fn decoder(&self, track: bool) -> candle_core::Result<Decoder<'_>> {
+        Ok(Decoder { spec: &self.spec, rope: &self.rope, weights: self.parameters.network(track)? })
     }
 
     /// Hidden rows that predict the targets of a batch. `[M, H]`
@@ -66,9 +67,10 @@ impl CandleEngine {
         let items: Vec<Item> = batch.sequences.iter().map(|s| Item { past: 0, new: s.tokens.len() }).collect();
         let groups = Groups::fresh(&items, &self.device)?;
         let tokens: Vec<u32> = batch.sequences.iter().flat_map(|s| s.tokens.iter().copied()).collect();
-        let hidden = self.decoder(track).hidden(&tokens, &groups, &mut Fresh)?; // [N, H]
+        let decoder = self.decoder(track)?;
+        let hidden = decoder.hidden(&tokens, &groups, &mut Fresh)?; // [N, H]
         let rows = Tensor::new(targets.rows.as_slice(), &self.device)?;
-        self.decoder(track).final_norm(&hidden.index_select(&rows, 0)?) // [N, H] -> [M, H]
+        decoder.final_norm(&hidden.index_select(&rows, 0)?) // [N, H] -> [M, H]
     }
 
     fn extend_checked(&mut self, work: &[Extend<'_>], logits: &mut [f32]) -> candle_core::Result<()> {
@@ -78,7 +80,7 @@ impl CandleEngine {
         let written: Vec<u32> =
             items.iter().zip(&tables).flat_map(|(item, table)| table[item.past..item.past + item.new].iter().copied()).collect();
         let tokens: Vec<u32> = work.iter().flat_map(|w| w.tokens.iter().copied()).collect();
-        let decoder = Decoder { spec: &self.spec, rope: &self.rope, weights: self.parameters.network(false) };
+        let decoder = Decoder { spec: &self.spec, rope: &self.rope, weights: self.parameters.network(false)? };
         let hidden = decoder.hidden(&tokens, &groups, &mut self.kv.writer(&written)?)?; // [N, H]
         let mut last = 0u32;
         let lasts: Vec<u32> = items
@@ -158,7 +160,7 @@ impl Backend for CandleEngine {
             return Ok(Forward::default());
         }
         let rows = self.target_rows(batch, &targets, train).map_err(failed)?;
-        let head = self.parameters.network(false).head;
+        let head = self.parameters.network(false).map_err(failed)?.head;
         let result = scores::forward(&rows.detach(), &head, &targets).map_err(failed)?;
         if let Some(at) = result.logp.iter().position(|logp| !logp.is_finite()) {
             return Err(EngineError::NonFinite(format!(
@@ -187,7 +189,7 @@ impl Backend for CandleEngine {
             self.pending = Some(Pending { rows, targets });
             return Err(EngineError::NonFinite("a gradient of the loss by a log-prob or an entropy is not finite".into()));
         }
-        let head = self.parameters.network(true).head;
+        let head = self.parameters.network(true).map_err(failed)?.head;
         let mut sum = self.parameters.accumulation();
         let mut run = || -> candle_core::Result<()> {
             let d_rows = scores::backward(&rows.detach(), &head, &targets, upstream, |grads| sum.add(grads))?;
@@ -242,7 +244,7 @@ fn check_spec(spec: &DecoderSpec) -> Result<(), EngineError> {
         [spec.hidden, spec.layers, spec.heads, spec.kv_heads, spec.head_dim, spec.intermediate, spec.vocab, spec.max_context];
     let fits = counts.iter().all(|n| *n > 0)
         && spec.heads.is_multiple_of(spec.kv_heads)
-        && spec.head_dim.is_multiple_of(2)
+        && (spec.family.traits().positions == Positions::Learned || spec.head_dim.is_multiple_of(2))
         && spec.rope_theta.is_finite()
         && spec.rope_theta > 0.0
         && spec.norm_eps >= 0.0;
@@ -250,7 +252,7 @@ fn check_spec(spec: &DecoderSpec) -> Result<(), EngineError> {
         return Ok(());
     }
     Err(EngineError::Input(format!(
-        "no decoder has these numbers: {spec:?}; sizes must be positive, head_dim even, kv_heads a divisor of heads"
+        "no decoder has these numbers: {spec:?}; sizes must be positive, head_dim even where it turns, kv_heads a divisor of heads"
     )))
 }
 

@@ -1,5 +1,5 @@
 //! Weights, gradients and moments by name, and AdamW on them.
-use super::decoder::{Block, Network};
+use super::decoder::{Block, Linear, Network, Norm};
 use crate::AdamW;
 use candle_core::backprop::GradStore;
 use candle_core::{DType, Device, Result, Tensor, Var};
@@ -28,33 +28,43 @@ impl Parameters {
     }
 
     /// The network's tensors; `track` keeps the graph that gradients need.
-    pub(super) fn network(&self, track: bool) -> Network {
-        let get = |name: &str| {
-            let tensor = self.weights[name].as_tensor();
-            if track { tensor.clone() } else { tensor.detach() }
+    pub(super) fn network(&self, track: bool) -> Result<Network> {
+        let maybe = |name: &str| {
+            let tensor = self.weights.get(name)?.as_tensor();
+            Some(if track { tensor.clone() } else { tensor.detach() })
         };
-        let block = |layer: usize| {
-            let part = |part: &str| get(&format!("model.layers.{layer}.{part}.weight"));
-            Block {
-                attention_norm: part("input_layernorm"),
-                query: part("self_attn.q_proj"),
-                key: part("self_attn.k_proj"),
-                value: part("self_attn.v_proj"),
-                output: part("self_attn.o_proj"),
-                mlp_norm: part("post_attention_layernorm"),
-                gate: part("mlp.gate_proj"),
-                up: part("mlp.up_proj"),
-                down: part("mlp.down_proj"),
-            }
+        let get = |name: &str| maybe(name).ok_or_else(|| candle_core::Error::msg(format!("no tensor {name}")));
+        let linear = |stem: &str| -> Result<Linear> {
+            Ok(Linear { weight: get(&format!("{stem}.weight"))?, bias: maybe(&format!("{stem}.bias")) })
         };
-        let embedding = get("model.embed_tokens.weight");
-        let untied = "lm_head.weight";
-        Network {
-            blocks: (0..self.layers).map(block).collect(),
-            norm: get("model.norm.weight"),
-            head: if self.weights.contains_key(untied) { get(untied) } else { embedding.clone() },
+        let norm = |stem: &str| -> Result<Norm> {
+            Ok(Norm { weight: get(&format!("{stem}.weight"))?, bias: maybe(&format!("{stem}.bias")) })
+        };
+        let block = |layer: usize| -> Result<Block> {
+            let name = |part: &str| format!("model.layers.{layer}.{part}");
+            let gate = self.weights.contains_key(&name("mlp.gate_proj.weight"));
+            Ok(Block {
+                attention_norm: norm(&name("input_layernorm"))?,
+                query: linear(&name("self_attn.q_proj"))?,
+                key: linear(&name("self_attn.k_proj"))?,
+                value: linear(&name("self_attn.v_proj"))?,
+                query_norm: maybe(&name("self_attn.q_norm.weight")),
+                key_norm: maybe(&name("self_attn.k_norm.weight")),
+                output: linear(&name("self_attn.o_proj"))?,
+                mlp_norm: norm(&name("post_attention_layernorm"))?,
+                gate: gate.then(|| linear(&name("mlp.gate_proj"))).transpose()?,
+                up: linear(&name("mlp.up_proj"))?,
+                down: linear(&name("mlp.down_proj"))?,
+            })
+        };
+        let embedding = get("model.embed_tokens.weight")?;
+        Ok(Network {
+            positions: maybe("model.embed_positions.weight"),
+            blocks: (0..self.layers).map(block).collect::<Result<_>>()?,
+            norm: norm("model.norm")?,
+            head: maybe("lm_head.weight").unwrap_or_else(|| embedding.clone()),
             embedding,
-        }
+        })
     }
 
     pub(super) fn import(&mut self, weights: &WeightSet) -> Result<()> {

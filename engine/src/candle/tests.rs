@@ -1,10 +1,18 @@
 //! What holds of this engine by itself; its numbers are compared with others' in the workspace's parity tests.
 use super::*;
 use crate::PackedSequence;
+use cohort_model::Family;
 use cohort_model::init::random_weights;
+
+/// Every kind of network, tied and not.
+fn specs() -> impl Iterator<Item = DecoderSpec> {
+    let of = |family| [true, false].map(|tied| DecoderSpec { family, ..spec(tied) });
+    [Family::Llama, Family::Qwen2, Family::Qwen3, Family::Gpt2].into_iter().flat_map(of)
+}
 
 fn spec(tied: bool) -> DecoderSpec {
     DecoderSpec {
+        family: Family::Llama,
         hidden: 18,
         layers: 2,
         heads: 6,
@@ -29,8 +37,12 @@ fn weights(spec: &DecoderSpec) -> WeightSet {
 }
 
 fn engine(tied: bool) -> CandleEngine {
-    let mut engine = CandleEngine::new(spec(tied), DeviceKind::Cpu, 1 << 20).unwrap();
-    engine.import(&weights(&spec(tied))).unwrap();
+    engine_of(&spec(tied))
+}
+
+fn engine_of(spec: &DecoderSpec) -> CandleEngine {
+    let mut engine = CandleEngine::new(spec.clone(), DeviceKind::Cpu, 1 << 20).unwrap();
+    engine.import(&weights(spec)).unwrap();
     engine
 }
 
@@ -49,12 +61,12 @@ fn batch() -> PackedBatch {
 
 #[test]
 fn every_parameter_gets_a_gradient() {
-    for tied in [true, false] {
-        let mut engine = engine(tied);
+    for spec in specs() {
+        let mut engine = engine_of(&spec);
         let n = engine.forward(&batch(), true).unwrap().logp.len();
         engine.backward(Upstream { d_logp: &vec![1.0; n], d_entropy: Some(&vec![0.1; n]) }).unwrap();
         let gradients = engine.gradients().unwrap();
-        gradients.check(&spec(tied)).unwrap();
+        gradients.check(&spec).unwrap();
         for (name, tensor) in &gradients.0 {
             assert!(tensor.data.iter().any(|g| *g != 0.0), "{name} has no gradient");
         }
@@ -69,33 +81,35 @@ fn every_parameter_gets_a_gradient() {
 
 #[test]
 fn gradients_are_the_slopes_of_the_loss() {
-    let mut engine = engine(false);
-    let base = weights(&spec(false));
-    let n = engine.forward(&batch(), true).unwrap().logp.len();
-    let (d_logp, d_entropy): (Vec<f32>, Vec<f32>) = (0..n).map(|i| ((i as f32).sin(), (i as f32).cos() * 0.5)).unzip();
-    engine.backward(Upstream { d_logp: &d_logp, d_entropy: Some(&d_entropy) }).unwrap();
-    let gradients = engine.gradients().unwrap();
-    let loss = |engine: &mut CandleEngine| {
-        let f = engine.forward(&batch(), false).unwrap();
-        let dot = |a: &[f32], b: &[f32]| a.iter().zip(b).map(|(x, y)| f64::from(*x) * f64::from(*y)).sum::<f64>();
-        dot(&f.logp, &d_logp) + dot(&f.entropy, &d_entropy)
-    };
-    for (name, gradient) in &gradients.0 {
-        // Along the tensor's own gradient the slope is its norm.
-        let norm = gradient.data.iter().map(|g| f64::from(*g).powi(2)).sum::<f64>().sqrt();
-        let step = 1e-2 / norm;
-        let moved = |sign: f64| {
-            let mut weights = base.clone();
-            let tensor = weights.0.get_mut(name).unwrap();
-            tensor.data.iter_mut().zip(&gradient.data).for_each(|(w, g)| *w += (sign * step * f64::from(*g)) as f32);
-            weights
+    for spec in specs() {
+        let mut engine = engine_of(&spec);
+        let base = weights(&spec);
+        let n = engine.forward(&batch(), true).unwrap().logp.len();
+        let (d_logp, d_entropy): (Vec<f32>, Vec<f32>) = (0..n).map(|i| ((i as f32).sin(), (i as f32).cos() * 0.5)).unzip();
+        engine.backward(Upstream { d_logp: &d_logp, d_entropy: Some(&d_entropy) }).unwrap();
+        let gradients = engine.gradients().unwrap();
+        let loss = |engine: &mut CandleEngine| {
+            let f = engine.forward(&batch(), false).unwrap();
+            let dot = |a: &[f32], b: &[f32]| a.iter().zip(b).map(|(x, y)| f64::from(*x) * f64::from(*y)).sum::<f64>();
+            dot(&f.logp, &d_logp) + dot(&f.entropy, &d_entropy)
         };
-        let mut at = |weights: WeightSet| {
-            engine.import(&weights).unwrap();
-            loss(&mut engine)
-        };
-        let slope = (at(moved(0.5)) - at(moved(-0.5))) / (step * norm);
-        assert!((slope - norm).abs() < 0.02 * norm + 1e-3, "{name}: slope {slope}, gradient's norm {norm}");
+        for (name, gradient) in &gradients.0 {
+            // Along the tensor's own gradient the slope is its norm.
+            let norm = gradient.data.iter().map(|g| f64::from(*g).powi(2)).sum::<f64>().sqrt();
+            let step = 1e-2 / norm;
+            let moved = |sign: f64| {
+                let mut weights = base.clone();
+                let tensor = weights.0.get_mut(name).unwrap();
+                tensor.data.iter_mut().zip(&gradient.data).for_each(|(w, g)| *w += (sign * step * f64::from(*g)) as f32);
+                weights
+            };
+            let mut at = |weights: WeightSet| {
+                engine.import(&weights).unwrap();
+                loss(&mut engine)
+            };
+            let slope = (at(moved(0.5)) - at(moved(-0.5))) / (step * norm);
+            assert!((slope - norm).abs() < 0.02 * norm + 1e-3, "{name}: slope {slope}, gradient's norm {norm}");
+        }
     }
 }
 

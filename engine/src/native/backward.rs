@@ -5,12 +5,14 @@
 use super::block::{Batch, Model};
 use super::forward::Pending;
 use super::layout::Part;
+use super::norm::{self, Place};
 use super::workspace::{BackwardSpace, Kept, KeptBlock, Workspace};
 use crate::Upstream;
 use cohort_kernels::attention::{self, BackwardSpan};
 use cohort_kernels::linear::{self, Output, RowPacked};
 use cohort_kernels::rope::{self, Direction};
-use cohort_kernels::{Buffer, embedding, head, rmsnorm, swiglu};
+use cohort_kernels::{Buffer, bias, embedding, gelu, head, rmsnorm, swiglu};
+use cohort_model::family::{Mlp, Positions};
 
 /// Adds the gradients of one forward pass to the arena `gradients`.
 pub(super) fn backward(
@@ -32,8 +34,12 @@ pub(super) fn backward(
         block.mlp(&mut kept, space);
         block.attention(&pending.batch, &mut kept, space);
     }
-    let gradient = &mut gradients[model.layout.embedding()];
-    embedding::scatter_add(model.cpu, gradient, model.spec.vocab, width, &pending.batch.tokens, &space.dx[..rows * width]);
+    let (batch, dx) = (&pending.batch, &space.dx[..rows * width]);
+    embedding::scatter_add(model.cpu, &mut gradients[model.layout.embedding()], model.spec.vocab, width, &batch.tokens, dx);
+    if model.spec.family.traits().positions == Positions::Learned {
+        let gradient = &mut gradients[model.layout.positions()];
+        embedding::scatter_add(model.cpu, gradient, model.spec.max_context, width, &batch.positions, dx);
+    }
 }
 
 /// The output projection and the last norm; `dx` is set, zero at rows that predict no target.
@@ -59,15 +65,8 @@ fn ends(
     head::backward(cpu, &mut work.head, hidden, (model.head(), vocab), &targets, &mut d_hidden, gradient);
 
     let mut d_stream = Buffer::zeroed(pending.stream.len());
-    let norm = rmsnorm::Backward {
-        dy: &d_hidden,
-        x: &pending.stream,
-        weight: model.weights.vector(model.layout.final_norm()),
-        rstd: &pending.rstd,
-        dx: &mut d_stream,
-        d_weight: &mut gradients[model.layout.final_norm()],
-    };
-    rmsnorm::backward(cpu, norm);
+    let rows = norm::Rows { dy: &d_hidden, x: &pending.stream, rstd: &pending.rstd, dx: &mut d_stream };
+    norm::backward(model, Place::Final, rows, gradients);
     dx.fill(0.0);
     for (row, gradient) in pending.rows.iter().zip(d_stream.chunks_exact(width)) {
         // The last row of a shared beginning predicts the first target of each that shares it.
@@ -84,6 +83,7 @@ struct Block<'a> {
 }
 
 impl Block<'_> {
+    /// `[out, in]` of a matrix.
     fn shape(&self, part: Part) -> (usize, usize) {
         let (spec, (wide, narrow)) = (self.model.spec, self.model.widths());
         match part {
@@ -92,7 +92,7 @@ impl Block<'_> {
             Part::Output => (spec.hidden, wide),
             Part::Gate | Part::Up => (spec.intermediate, spec.hidden),
             Part::Down => (spec.hidden, spec.intermediate),
-            Part::InputNorm | Part::MlpNorm => (1, spec.hidden),
+            vector => (1, self.model.layout.block(self.layer, vector).len()),
         }
     }
 
@@ -103,6 +103,27 @@ impl Block<'_> {
         linear::backward_weight(self.model.cpu, input, dy, out, gradient);
     }
 
+    /// Adds to the gradient of a projection's bias, where the family has one.
+    fn bias(&mut self, part: Part, dy: &[f32]) {
+        let gradient = &mut self.gradients[self.model.layout.block(self.layer, part)];
+        if !gradient.is_empty() {
+            bias::backward(self.model.cpu, dy, gradient);
+        }
+    }
+
+    /// Replaces the gradient of normalised heads by that of the heads before, where the family has such norms.
+    fn head_norm(&mut self, part: Part, dy: &mut [f32], raw: &[f32], rstd: &[f32], d_raw: &mut [f32]) {
+        if raw.is_empty() {
+            return;
+        }
+        let d_raw = &mut d_raw[..raw.len()];
+        d_raw.fill(0.0);
+        let weight = self.model.vector(self.layer, part);
+        let d_weight = &mut self.gradients[self.model.layout.block(self.layer, part)];
+        rmsnorm::backward(self.model.cpu, rmsnorm::Backward { dy, x: raw, weight, rstd, dx: d_raw, d_weight });
+        dy.copy_from_slice(d_raw);
+    }
+
     /// The gradient of a matrix's input.
     fn input(&self, part: Part, dy: &[f32], output: Output, dx: &mut [f32]) {
         let (out, inner) = self.shape(part);
@@ -111,34 +132,39 @@ impl Block<'_> {
     }
 
     /// Computes a norm's result again and packs it.
-    fn repeat_norm(&self, part: Part, x: &[f32], norm: &mut [f32], rstd: &mut [f32], packed: &mut RowPacked) {
-        rmsnorm::forward(self.model.cpu, x, self.model.vector(self.layer, part), self.model.spec.norm_eps, norm, rstd);
+    fn repeat_norm(&self, place: Place, x: &[f32], norm: &mut [f32], rstd: &mut [f32], packed: &mut RowPacked) {
+        norm::forward(self.model, place, x, norm, rstd);
         packed.pack(self.model.cpu, self.model.format(), norm, self.model.spec.hidden);
     }
 
-    /// Adds a norm's gradients to its weight's and to the residual stream's.
-    fn norm(&mut self, part: Part, dy: &[f32], x: &[f32], rstd: &[f32], dx: &mut [f32]) {
-        let weight = self.model.vector(self.layer, part);
-        let d_weight = &mut self.gradients[self.model.layout.block(self.layer, part)];
-        rmsnorm::backward(self.model.cpu, rmsnorm::Backward { dy, x, weight, rstd, dx, d_weight });
-    }
-
     fn mlp(&mut self, kept: &mut KeptBlock<'_>, space: &mut BackwardSpace) {
-        let (cpu, spec) = (self.model.cpu, self.model.spec);
+        let (cpu, spec, place) = (self.model.cpu, self.model.spec, Place::Mlp(self.layer));
         let (narrow, wide) = (self.rows * spec.hidden, self.rows * spec.intermediate);
         let (dx, product, d_product) = (&mut space.dx[..narrow], &mut space.product[..wide], &mut space.d_product[..wide]);
         let (norm, d_norm) = (&mut space.norm[..narrow], &mut space.d_norm[..narrow]);
-        swiglu::forward(cpu, kept.gate, kept.up, product);
+        let gated = spec.family.traits().mlp == Mlp::SwiGlu;
+        if gated {
+            swiglu::forward(cpu, kept.gate, kept.up, product);
+        } else {
+            gelu::forward(cpu, kept.up, product);
+        }
         space.packed.pack(cpu, self.model.format(), product, spec.intermediate);
+        self.bias(Part::DownBias, dx);
         self.weight(Part::Down, &space.packed, dx);
         self.input(Part::Down, dx, Output::Set, d_product);
-        swiglu::backward(cpu, d_product, kept.gate, kept.up);
-        self.repeat_norm(Part::MlpNorm, kept.middle, norm, kept.mlp_rstd, &mut space.packed);
-        self.weight(Part::Gate, &space.packed, kept.gate);
+        self.repeat_norm(place, kept.middle, norm, kept.mlp_rstd, &mut space.packed);
+        if gated {
+            swiglu::backward(cpu, d_product, kept.gate, kept.up);
+            self.weight(Part::Gate, &space.packed, kept.gate);
+            self.input(Part::Gate, kept.gate, Output::Set, d_norm);
+        } else {
+            gelu::backward(cpu, d_product, kept.up);
+        }
+        self.bias(Part::UpBias, kept.up);
         self.weight(Part::Up, &space.packed, kept.up);
-        self.input(Part::Gate, kept.gate, Output::Set, d_norm);
-        self.input(Part::Up, kept.up, Output::Continue, d_norm);
-        self.norm(Part::MlpNorm, d_norm, kept.middle, kept.mlp_rstd, dx);
+        self.input(Part::Up, kept.up, if gated { Output::Continue } else { Output::Set }, d_norm);
+        let rows = norm::Rows { dy: d_norm, x: kept.middle, rstd: kept.mlp_rstd, dx };
+        norm::backward(self.model, place, rows, self.gradients);
     }
 
     fn attention(&mut self, batch: &Batch, kept: &mut KeptBlock<'_>, space: &mut BackwardSpace) {
@@ -148,20 +174,29 @@ impl Block<'_> {
         let dq = &mut space.dq[..self.rows * wide];
         let (dk, dv) = (&mut space.dk[..self.rows * narrow], &mut space.dv[..self.rows * narrow]);
         space.packed.pack(cpu, self.model.format(), kept.attended, wide);
+        self.bias(Part::OutputBias, dx);
         self.weight(Part::Output, &space.packed, dx);
         self.input(Part::Output, dx, Output::Set, d_attended);
         let mut families = families(batch, (wide, narrow), kept, d_attended, (&mut *dq, &mut *dk, &mut *dv));
         attention::backward(cpu, self.model.heads(), &mut families);
-        rope::rotate(cpu, self.model.rope, &batch.positions, Direction::Backward, dq);
-        rope::rotate(cpu, self.model.rope, &batch.positions, Direction::Backward, dk);
-        self.repeat_norm(Part::InputNorm, kept.input, norm, kept.input_rstd, &mut space.packed);
-        for (part, dy, output) in
-            [(Part::Query, &*dq, Output::Set), (Part::Key, &*dk, Output::Continue), (Part::Value, &*dv, Output::Continue)]
-        {
+        if self.model.spec.family.traits().positions == Positions::Rotary {
+            rope::rotate(cpu, self.model.rope, &batch.positions, Direction::Backward, dq);
+            rope::rotate(cpu, self.model.rope, &batch.positions, Direction::Backward, dk);
+        }
+        self.head_norm(Part::QueryNorm, dq, kept.raw.q, kept.raw.q_rstd, &mut space.d_raw);
+        self.head_norm(Part::KeyNorm, dk, kept.raw.k, kept.raw.k_rstd, &mut space.d_raw);
+        self.repeat_norm(Place::Input(self.layer), kept.input, norm, kept.input_rstd, &mut space.packed);
+        for (part, bias, dy, output) in [
+            (Part::Query, Part::QueryBias, &*dq, Output::Set),
+            (Part::Key, Part::KeyBias, &*dk, Output::Continue),
+            (Part::Value, Part::ValueBias, &*dv, Output::Continue),
+        ] {
+            self.bias(bias, dy);
             self.weight(part, &space.packed, dy);
             self.input(part, dy, output, d_norm);
         }
-        self.norm(Part::InputNorm, d_norm, kept.input, kept.input_rstd, dx);
+        let rows = norm::Rows { dy: d_norm, x: kept.input, rstd: kept.input_rstd, dx };
+        norm::backward(self.model, Place::Input(self.layer), rows, self.gradients);
     }
 }
 

@@ -2,12 +2,14 @@
 //!
 //! This one function serves prefill, decode and training, which is why they agree to the bit (B1).
 use super::layout::{Layout, Part};
+use super::norm::{self, Place};
 use super::weights::Weights;
 use cohort_kernels::attention::{self, Append, Heads, PAGE, Span};
 use cohort_kernels::linear::{self, Matrix, Output, Projection};
 use cohort_kernels::rope::{self, Direction, RopeTable};
-use cohort_kernels::{Buffer, Cpu, Format, embedding, rmsnorm, swiglu};
+use cohort_kernels::{Buffer, Cpu, Format, bias, embedding, gelu, rmsnorm, swiglu};
 use cohort_model::DecoderSpec;
+use cohort_model::family::{Mlp, Positions};
 use std::sync::Arc;
 
 /// What the blocks are made of.
@@ -153,6 +155,8 @@ impl Memory<'_> {
 pub(super) struct Activations<'a> {
     pub(super) norm: &'a mut [f32],
     pub(super) input_rstd: &'a mut [f32],
+    /// Queries and keys as projected, where a norm follows; empty where none does.
+    pub(super) raw: Raw<'a>,
     pub(super) q: &'a mut [f32],
     pub(super) k: &'a mut [f32],
     pub(super) v: &'a mut [f32],
@@ -165,9 +169,22 @@ pub(super) struct Activations<'a> {
     pub(super) residuals: Option<(&'a mut [f32], &'a mut [f32])>,
 }
 
-/// `x [rows, hidden]`: the tokens' embeddings.
+/// What the norms of queries and keys read, and the scales that they found. `[rows * heads, head_dim]`, `[rows * heads]`
+pub(super) struct Raw<'a> {
+    pub(super) q: &'a mut [f32],
+    pub(super) k: &'a mut [f32],
+    pub(super) q_rstd: &'a mut [f32],
+    pub(super) k_rstd: &'a mut [f32],
+}
+
+/// `x [rows, hidden]`: the tokens' embeddings, with those of their positions where these are learned.
 pub(super) fn embed(model: Model<'_>, batch: &Batch, x: &mut [f32]) {
-    embedding::gather(model.cpu, model.embedding(), model.spec.vocab, model.spec.hidden, &batch.tokens, x);
+    let spec = model.spec;
+    embedding::gather(model.cpu, model.embedding(), spec.vocab, spec.hidden, &batch.tokens, x);
+    if spec.family.traits().positions == Positions::Learned {
+        let weight = model.weights.matrix(model.layout.positions(), spec.hidden);
+        embedding::gather_add(model.cpu, weight, spec.max_context, spec.hidden, &batch.positions, x);
+    }
 }
 
 /// One block on the residual stream `x [rows, hidden]`, in place.
@@ -179,37 +196,82 @@ pub(super) fn forward(
     x: &mut [f32],
     a: &mut Activations<'_>,
 ) {
-    let (cpu, spec) = (model.cpu, model.spec);
-    let (hidden, eps) = (spec.hidden, spec.norm_eps);
-    let (wide, narrow) = model.widths();
     if let Some((before_attention, _)) = &mut a.residuals {
         before_attention.copy_from_slice(x);
     }
-    rmsnorm::forward(cpu, x, model.vector(layer, Part::InputNorm), eps, a.norm, a.input_rstd);
-    let mut projections = [
-        Projection { weight: model.matrix(layer, Part::Query, hidden), out: wide, y: &mut *a.q },
-        Projection { weight: model.matrix(layer, Part::Key, hidden), out: narrow, y: &mut *a.k },
-        Projection { weight: model.matrix(layer, Part::Value, hidden), out: narrow, y: &mut *a.v },
-    ];
-    linear::forward(cpu, a.norm, hidden, Output::Set, &mut projections);
-    rope::rotate(cpu, model.rope, &batch.positions, Direction::Forward, a.q);
-    rope::rotate(cpu, model.rope, &batch.positions, Direction::Forward, a.k);
+    norm::forward(model, Place::Input(layer), x, a.norm, a.input_rstd);
+    project(model, layer, a);
+    if model.spec.family.traits().positions == Positions::Rotary {
+        rope::rotate(model.cpu, model.rope, &batch.positions, Direction::Forward, a.q);
+        rope::rotate(model.cpu, model.rope, &batch.positions, Direction::Forward, a.k);
+    }
     attend(model, layer, batch, memory, a);
-    let weight = model.matrix(layer, Part::Output, wide);
-    linear::forward(cpu, a.attended, wide, Output::Add, &mut [Projection { weight, out: hidden, y: &mut *x }]);
+    add_projection(model, layer, (Part::Output, Part::OutputBias), a.attended, x);
 
     if let Some((_, before_mlp)) = &mut a.residuals {
         before_mlp.copy_from_slice(x);
     }
-    rmsnorm::forward(cpu, x, model.vector(layer, Part::MlpNorm), eps, a.norm, a.mlp_rstd);
+    norm::forward(model, Place::Mlp(layer), x, a.norm, a.mlp_rstd);
+    widen(model, layer, a);
+    add_projection(model, layer, (Part::Down, Part::DownBias), a.product, x);
+}
+
+/// Queries, keys and values of the rows, with the family's biases and norms, not yet turned.
+fn project(model: Model<'_>, layer: usize, a: &mut Activations<'_>) {
+    let (cpu, spec) = (model.cpu, model.spec);
+    let (wide, narrow) = model.widths();
+    let normed = spec.family.traits().head_norms;
+    let (q, k) = if normed { (&mut *a.raw.q, &mut *a.raw.k) } else { (&mut *a.q, &mut *a.k) };
     let mut projections = [
-        Projection { weight: model.matrix(layer, Part::Gate, hidden), out: spec.intermediate, y: &mut *a.gate },
-        Projection { weight: model.matrix(layer, Part::Up, hidden), out: spec.intermediate, y: &mut *a.up },
+        Projection { weight: model.matrix(layer, Part::Query, spec.hidden), out: wide, y: &mut *q },
+        Projection { weight: model.matrix(layer, Part::Key, spec.hidden), out: narrow, y: &mut *k },
+        Projection { weight: model.matrix(layer, Part::Value, spec.hidden), out: narrow, y: &mut *a.v },
     ];
-    linear::forward(cpu, a.norm, hidden, Output::Set, &mut projections);
-    swiglu::forward(cpu, a.gate, a.up, a.product);
-    let weight = model.matrix(layer, Part::Down, spec.intermediate);
-    linear::forward(cpu, a.product, spec.intermediate, Output::Add, &mut [Projection { weight, out: hidden, y: x }]);
+    linear::forward(cpu, a.norm, spec.hidden, Output::Set, &mut projections);
+    for (part, y) in [(Part::QueryBias, q), (Part::KeyBias, k), (Part::ValueBias, &mut *a.v)] {
+        add_bias(model, layer, part, y);
+    }
+    if normed {
+        let (raw, eps) = (&mut a.raw, spec.norm_eps);
+        rmsnorm::forward(cpu, raw.q, model.vector(layer, Part::QueryNorm), eps, a.q, raw.q_rstd);
+        rmsnorm::forward(cpu, raw.k, model.vector(layer, Part::KeyNorm), eps, a.k, raw.k_rstd);
+    }
+}
+
+/// What the MLP's last projection reads.
+fn widen(model: Model<'_>, layer: usize, a: &mut Activations<'_>) {
+    let (cpu, spec) = (model.cpu, model.spec);
+    let up = Projection { weight: model.matrix(layer, Part::Up, spec.hidden), out: spec.intermediate, y: &mut *a.up };
+    match spec.family.traits().mlp {
+        Mlp::SwiGlu => {
+            let weight = model.matrix(layer, Part::Gate, spec.hidden);
+            let gate = Projection { weight, out: spec.intermediate, y: &mut *a.gate };
+            linear::forward(cpu, a.norm, spec.hidden, Output::Set, &mut [gate, up]);
+            swiglu::forward(cpu, a.gate, a.up, a.product);
+        }
+        Mlp::Gelu => {
+            linear::forward(cpu, a.norm, spec.hidden, Output::Set, &mut [up]);
+            add_bias(model, layer, Part::UpBias, a.up);
+            gelu::forward(cpu, a.up, a.product);
+        }
+    }
+}
+
+/// Adds a projection of `input` to the residual stream, then its bias.
+fn add_projection(model: Model<'_>, layer: usize, (part, bias): (Part, Part), input: &[f32], x: &mut [f32]) {
+    let hidden = model.spec.hidden;
+    let inner = if part == Part::Output { model.widths().0 } else { model.spec.intermediate };
+    let weight = model.matrix(layer, part, inner);
+    linear::forward(model.cpu, input, inner, Output::Add, &mut [Projection { weight, out: hidden, y: &mut *x }]);
+    add_bias(model, layer, bias, x);
+}
+
+/// Adds a projection's bias, where the family has one.
+fn add_bias(model: Model<'_>, layer: usize, part: Part, y: &mut [f32]) {
+    let bias = model.vector(layer, part);
+    if !bias.is_empty() {
+        bias::forward(model.cpu, bias, y);
+    }
 }
 
 /// Writes the new keys and values, then attends to all up to each row.

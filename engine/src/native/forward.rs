@@ -1,12 +1,13 @@
 //! Passes over the whole network: appending to key/value memories, and log-probs of packed sequences.
 use super::block::{self, Batch, Memory, Model};
 use super::kv::KvStore;
+use super::norm::{self, Place};
 use super::workspace::{Kept, Workspace};
 use crate::{EngineError, Extend, KvId, PackedSequence};
+use cohort_kernels::Buffer;
 use cohort_kernels::head::{self, Target};
 use cohort_kernels::linear::{self, Output, Projection};
 use cohort_kernels::logprob::RowStats;
-use cohort_kernels::{Buffer, rmsnorm};
 
 /// Rows of a pass without gradients: long prompts are cut, which changes no bits (B1) and bounds memory.
 pub(super) const PASS_ROWS: usize = 1024;
@@ -83,8 +84,7 @@ fn last_norm(model: Model<'_>, x: &[f32], rows: &[usize]) -> (Buffer, Buffer, Ve
         target.copy_from_slice(&x[row * width..][..width]);
     }
     let (mut hidden, mut rstd) = (Buffer::zeroed(rows.len() * width), vec![0.0; rows.len()]);
-    let weight = model.weights.vector(model.layout.final_norm());
-    rmsnorm::forward(model.cpu, &stream, weight, model.spec.norm_eps, &mut hidden, &mut rstd);
+    norm::forward(model, Place::Final, &stream, &mut hidden, &mut rstd);
     (stream, hidden, rstd)
 }
 

@@ -6,23 +6,58 @@
 use crate::EngineError;
 use cohort_kernels::{Cpu, linear};
 use cohort_model::{DecoderSpec, FastDigest, Tensor, WeightSet};
+use std::collections::HashMap;
 use std::ops::Range;
 
-/// Tensors of a block, in the order of [`DecoderSpec::tensors`].
+/// Tensors of a block; a family has some of them.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Part {
     InputNorm,
+    InputNormBias,
     Query,
+    QueryBias,
+    QueryNorm,
     Key,
+    KeyBias,
+    KeyNorm,
     Value,
+    ValueBias,
     Output,
+    OutputBias,
     MlpNorm,
+    MlpNormBias,
     Gate,
     Up,
+    UpBias,
     Down,
+    DownBias,
 }
 
-const PARTS: usize = 9;
+/// Parts in the order of their numbers, and their canonical names.
+const PARTS: [(Part, &str); 19] = [
+    (Part::InputNorm, "input_layernorm.weight"),
+    (Part::InputNormBias, "input_layernorm.bias"),
+    (Part::Query, "self_attn.q_proj.weight"),
+    (Part::QueryBias, "self_attn.q_proj.bias"),
+    (Part::QueryNorm, "self_attn.q_norm.weight"),
+    (Part::Key, "self_attn.k_proj.weight"),
+    (Part::KeyBias, "self_attn.k_proj.bias"),
+    (Part::KeyNorm, "self_attn.k_norm.weight"),
+    (Part::Value, "self_attn.v_proj.weight"),
+    (Part::ValueBias, "self_attn.v_proj.bias"),
+    (Part::Output, "self_attn.o_proj.weight"),
+    (Part::OutputBias, "self_attn.o_proj.bias"),
+    (Part::MlpNorm, "post_attention_layernorm.weight"),
+    (Part::MlpNormBias, "post_attention_layernorm.bias"),
+    (Part::Gate, "mlp.gate_proj.weight"),
+    (Part::Up, "mlp.up_proj.weight"),
+    (Part::UpBias, "mlp.up_proj.bias"),
+    (Part::Down, "mlp.down_proj.weight"),
+    (Part::DownBias, "mlp.down_proj.bias"),
+];
+
+/// Where the parts of one block lie; those that the family lacks are empty.
+type Block = [Range<usize>; PARTS.len()];
 
 /// One tensor's place.
 #[derive(Debug, Clone)]
@@ -68,8 +103,13 @@ impl Slot {
 #[derive(Debug, Clone)]
 pub(super) struct Layout {
     slots: Vec<Slot>,
-    layers: usize,
-    tied: bool,
+    blocks: Vec<Block>,
+    embedding: Range<usize>,
+    positions: Range<usize>,
+    final_norm: Range<usize>,
+    final_norm_bias: Range<usize>,
+    /// The embedding when tied.
+    head: Range<usize>,
     len: usize,
 }
 
@@ -85,8 +125,21 @@ impl Layout {
             len = (len + room).next_multiple_of(32);
             Slot { name: tensor.name, shape: tensor.shape, range }
         };
-        let slots = spec.tensors().into_iter().map(place).collect();
-        Self { slots, layers: spec.layers, tied: spec.tied_embeddings, len }
+        let slots: Vec<Slot> = spec.tensors().into_iter().map(place).collect();
+        let ranges: HashMap<&str, &Range<usize>> = slots.iter().map(|slot| (slot.name.as_str(), &slot.range)).collect();
+        let range = |name: &str| ranges.get(name).map_or(0..0, |range| (*range).clone());
+        let block = |layer| PARTS.map(|(_, name)| range(&format!("model.layers.{layer}.{name}")));
+        let embedding = range("model.embed_tokens.weight");
+        Self {
+            blocks: (0..spec.layers).map(block).collect(),
+            positions: range("model.embed_positions.weight"),
+            final_norm: range("model.norm.weight"),
+            final_norm_bias: range("model.norm.bias"),
+            head: if spec.tied_embeddings { embedding.clone() } else { range("lm_head.weight") },
+            embedding,
+            slots,
+            len,
+        }
     }
 
     /// Values of an arena.
@@ -99,20 +152,31 @@ impl Layout {
     }
 
     pub(super) fn embedding(&self) -> Range<usize> {
-        self.slots[0].range.clone()
+        self.embedding.clone()
     }
 
+    /// Learned positions; empty where there are none.
+    pub(super) fn positions(&self) -> Range<usize> {
+        self.positions.clone()
+    }
+
+    /// A part of a block; empty where the family lacks it.
     pub(super) fn block(&self, layer: usize, part: Part) -> Range<usize> {
-        self.slots[1 + layer * PARTS + part as usize].range.clone()
+        self.blocks[layer][part as usize].clone()
     }
 
     pub(super) fn final_norm(&self) -> Range<usize> {
-        self.slots[1 + self.layers * PARTS].range.clone()
+        self.final_norm.clone()
+    }
+
+    /// Empty where the family's norms have none.
+    pub(super) fn final_norm_bias(&self) -> Range<usize> {
+        self.final_norm_bias.clone()
     }
 
     /// The output projection: the embedding when tied.
     pub(super) fn head(&self) -> Range<usize> {
-        if self.tied { self.embedding() } else { self.slots[2 + self.layers * PARTS].range.clone() }
+        self.head.clone()
     }
 
     /// Refuses a set of other tensors or with values that are not finite.
@@ -184,5 +248,29 @@ impl Layout {
             return Err(EngineError::Input(format!("element {index} of tensor {name}, which has {}", slot.len())));
         }
         Ok(slot.place(index))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::{Layout, PARTS};
+    use cohort_model::ModelFiles;
+
+    #[test]
+    fn every_tensor_of_every_family_has_one_place() {
+        assert!(PARTS.iter().enumerate().all(|(index, (part, _))| *part as usize == index));
+        for family in cohort_model::Family::ALL {
+            for tied_embeddings in [true, false] {
+                let spec = ModelFiles::open("random://tiny?seed=0").unwrap().spec;
+                let layout = Layout::new(&cohort_model::DecoderSpec { family, tied_embeddings, ..spec });
+                let ends = [layout.embedding(), layout.positions(), layout.final_norm(), layout.final_norm_bias(), layout.head()];
+                let mut named: Vec<_> = layout.blocks.iter().flatten().chain(&ends).filter(|range| !range.is_empty()).collect();
+                named.sort_by_key(|range| range.start);
+                named.dedup();
+                let slots: Vec<_> = layout.slots.iter().map(|slot| &slot.range).collect();
+                assert_eq!(named, slots, "{family:?}");
+                assert!(slots.windows(2).all(|pair| pair[0].end <= pair[1].start && pair[1].start % 16 == 0));
+            }
+        }
     }
 }

@@ -1,4 +1,4 @@
-//! The native engine: explicit forward and backward of a Llama-family decoder over packed arenas, on the CPU.
+//! The native engine: explicit forward and backward of a decoder of any [`Family`](cohort_model::Family) over packed arenas, on the CPU.
 //!
 //! Invariants (beyond those of [`Backend`])
 //! - **N1** parameters, gradients and moments live once, in the packed layout; gradients and moments exist only from the
@@ -8,13 +8,14 @@
 //! - **N4** in bf16 the factors of every matrix product are rounded to bf16 and summed up in f32; all else, the residual stream,
 //!   attention, keys and values, gradients and moments, is f32.
 //!
-//! Files: `layout` where tensors lie; `weights` parameters in either format; `kv` pages; `block` one block forward; `forward`
+//! Files: `layout` where tensors lie; `weights` parameters in either format; `kv` pages; `block` one block forward; `norm` the residual stream's norms; `forward`
 //! passes; `workspace` buffers; `backward` the way back; `optimizer` gradients, moments, update.
 mod backward;
 mod block;
 mod forward;
 mod kv;
 mod layout;
+mod norm;
 mod optimizer;
 #[cfg(test)]
 mod tests;
@@ -25,6 +26,7 @@ use crate::{AdamW, Backend, EngineError, Extend, Forward, KvId, PackedBatch, Pac
 use block::Model;
 use cohort_kernels::rope::RopeTable;
 use cohort_kernels::{Cpu, Format, Path};
+use cohort_model::family::Positions;
 use cohort_model::{DecoderSpec, DtypeKind, WeightSet};
 use forward::{PASS_ROWS, Pending};
 use kv::KvStore;
@@ -119,9 +121,11 @@ impl NativeEngine {
         Ok(())
     }
 
-    /// Makes the rotary table long enough.
+    /// Makes the rotary table long enough, where there is one.
     fn reserve_positions(&mut self, longest: usize) {
-        self.rope.reserve(longest);
+        if self.spec.family.traits().positions == Positions::Rotary {
+            self.rope.reserve(longest);
+        }
     }
 }
 
@@ -130,7 +134,7 @@ fn check_spec(spec: &DecoderSpec) -> Result<(), EngineError> {
     let fits = counts.iter().all(|n| *n > 0)
         && spec.heads.is_multiple_of(spec.kv_heads)
         && spec.head_dim > 0
-        && spec.head_dim.is_multiple_of(2)
+        && (spec.family.traits().positions == Positions::Learned || spec.head_dim.is_multiple_of(2))
         && spec.rope_theta.is_finite()
         && spec.rope_theta > 0.0
         && spec.norm_eps >= 0.0;
@@ -138,7 +142,7 @@ fn check_spec(spec: &DecoderSpec) -> Result<(), EngineError> {
         return Ok(());
     }
     Err(EngineError::Input(format!(
-        "no decoder has these numbers: {spec:?}; sizes must be positive, head_dim even, kv_heads a divisor of heads"
+        "no decoder has these numbers: {spec:?}; sizes must be positive, head_dim even where it turns, kv_heads a divisor of heads"
     )))
 }
 

@@ -1,8 +1,9 @@
 //! Buffers of the passes, kept between calls: one block's working set, and what training keeps of every block.
-use super::block::{Activations, Model};
+use super::block::{Activations, Model, Raw};
 use cohort_kernels::Buffer;
 use cohort_kernels::head::Head;
 use cohort_kernels::linear::RowPacked;
+use cohort_model::family::Mlp;
 
 /// One block's working set and the ends of the network.
 #[derive(Debug, Default)]
@@ -26,6 +27,11 @@ pub(super) struct Kept {
     pub(super) middle: Buffer,
     pub(super) input_rstd: Buffer,
     pub(super) mlp_rstd: Buffer,
+    /// Queries and keys before their norms, and its scales.
+    pub(super) raw_q: Buffer,
+    pub(super) raw_k: Buffer,
+    pub(super) q_rstd: Buffer,
+    pub(super) k_rstd: Buffer,
     pub(super) q: Buffer,
     pub(super) k: Buffer,
     pub(super) v: Buffer,
@@ -40,6 +46,7 @@ pub(super) struct KeptBlock<'a> {
     pub(super) middle: &'a mut [f32],
     pub(super) input_rstd: &'a mut [f32],
     pub(super) mlp_rstd: &'a mut [f32],
+    pub(super) raw: Raw<'a>,
     pub(super) q: &'a mut [f32],
     pub(super) k: &'a mut [f32],
     pub(super) v: &'a mut [f32],
@@ -52,6 +59,19 @@ fn part(buffer: &mut Buffer, block: usize, len: usize) -> &mut [f32] {
     &mut buffer[block * len..][..len]
 }
 
+/// Width of the MLP's gate; 0 where it has none.
+fn gate_width(model: Model<'_>) -> usize {
+    match model.spec.family.traits().mlp {
+        Mlp::SwiGlu => model.spec.intermediate,
+        Mlp::Gelu => 0,
+    }
+}
+
+/// Heads of queries and of keys that are kept as they were before their norms.
+fn raw_rows(model: Model<'_>, rows: usize) -> (usize, usize) {
+    if model.spec.family.traits().head_norms { (rows * model.spec.heads, rows * model.spec.kv_heads) } else { (0, 0) }
+}
+
 impl Kept {
     /// Room for `blocks` blocks of `rows` rows; without residuals for passes that are never reversed.
     pub(super) fn reserve(&mut self, model: Model<'_>, blocks: usize, rows: usize, residuals: bool) {
@@ -62,11 +82,16 @@ impl Kept {
         }
         self.input_rstd.reserve(total);
         self.mlp_rstd.reserve(total);
+        let raw = raw_rows(model, total);
+        self.raw_q.reserve(raw.0 * spec.head_dim);
+        self.raw_k.reserve(raw.1 * spec.head_dim);
+        self.q_rstd.reserve(raw.0);
+        self.k_rstd.reserve(raw.1);
         self.q.reserve(total * wide);
         self.k.reserve(total * narrow);
         self.v.reserve(total * narrow);
         self.attended.reserve(total * wide);
-        self.gate.reserve(total * spec.intermediate);
+        self.gate.reserve(total * gate_width(model));
         self.up.reserve(total * spec.intermediate);
     }
 
@@ -74,16 +99,23 @@ impl Kept {
     pub(super) fn block(&mut self, model: Model<'_>, block: usize, rows: usize, residuals: bool) -> KeptBlock<'_> {
         let (spec, (wide, narrow)) = (model.spec, model.widths());
         let stream = if residuals { rows * spec.hidden } else { 0 };
+        let raw = raw_rows(model, rows);
         KeptBlock {
             input: part(&mut self.input, block, stream),
             middle: part(&mut self.middle, block, stream),
             input_rstd: part(&mut self.input_rstd, block, rows),
             mlp_rstd: part(&mut self.mlp_rstd, block, rows),
+            raw: Raw {
+                q: part(&mut self.raw_q, block, raw.0 * spec.head_dim),
+                k: part(&mut self.raw_k, block, raw.1 * spec.head_dim),
+                q_rstd: part(&mut self.q_rstd, block, raw.0),
+                k_rstd: part(&mut self.k_rstd, block, raw.1),
+            },
             q: part(&mut self.q, block, rows * wide),
             k: part(&mut self.k, block, rows * narrow),
             v: part(&mut self.v, block, rows * narrow),
             attended: part(&mut self.attended, block, rows * wide),
-            gate: part(&mut self.gate, block, rows * spec.intermediate),
+            gate: part(&mut self.gate, block, rows * gate_width(model)),
             up: part(&mut self.up, block, rows * spec.intermediate),
         }
     }
@@ -121,6 +153,7 @@ impl Workspace {
             norm: &mut self.norm[..rows * model.spec.hidden],
             product: &mut self.product[..rows * model.spec.intermediate],
             input_rstd: block.input_rstd,
+            raw: block.raw,
             q: block.q,
             k: block.k,
             v: block.v,
@@ -149,6 +182,8 @@ pub(super) struct BackwardSpace {
     pub(super) dq: Buffer,
     pub(super) dk: Buffer,
     pub(super) dv: Buffer,
+    /// Gradient of queries or of keys before their norm.
+    pub(super) d_raw: Buffer,
     /// A projection's input in the order that the weight gradient reads.
     pub(super) packed: RowPacked,
 }
@@ -165,5 +200,6 @@ impl BackwardSpace {
         self.dq.reserve(rows * wide);
         self.dk.reserve(rows * narrow);
         self.dv.reserve(rows * narrow);
+        self.d_raw.reserve(raw_rows(model, rows).0 * spec.head_dim);
     }
 }

@@ -24,6 +24,21 @@ pub fn gather(cpu: &Cpu, weight: Matrix<'_>, vocab: usize, hidden: usize, tokens
     });
 }
 
+/// `x[row] += W[tokens[row]]`: a second embedding of the same rows.
+///
+/// # Panics
+/// When a token is not below `vocab` or a length does not fit.
+pub fn gather_add(cpu: &Cpu, weight: Matrix<'_>, vocab: usize, hidden: usize, tokens: &[u32], x: &mut [f32]) {
+    check(weight.fits(vocab, hidden), vocab, hidden, tokens, x.len());
+    cpu.pool().parts(x, ROWS * hidden, |part, x| {
+        for (row, token) in x.chunks_exact_mut(hidden).zip(&tokens[part * ROWS..]) {
+            for (k, value) in row.iter_mut().enumerate() {
+                *value += weight.at(*token as usize, k, hidden);
+            }
+        }
+    });
+}
+
 /// `dW[tokens[row]] += dx[row]`, rows ascending.
 ///
 /// # Panics

@@ -5,4 +5,4 @@ mod parity;
 #[cfg(test)]
 mod reference;
 
-pub use cpu::{gather, scatter_add};
+pub use cpu::{gather, gather_add, scatter_add};

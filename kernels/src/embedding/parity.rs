@@ -1,5 +1,5 @@
 //! Equal bits with the definition for every thread count, repeated tokens included.
-use super::{gather, reference, scatter_add};
+use super::{gather, gather_add, reference, scatter_add};
 use crate::linear::{pack, packed_len, unpack};
 use crate::testing::{bits, machines, noise};
 
@@ -15,6 +15,9 @@ fn both_directions_equal_the_definition() {
             let mut x = vec![0.0; rows * hidden];
             gather(&cpu, packed[..].into(), vocab, hidden, &tokens, &mut x);
             assert_eq!(x, reference::gather(&w, hidden, &tokens));
+            gather_add(&cpu, packed[..].into(), vocab, hidden, &tokens, &mut x);
+            let twice: Vec<f32> = reference::gather(&w, hidden, &tokens).iter().map(|w| w + w).collect();
+            assert_eq!(x, twice);
             let mut want = w.clone();
             reference::scatter_add(&mut want, hidden, &tokens, &dx);
             scatter_add(&cpu, &mut packed, vocab, hidden, &tokens, &dx);

@@ -6,6 +6,7 @@
 //!   because every divisor is in [`Denominators`], counted over the whole step before it is split.
 //! - **A2** entries outside the mask have gradient 0, whatever stands in them.
 //! - **A3** computed in f64 with the operations of [`crate::exact`] only.
+pub mod correction;
 pub mod dr_grpo;
 pub mod grpo;
 pub mod sft;
@@ -31,10 +32,13 @@ pub struct Denominators {
 pub struct LossInput<'a> {
     /// log-prob under the current policy. `[N]`
     pub logp: &'a [f64],
-    /// log-prob under the policy that sampled, as stored. `[N]`
+    /// log-prob under the policy whose ratio is clipped: the one that sampled, as stored, or with a correction the proximal
+    /// one. `[N]`
     pub logp_old: &'a [f64],
     /// log-prob under the frozen reference, where the loss needs one. `[N]`
     pub logp_ref: Option<&'a [f64]>,
+    /// Detached factor of every token's policy and KL term; `None` is 1 everywhere ([`correction`]). `[N]`
+    pub weight: Option<&'a [f64]>,
     /// Entropy of the current policy at the target, nats. `[N]`
     pub entropy: &'a [f64],
     /// Whether the policy sampled the target. `[N]`

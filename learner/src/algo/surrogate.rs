@@ -5,7 +5,8 @@
 //!
 //! with k3 = exp(d) - d - 1, d = logp_ref - logp (Schulman's estimate of the KL divergence to the reference, never
 //! negative). Its samples come from the old policy, so it is weighted by the detached ratio sg(r), which is exactly 1 in
-//! the first inner epoch. L = sum over tokens of weight x l.
+//! the first inner epoch. L = sum over tokens of weight x l. With a correction ([`super::correction`]) both terms but the
+//! entropy, which is no estimate over samples, are multiplied by its detached factor.
 use super::{Aggregation, Clip, LossInput, LossOutput};
 use crate::exact::exp;
 use crate::metrics::Tally;
@@ -56,10 +57,11 @@ impl Surrogate {
         let weight = self.aggregation.weight(tokens, input.totals);
         let (mut policy_loss, mut kl_loss, mut kl_sum, mut entropy_sum, mut low, mut high) = (0.0, 0.0, 0.0, 0.0, 0.0, 0.0);
         for i in range.filter(|&i| input.mask[i]) {
+            let corrected = weight * input.weight.map_or(1.0, |w| w[i]);
             let ratio = exp(input.logp[i] - input.logp_old[i]);
             let token = self.token(ratio, advantage);
-            policy_loss += weight * token.policy_loss;
-            out.d_logp[i] = weight * token.d_policy;
+            policy_loss += corrected * token.policy_loss;
+            out.d_logp[i] = corrected * token.d_policy;
             low += f64::from(u8::from(token.clipped_low));
             high += f64::from(u8::from(token.clipped_high));
             entropy_sum += input.entropy[i];
@@ -69,8 +71,8 @@ impl Surrogate {
                 let k3 = e - d - 1.0;
                 kl_sum += k3;
                 if self.beta != 0.0 {
-                    kl_loss += weight * self.beta * ratio * k3;
-                    out.d_logp[i] += weight * self.beta * ratio * (1.0 - e);
+                    kl_loss += corrected * self.beta * ratio * k3;
+                    out.d_logp[i] += corrected * self.beta * ratio * (1.0 - e);
                 }
             }
             if let Some(d_entropy) = &mut out.d_entropy {

@@ -1,7 +1,7 @@
 //! Reading: verify, then load; and which one to load.
 use super::manifest::{sha256, verify};
-use super::{CURSOR, CheckpointError, OPTIMIZER, OptimizerState, RNG, TrainState, WEIGHTS, list};
-use cohort_model::{DecoderSpec, safetensors_file};
+use super::{CONFIG, CURSOR, CheckpointError, OPTIMIZER, OptimizerState, RNG, TrainState, WEIGHTS, list};
+use cohort_model::{DecoderSpec, hf, safetensors_file};
 use cohort_protocol::PolicyVersion;
 use serde::{Deserialize, Serialize};
 use std::path::{Path, PathBuf};
@@ -16,8 +16,7 @@ pub fn load(dir: &Path, spec: &DecoderSpec) -> Result<TrainState, CheckpointErro
             why: format!("{what}: {e}"),
         }
     };
-    let weights = safetensors_file::read_file(&dir.join(WEIGHTS))?;
-    weights.check(spec).map_err(foreign(WEIGHTS))?;
+    let weights = hf::canonical(spec, safetensors_file::read_file(&dir.join(WEIGHTS))?).map_err(foreign(WEIGHTS))?;
     let optimizer = optimizer(dir)?;
     let (first, second, updates) = optimizer.into_parts();
     first.check(spec).map_err(foreign("first moments"))?;
@@ -73,8 +72,13 @@ pub struct Hashes {
 /// Verifies a checkpoint and hashes its parts.
 pub fn hash(dir: &Path) -> Result<Hashes, CheckpointError> {
     verify(dir)?;
+    let config = dir.join(CONFIG);
+    let place = config.display().to_string();
+    let object =
+        serde_json::from_slice(&read(dir, CONFIG)?).map_err(|e| CheckpointError::damaged(dir, format!("{CONFIG}: {e}")))?;
+    let weights = hf::canonical(&hf::spec_from_config(&object, &place)?, safetensors_file::read_file(&dir.join(WEIGHTS))?);
     Ok(Hashes {
-        weights: safetensors_file::read_file(&dir.join(WEIGHTS))?.sha256(),
+        weights: weights.map_err(|e| CheckpointError::damaged(dir, format!("{WEIGHTS}: {e}")))?.sha256(),
         optimizer: optimizer(dir)?.tensors.sha256(),
         rng: sha256(&read(dir, RNG)?),
         cursor: sha256(&read(dir, CURSOR)?),

@@ -36,10 +36,11 @@ const OPTIMIZER: &str = "optimizer.safetensors";
 const RNG: &str = "rng.json";
 const CURSOR: &str = "cursor.json";
 const WEIGHTS: &str = "model.safetensors";
+const CONFIG: &str = "config.json";
 const MANIFEST: &str = "manifest.json";
 const MANIFEST_SUM: &str = "manifest.sha256";
 /// Files that a checkpoint cannot be without.
-const REQUIRED: [&str; 6] = [WEIGHTS, "config.json", "tokenizer.json", OPTIMIZER, RNG, CURSOR];
+const REQUIRED: [&str; 6] = [WEIGHTS, CONFIG, "tokenizer.json", OPTIMIZER, RNG, CURSOR];
 
 /// Everything that the next step depends on.
 #[derive(Debug, Clone, PartialEq)]

@@ -1,7 +1,7 @@
 //! Objectives and advantages against PyTorch's numbers (`golden/make_losses.py`) and against numerical differences.
 use cohort_learner::advantage::{self, Advantage as _, grpo::Grpo, rloo::Rloo};
-use cohort_learner::algo::{self, Denominators, Loss, LossInput};
-use cohort_learner::config::{AggregationConfig, LossConfig};
+use cohort_learner::algo::{self, Denominators, Loss, LossInput, correction};
+use cohort_learner::config::{AggregationConfig, CorrectionConfig, LossConfig};
 use proptest::prelude::*;
 use serde::Deserialize;
 use std::ops::Range;
@@ -19,9 +19,11 @@ type Ragged<T> = Vec<Vec<T>>;
 struct LossCase {
     name: String,
     config: LossConfig,
+    correction: CorrectionConfig,
     totals: (u64, u64),
     logp: Ragged<f64>,
     logp_old: Ragged<f64>,
+    logp_sampled: Ragged<f64>,
     logp_ref: Ragged<f64>,
     entropy: Ragged<f64>,
     mask: Ragged<bool>,
@@ -65,10 +67,13 @@ fn losses_are_pytorchs() {
     for case in golden().losses {
         let (logp, old, reference) = (case.logp.concat(), case.logp_old.concat(), case.logp_ref.concat());
         let loss = algo::build(&case.config);
+        let correction = correction::build(&case.correction);
+        let weight = correction.map(|c| correction::weights(c.as_ref(), &old, &case.logp_sampled.concat()));
         let out = loss.evaluate(&LossInput {
             logp: &logp,
             logp_old: &old,
             logp_ref: loss.needs_reference().then_some(&reference[..]),
+            weight: weight.as_deref(),
             entropy: &case.entropy.concat(),
             mask: &case.mask.concat(),
             sequences: &ranges(case.logp.iter().map(Vec::len)),
@@ -120,6 +125,7 @@ struct Input {
     logp: Vec<f64>,
     old: Vec<f64>,
     reference: Vec<f64>,
+    weight: Option<Vec<f64>>,
     entropy: Vec<f64>,
     mask: Vec<bool>,
     sequences: Vec<Range<usize>>,
@@ -134,6 +140,7 @@ impl Input {
             logp: r.columns.iter().map(|c| c.0).collect(),
             old: r.columns.iter().map(|c| c.0 + c.1).collect(),
             reference: r.columns.iter().map(|c| c.0 + c.2).collect(),
+            weight: None,
             entropy: r.columns.iter().map(|c| c.3).collect(),
             sequences: ranges(r.lengths.iter().copied()),
             advantages: r.advantages.clone(),
@@ -150,6 +157,7 @@ impl Input {
             logp: &self.logp,
             logp_old: &self.old,
             logp_ref: loss.needs_reference().then_some(&self.reference[..]),
+            weight: self.weight.as_deref(),
             entropy: &self.entropy,
             mask: &self.mask,
             sequences,
@@ -225,6 +233,38 @@ proptest! {
                     moved.entropy[i] -= 2.0 * H;
                     prop_assert!(((up - moved.loss(loss)) / (2.0 * H) - d_entropy[i]).abs() < 1e-7);
                 }
+            }
+        }
+    }
+
+    /// A correction scales each token's gradient by its factor and nothing else; within the bounds that is the ratio.
+    #[test]
+    fn a_correction_scales_each_tokens_gradient(r in random(), drift in prop::collection::vec(-3.0f64..3.0, 30)) {
+        let plain = Input::of(&r);
+        let sampled: Vec<f64> = plain.old.iter().zip(&drift).map(|(old, d)| old - d).collect();
+        for config in [CorrectionConfig::Tis { min: 0.25, max: 2.0 }, CorrectionConfig::Mis { min: 0.5, max: 5.0 }] {
+            let correction = correction::build(&config).unwrap();
+            let weight = correction::weights(correction.as_ref(), &plain.old, &sampled);
+            for (w, d) in weight.iter().zip(&drift) {
+                let k = d.exp();
+                let (inside, outside) = match config {
+                    CorrectionConfig::Tis { min, max } => ((min..=max).contains(&k), k.clamp(min, max)),
+                    CorrectionConfig::Mis { min, max } => ((min..=max).contains(&k), 0.0),
+                    CorrectionConfig::None {} => unreachable!(),
+                };
+                prop_assert!((w - if inside { k } else { outside }).abs() < 1e-12, "{config:?}: {w} for {k}");
+            }
+            for loss in losses().iter().take(2).map(AsRef::as_ref) {
+                let mut corrected = Input::of(&r);
+                corrected.weight = Some(weight.clone());
+                let a = loss.evaluate(&plain.view(loss, &plain.sequences, &plain.advantages));
+                let b = loss.evaluate(&corrected.view(loss, &corrected.sequences, &corrected.advantages));
+                for (i, (a, b)) in a.d_logp.iter().zip(&b.d_logp).enumerate() {
+                    prop_assert!((a * weight[i] - b).abs() < 1e-12, "{}: {a} x {} is not {b}", loss.name(), weight[i]);
+                }
+                let unchanged = Input { weight: Some(vec![1.0; plain.logp.len()]), ..Input::of(&r) };
+                let c = loss.evaluate(&unchanged.view(loss, &unchanged.sequences, &unchanged.advantages));
+                prop_assert_eq!((a.loss, a.d_logp), (c.loss, c.d_logp), "a factor of 1 changes no bit");
             }
         }
     }

@@ -3,10 +3,11 @@ use crate::toy::{Toy, goal_request, small_spec};
 use cohort_engine::Backend;
 use cohort_learner::algo::sft::Sft;
 use cohort_learner::batching::{Packing, Plan, Sample};
-use cohort_learner::config::{LossConfig, TrainingConfig};
+use cohort_learner::config::{CorrectionConfig, LossConfig, TrainingConfig};
 use cohort_learner::schedule::Decay;
 use cohort_learner::step::{self, Objective, StepError};
 use cohort_learner::training::Training;
+use cohort_protocol::PolicyVersion;
 use cohort_protocol::messages::learner::StepRequest;
 use proptest::prelude::*;
 use std::collections::HashMap;
@@ -77,7 +78,8 @@ fn metrics_have_the_names_that_users_know() {
     }
     assert!(m["grad_norm"] > 0.0);
     assert_eq!(m["sampling/sampling_logp_difference/max"], 0.0, "the toy's own log-probs, to the bit");
-    assert_eq!(m["sampling/sampling_logp_difference/tokens"], sampled as f64);
+    assert_eq!(m["exactness/logp_difference_max"], 0.0);
+    assert_eq!((m["exactness/tokens"], m["exactness/stale_tokens"], m["exactness/inexact_tokens"]), (sampled as f64, 0.0, 0.0));
     assert_eq!(m["sampling/importance_sampling_ratio/max"], 1.0);
     assert_eq!((m["staleness/max"], m["learning_rate"]), (0.0, 0.05));
 }
@@ -90,6 +92,66 @@ fn one_flipped_bit_in_the_sampler_shows() {
     *weight = f32::from_bits(weight.to_bits() ^ (1 << 16));
     let request = goal_request(&sampler, 1, 4, 7);
     assert!(run(&mut toy, &training, &request)["sampling/sampling_logp_difference/max"] > 0.0);
+}
+
+const CORRECTIONS: [CorrectionConfig; 2] =
+    [CorrectionConfig::Tis { min: 0.0, max: 2.0 }, CorrectionConfig::Mis { min: 0.5, max: 5.0 }];
+
+#[test]
+fn a_correction_changes_no_bit_of_an_exact_step() {
+    let request = goal_request(&Toy::small(1), 1, 4, 7);
+    for inner_epochs in [1, 2] {
+        let weights = |correction| {
+            let mut toy = Toy::small(1);
+            run(&mut toy, &training(|c| (c.correction, c.inner_epochs) = (correction, inner_epochs)), &request);
+            toy.weights
+        };
+        let plain = weights(CorrectionConfig::None {});
+        CORRECTIONS.into_iter().for_each(|correction| assert_eq!(weights(correction), plain, "{correction:?}"));
+    }
+}
+
+/// A step from version 3 over groups that `sampler` made as version 2, the first group's log-probs being no version's own.
+fn stale_request(sampler: &Toy) -> StepRequest {
+    let mut request = goal_request(sampler, 4, 4, 7);
+    for (group, digest) in request.groups.iter_mut().zip(&mut request.intent.digests) {
+        for span in group.samples.iter_mut().flat_map(|s| &mut s.trajectory.spans) {
+            (span.version, span.exact) = (PolicyVersion(2), group.group.0 != 12);
+        }
+        *digest = cohort_learner::aggregator::payload_digest(group).unwrap();
+    }
+    request
+}
+
+#[test]
+fn stale_and_inexact_tokens_are_counted_apart() {
+    let request = stale_request(&Toy::small(2));
+    let m = run(&mut Toy::small(1), &training(|_| {}), &request);
+    let sampled = |g: usize| request.groups[g].samples.iter().map(|s| s.trajectory.completion_len()).sum::<usize>() as f64;
+    assert_eq!((m["exactness/tokens"], m["exactness/inexact_tokens"]), (0.0, sampled(0)));
+    assert_eq!(m["exactness/stale_tokens"], sampled(1) + sampled(2) + sampled(3));
+    assert!(!m.contains_key("exactness/logp_difference_max"), "nothing to promise");
+    assert!(m["sampling/sampling_logp_difference/max"] > 0.1 && m["sampling/importance_sampling_ratio/max"] > 1.1);
+    assert_eq!(m["staleness/max"], 1.0);
+}
+
+#[test]
+fn with_a_correction_the_ratio_is_clipped_to_the_base_policy() {
+    let request = stale_request(&Toy::small(2));
+    let step = |correction, inner_epochs| {
+        let mut toy = Toy::small(1);
+        let m = run(&mut toy, &training(|c| (c.correction, c.inner_epochs) = (correction, inner_epochs)), &request);
+        (toy.weights, m["clip_ratio/region_mean"])
+    };
+    let (plain, clipped) = step(CorrectionConfig::None {}, 1);
+    assert!(clipped > 0.1, "{clipped}");
+    let [tis, mis] = CORRECTIONS.map(|c| step(c, 1));
+    assert_eq!((tis.1, mis.1), (0.0, 0.0), "at its first update the current policy is the base");
+    assert!(tis.0 != plain && mis.0 != plain && tis.0 != mis.0);
+    // A second epoch has moved away from the base, whose log-probs were kept: some ratios now meet their clip.
+    let far = TrainingConfig { learning_rate: 0.5, inner_epochs: 2, correction: CORRECTIONS[0], ..config() };
+    let m = run(&mut Toy::small(1), &Training::try_from(&far).unwrap(), &request);
+    assert!(m["clip_ratio/region_mean"] > 0.0);
 }
 
 #[test]
@@ -130,7 +192,7 @@ fn groups_without_signal_leave_the_gradient_and_skip_the_backward_pass() {
     request.intent.digests = digests;
     let m = run(&mut toy, &training(|_| {}), &request);
     assert_eq!((m["grad_norm"], m["frac_reward_zero_std"], toy.backwards), (0.0, 1.0, 0));
-    assert!(m["sampling/sampling_logp_difference/tokens"] > 0.0, "it is compared all the same");
+    assert!(m["exactness/tokens"] > 0.0, "it is compared all the same");
 }
 
 #[test]
@@ -215,7 +277,7 @@ fn supervised_training_goes_through_the_same_update() {
     let optimizer = training(|_| {}).optimizer;
     let objective = Objective { loss: &Sft, optimizer, learning_rate: 0.05, max_grad_norm: Some(1.0), compare: false };
     for _ in 0..100 {
-        step::update(&mut toy, &plan, &objective, None, &mut |_| {}).unwrap();
+        step::update(&mut toy, &plan, &objective, None, None, &mut |_| {}).unwrap();
     }
     assert_eq!((1..5).map(|t| toy.likeliest(t)).collect::<Vec<_>>(), [2, 3, 4, 5]);
 }

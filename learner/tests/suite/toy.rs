@@ -31,6 +31,7 @@ pub(crate) struct Toy {
 /// An untied architecture without blocks: 11 tokens, 4 wide.
 pub(crate) fn small_spec() -> DecoderSpec {
     DecoderSpec {
+        family: cohort_model::Family::Llama,
         hidden: 4,
         layers: 0,
         heads: 1,
@@ -242,7 +243,7 @@ pub(crate) fn scored(
 ) -> ScoredTrajectory {
     let logp: Vec<f32> =
         (0..tokens.len()).map(|t| if mask[t] == 1 { toy.logp(tokens[t - 1], tokens[t], 0.9) } else { 0.0 }).collect();
-    let span = VersionSpan { start: 0, len: tokens.len() as u32, version: PolicyVersion(version) };
+    let span = VersionSpan { start: 0, len: tokens.len() as u32, version: PolicyVersion(version), exact: true };
     ScoredTrajectory {
         trajectory: Trajectory {
             group: GroupId(group),

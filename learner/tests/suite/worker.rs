@@ -373,7 +373,7 @@ async fn the_native_engine_is_exact_and_reproducible() {
     for commit in &commits {
         let metric = |name: &str| commit.metrics.iter().find(|(n, _)| n == name).unwrap().1;
         assert_eq!(metric("sampling/sampling_logp_difference/max"), 0.0, "step {}", commit.step);
-        assert!(metric("sampling/sampling_logp_difference/tokens") > 10.0 && metric("grad_norm") > 0.0);
+        assert!(metric("exactness/tokens") > 10.0 && metric("grad_norm") > 0.0);
     }
     assert_eq!(native_run(2, run.path()).await, commits, "one and two threads");
 }

@@ -1,9 +1,11 @@
 //! The decoder in a GGUF file: architecture and weights in the canonical layout.
 use super::{Entry, Header, Value, missing};
+use crate::family::Norm;
 use crate::limits::checked;
 use crate::spec::TensorSpec;
+use crate::stored::Stored;
 use crate::weights::ShapeError;
-use crate::{DecoderSpec, ModelError, Tensor, WeightSet};
+use crate::{DecoderSpec, Family, ModelError, WeightSet};
 use candle_core::Device;
 use candle_core::quantized::ggml_file::qtensor_from_ggml;
 use std::collections::BTreeSet;
@@ -12,10 +14,12 @@ use std::io::{Read, Seek, SeekFrom};
 /// The architecture that a header describes.
 pub(crate) fn spec(header: &Header, place: &str) -> Result<DecoderSpec, ModelError> {
     let architecture = header.text("general.architecture").ok_or_else(|| missing("general.architecture", place))?;
-    if architecture != "llama" {
-        return Err(crate::hf::unsupported(architecture, place));
-    }
-    let key = |name: &str| format!("llama.{name}");
+    // A Mistral is converted as a llama.
+    let known = [Family::Llama, Family::Qwen2, Family::Qwen3, Family::Gpt2]
+        .into_iter()
+        .find(|family| family.model_type() == architecture);
+    let family = known.ok_or_else(|| crate::hf::unsupported(architecture, place))?;
+    let key = |name: &str| format!("{architecture}.{name}");
     let size = |name: &str| header.size(&key(name), place);
     let (hidden, heads) = (size("embedding_length")?, size("attention.head_count")?);
     let head_dim = match header.optional_size(&key("attention.key_length"), place)? {
@@ -30,24 +34,32 @@ pub(crate) fn spec(header: &Header, place: &str) -> Result<DecoderSpec, ModelErr
         return refuse("rope.dimension_count", rotated.to_string(), "only rotation of whole heads is implemented");
     }
     if let Some(kind) = header.text(&key("rope.scaling.type")).filter(|kind| *kind != "none") {
-        return refuse("rope.scaling.type", kind.to_owned(), "scaled rotary embeddings are not implemented");
+        return refuse(
+            "rope.scaling.type",
+            kind.to_owned(),
+            "scaled rotary embeddings are not implemented; take a model without",
+        );
     }
     if header.tensors.contains_key("rope_freqs.weight") {
-        return refuse("rope_freqs", "present".into(), "scaled rotary embeddings are not implemented");
+        return refuse("rope_freqs", "present".into(), "scaled rotary embeddings are not implemented; take a model without");
     }
     if let Some(experts) = header.optional_size(&key("expert_count"), place)?.filter(|n| *n > 0) {
-        return refuse("expert_count", experts.to_string(), "mixtures of experts are not implemented");
+        return refuse("expert_count", experts.to_string(), "mixtures of experts are not implemented; take a dense model");
     }
     let embedding = header.tensors.get("token_embd.weight").ok_or_else(|| ModelError::Missing {
         place: place.into(),
         what: "tensor token_embd.weight".into(),
         remedy: "convert the model again".into(),
     })?;
-    let eps = header.optional_float(&key("attention.layer_norm_rms_epsilon"), place)?;
-    let eps = eps.ok_or_else(|| missing(&key("attention.layer_norm_rms_epsilon"), place))?;
+    let epsilon = match family.traits().norm {
+        Norm::Rms => key("attention.layer_norm_rms_epsilon"),
+        Norm::Layer => key("attention.layer_norm_epsilon"),
+    };
+    let eps = header.optional_float(&epsilon, place)?.ok_or_else(|| missing(&epsilon, place))?;
     #[expect(clippy::cast_possible_truncation, reason = "the file holds an f32")]
     let norm_eps = eps as f32;
     let spec = DecoderSpec {
+        family,
         hidden,
         layers: size("block_count")?,
         heads,
@@ -63,8 +75,8 @@ pub(crate) fn spec(header: &Header, place: &str) -> Result<DecoderSpec, ModelErr
     checked(spec, place)
 }
 
-/// What is read for one tensor of the architecture.
-type Planned<'a> = (TensorSpec, String, &'a Entry);
+/// What is read, and where it lies.
+type Planned<'a> = (Stored, &'a Entry);
 
 /// Checks names and shapes of every tensor against an architecture.
 pub(crate) fn check(header: &Header, spec: &DecoderSpec, place: &str) -> Result<(), ModelError> {
@@ -74,17 +86,19 @@ pub(crate) fn check(header: &Header, spec: &DecoderSpec, place: &str) -> Result<
 fn plan<'a>(header: &'a Header, spec: &DecoderSpec, place: &str) -> Result<Vec<Planned<'a>>, ModelError> {
     let mut known = BTreeSet::new();
     let mut out = Vec::new();
-    for want in spec.tensors() {
-        let name = gguf_name(&want.name);
-        let shape_error = |source| ModelError::Shape { place: format!("{place} ({name})"), source };
-        let Some(entry) = header.tensors.get(&name) else {
-            return Err(shape_error(ShapeError::Missing { name: want.name }));
+    for parts in tensors(spec) {
+        let canonical = parts.first().map(|part| part.name.clone()).unwrap_or_default();
+        let want = Stored::new(gguf_name(&canonical, spec.family), parts, false);
+        let shape_error = |source| ModelError::Shape { place: format!("{place} ({})", want.name), source };
+        let Some(entry) = header.tensors.get(&want.name) else {
+            return Err(shape_error(ShapeError::Missing { name: canonical }));
         };
         if entry.shape != want.shape {
-            return Err(shape_error(ShapeError::Shape { name: want.name, got: entry.shape.clone(), want: want.shape }));
+            let (got, want) = (entry.shape.clone(), want.shape.clone());
+            return Err(shape_error(ShapeError::Shape { name: canonical, got, want }));
         }
-        known.insert(name.clone());
-        out.push((want, name, entry));
+        known.insert(want.name.clone());
+        out.push((want, entry));
     }
     if let Some(name) = header.tensors.keys().find(|name| !known.contains(*name)) {
         return Err(ModelError::Shape { place: place.to_owned(), source: ShapeError::Unexpected { name: name.clone() } });
@@ -92,7 +106,13 @@ fn plan<'a>(header: &'a Header, spec: &DecoderSpec, place: &str) -> Result<Vec<P
     Ok(out)
 }
 
-/// The weights, dequantized, with Hugging Face names and the rows of query and key projections in rotate-half order.
+/// Canonical tensors as converters put them together: GPT-2's queries, keys and values stay one matrix.
+fn tensors(spec: &DecoderSpec) -> Vec<Vec<TensorSpec>> {
+    let canonical = spec.tensors();
+    if spec.family == Family::Gpt2 { crate::hf::fused(&canonical) } else { canonical.into_iter().map(|t| vec![t]).collect() }
+}
+
+/// The weights, dequantized, with canonical names and the rows of query and key projections in rotate-half order.
 pub(crate) fn weights<R: Read + Seek>(
     file: &mut R,
     header: &Header,
@@ -100,12 +120,15 @@ pub(crate) fn weights<R: Read + Seek>(
     place: &str,
 ) -> Result<WeightSet, ModelError> {
     let mut out = WeightSet::default();
-    for (want, name, entry) in plan(header, spec, place)? {
-        let mut data = dequantize(file, &name, entry, place)?;
-        if want.name.ends_with("q_proj.weight") || want.name.ends_with("k_proj.weight") {
-            data = rotate_half_rows(&data, spec.head_dim, spec.hidden);
+    for (stored, entry) in plan(header, spec, place)? {
+        for (name, mut tensor) in stored.split(dequantize(file, &stored.name, entry, place)?) {
+            // Only a llama's converter reorders them.
+            let turned = name.ends_with("q_proj.weight") || name.ends_with("k_proj.weight");
+            if turned && spec.family == Family::Llama {
+                tensor.data = rotate_half_rows(&tensor.data, spec.head_dim, spec.hidden);
+            }
+            out.0.insert(name, tensor);
         }
-        out.0.insert(want.name, Tensor { shape: want.shape, data });
     }
     Ok(out)
 }
@@ -135,29 +158,34 @@ fn rotate_half_rows(data: &[f32], head_dim: usize, width: usize) -> Vec<f32> {
 }
 
 /// `model.layers.3.mlp.up_proj.weight` -> `blk.3.ffn_up.weight`.
-fn gguf_name(name: &str) -> String {
-    if let Some((layer, part)) = name.strip_prefix("model.layers.").and_then(|rest| rest.split_once('.')) {
+fn gguf_name(name: &str, family: Family) -> String {
+    let (stem, kind) = name.rsplit_once('.').unwrap_or((name, ""));
+    if let Some((layer, part)) = stem.strip_prefix("model.layers.").and_then(|rest| rest.split_once('.')) {
         let part = match part {
-            "input_layernorm.weight" => "attn_norm.weight",
-            "self_attn.q_proj.weight" => "attn_q.weight",
-            "self_attn.k_proj.weight" => "attn_k.weight",
-            "self_attn.v_proj.weight" => "attn_v.weight",
-            "self_attn.o_proj.weight" => "attn_output.weight",
-            "post_attention_layernorm.weight" => "ffn_norm.weight",
-            "mlp.gate_proj.weight" => "ffn_gate.weight",
-            "mlp.up_proj.weight" => "ffn_up.weight",
-            "mlp.down_proj.weight" => "ffn_down.weight",
+            "input_layernorm" => "attn_norm",
+            "self_attn.q_proj" if family == Family::Gpt2 => "attn_qkv",
+            "self_attn.q_proj" => "attn_q",
+            "self_attn.k_proj" => "attn_k",
+            "self_attn.v_proj" => "attn_v",
+            "self_attn.q_norm" => "attn_q_norm",
+            "self_attn.k_norm" => "attn_k_norm",
+            "self_attn.o_proj" => "attn_output",
+            "post_attention_layernorm" => "ffn_norm",
+            "mlp.gate_proj" => "ffn_gate",
+            "mlp.up_proj" => "ffn_up",
+            "mlp.down_proj" => "ffn_down",
             other => other,
         };
-        return format!("blk.{layer}.{part}");
+        return format!("blk.{layer}.{part}.{kind}");
     }
-    match name {
-        "model.embed_tokens.weight" => "token_embd.weight",
-        "model.norm.weight" => "output_norm.weight",
-        "lm_head.weight" => "output.weight",
+    let stem = match stem {
+        "model.embed_tokens" => "token_embd",
+        "model.embed_positions" => "position_embd",
+        "model.norm" => "output_norm",
+        "lm_head" => "output",
         other => other,
-    }
-    .to_owned()
+    };
+    format!("{stem}.{kind}")
 }
 
 impl Header {

@@ -54,8 +54,10 @@ pub(crate) fn vocabulary(header: &Header, place: &str) -> Result<Vec<u8>, ModelE
         }),
         None => Json::Null,
     };
+    // Qwen composes characters first.
+    let normalizer = if pre == "qwen2" { json!({"type": "NFC"}) } else { Json::Null };
     let json = json!({
-        "version": "1.0", "truncation": null, "padding": null, "added_tokens": added, "normalizer": null,
+        "version": "1.0", "truncation": null, "padding": null, "added_tokens": added, "normalizer": normalizer,
         "pre_tokenizer": pre_tokenizer, "post_processor": post_processor, "decoder": byte_level_json(true),
         "model": {
             "type": "BPE", "dropout": null, "unk_token": null, "continuing_subword_prefix": null, "end_of_word_suffix": null,

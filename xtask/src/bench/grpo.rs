@@ -45,7 +45,7 @@ pub(crate) async fn step(subject: &Subject) -> Result<Value> {
 async fn learn(engine: &EngineHandle, training: &Arc<Training>, request: StepRequest) -> Result<()> {
     let training = training.clone();
     let version = request.intent.step.0;
-    let (stepped, _) = engine
+    let stepped = engine
         .advance(version, move |backend| cohort_learner::step::run(backend, &training, &request, None, &mut |_, _| ()))
         .await?;
     stepped.map_err(|failure| anyhow::anyhow!("{}", failure.error))?;
@@ -70,7 +70,7 @@ fn scored(group: usize, sample: usize, prompt: &[u32], done: &Completion, reward
     let pad = |values: &[f32]| -> Vec<f32> { std::iter::repeat_n(0.0, prompt.len()).chain(values.iter().copied()).collect() };
     let tokens: Vec<u32> = prompt.iter().chain(&done.tokens).copied().collect();
     let mask = (0..tokens.len()).map(|t| u8::from(t >= prompt.len())).collect();
-    let span = VersionSpan { start: prompt.len() as u32, len: done.tokens.len() as u32, version: PolicyVersion(0) };
+    let span = VersionSpan { start: prompt.len() as u32, len: done.tokens.len() as u32, version: PolicyVersion(0), exact: true };
     let trajectory = Trajectory {
         group: GroupId(group as u64),
         sample: SampleIx(sample as u16),

@@ -58,20 +58,22 @@ pub(super) fn assert_agree(found: &[Vec<(usize, u32)>], want: &[Vec<u32>], what:
 
 #[test]
 fn company_threads_instructions_and_training_change_no_bit() {
-    let spec = odd_spec();
-    let sequences: Vec<_> = (0..33).map(|i| sequence(&spec, 2 + (i * 37) % 90, i as u64)).collect();
-    let want = scores(&mut engine(&spec, Path::detect(), 1), &sequences, false);
-    for path in Path::available() {
-        for threads in [1, 2] {
-            let mut engine = engine(&spec, path, threads);
-            let count = if path == Path::PORTABLE { 3 } else { 33 };
-            for batch in [1, 3, 8, 33] {
-                for (part, want) in sequences[..count].chunks(batch).zip(want.chunks(batch)) {
-                    assert_eq!(
-                        scores(&mut engine, part, batch == 3),
-                        want[..part.len()],
-                        "{path}, {threads} threads, batch {batch}"
-                    );
+    for spec in odd_specs() {
+        let sequences: Vec<_> = (0..33).map(|i| sequence(&spec, 2 + (i * 37) % 90, i as u64)).collect();
+        let want = scores(&mut engine(&spec, Path::detect(), 1), &sequences, false);
+        for path in Path::available() {
+            for threads in [1, 2] {
+                let mut engine = engine(&spec, path, threads);
+                let count = if path == Path::PORTABLE { 3 } else { 33 };
+                for batch in [1, 3, 8, 33] {
+                    for (part, want) in sequences[..count].chunks(batch).zip(want.chunks(batch)) {
+                        assert_eq!(
+                            scores(&mut engine, part, batch == 3),
+                            want[..part.len()],
+                            "{:?}, {path}, {threads} threads, batch {batch}",
+                            spec.family
+                        );
+                    }
                 }
             }
         }
@@ -80,17 +82,18 @@ fn company_threads_instructions_and_training_change_no_bit() {
 
 #[test]
 fn a_beginning_computed_once_changes_no_bit() {
-    let spec = odd_spec();
-    let mut sequences = vec![sequence(&spec, 20, 1)];
-    sequences.extend(family(&spec, 70, &[90, 71, 75, 140]));
-    sequences.extend(family(&spec, 1, &[2, 30, 9]));
-    let alone: Vec<_> = sequences.iter().map(|s| PackedSequence { shared: 0, ..s.clone() }).collect();
-    let want = scores(&mut engine(&spec, Path::detect(), 1), &alone, false);
-    for path in Path::available() {
-        for threads in [1, 2] {
-            let mut engine = engine(&spec, path, threads);
-            for train in [false, true] {
-                assert_eq!(scores(&mut engine, &sequences, train), want, "{path}, {threads} threads");
+    for spec in odd_specs() {
+        let mut sequences = vec![sequence(&spec, 20, 1)];
+        sequences.extend(family(&spec, 70, &[90, 71, 75, 140]));
+        sequences.extend(family(&spec, 1, &[2, 30, 9]));
+        let alone: Vec<_> = sequences.iter().map(|s| PackedSequence { shared: 0, ..s.clone() }).collect();
+        let want = scores(&mut engine(&spec, Path::detect(), 1), &alone, false);
+        for path in Path::available() {
+            for threads in [1, 2] {
+                let mut engine = engine(&spec, path, threads);
+                for train in [false, true] {
+                    assert_eq!(scores(&mut engine, &sequences, train), want, "{:?}, {path}, {threads} threads", spec.family);
+                }
             }
         }
     }
@@ -107,17 +110,18 @@ fn a_family_longer_than_a_pass_is_cut_without_a_trace() {
 
 #[test]
 fn decoding_and_any_cut_of_a_prompt_give_the_bits_of_the_forward() {
-    let spec = odd_spec();
-    let sequences: Vec<_> = [150, 70, 65, 64, 17, 3].into_iter().zip(0..).map(|(n, seed)| sequence(&spec, n, seed)).collect();
-    for path in Path::available() {
-        let count = if path == Path::PORTABLE { 2 } else { 6 };
-        let sequences = &sequences[sequences.len() - count..];
-        let mut engine = engine(&spec, path, 2);
-        let want = scores(&mut engine, sequences, true);
-        assert_agree(&sampled(&mut engine, sequences, |_, _| 1), &want, "decoding");
-        for seed in 0..4 {
-            let cut = |index: usize, round: usize| 1 + (index * 31 + round * 17 + seed * 7) % [3, 20, 65, 150][seed];
-            assert_agree(&sampled(&mut engine, sequences, cut), &want, "chunks");
+    for spec in odd_specs() {
+        let sequences: Vec<_> = [150, 70, 65, 64, 17, 3].into_iter().zip(0..).map(|(n, seed)| sequence(&spec, n, seed)).collect();
+        for path in Path::available() {
+            let count = if path == Path::PORTABLE { 2 } else { 6 };
+            let sequences = &sequences[sequences.len() - count..];
+            let mut engine = engine(&spec, path, 2);
+            let want = scores(&mut engine, sequences, true);
+            assert_agree(&sampled(&mut engine, sequences, |_, _| 1), &want, "decoding");
+            for seed in 0..4 {
+                let cut = |index: usize, round: usize| 1 + (index * 31 + round * 17 + seed * 7) % [3, 20, 65, 150][seed];
+                assert_agree(&sampled(&mut engine, sequences, cut), &want, "chunks");
+            }
         }
     }
 }

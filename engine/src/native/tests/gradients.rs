@@ -21,7 +21,7 @@ fn loss(spec: &DecoderSpec, weights: &Weights, batch: &PackedBatch, up: &(Vec<f3
 
 #[test]
 fn log_probs_and_entropies_agree_with_the_f64_decoder() {
-    for spec in [tiny_spec(true), tiny_spec(false), odd_spec()] {
+    for spec in odd_specs().chain([tiny_spec(true), tiny_spec(false)]) {
         let weights = widen(&random_weights(&spec, 1));
         let batch = batch(&spec);
         let got = engine(&spec, Path::detect(), 2).forward(&batch, false).unwrap();
@@ -35,8 +35,8 @@ fn log_probs_and_entropies_agree_with_the_f64_decoder() {
 
 #[test]
 fn every_parameter_gets_its_numerical_gradient() {
-    for tied in [true, false] {
-        let spec = tiny_spec(tied);
+    let tied = FAMILIES.map(|family| DecoderSpec { family, ..tiny_spec(true) });
+    for spec in tied.into_iter().chain([tiny_spec(false)]) {
         let mut batch = batch(&spec);
         batch.sequences.extend(family(&spec, 3, &[5, 7, 4]));
         let up = upstream(batch.targets());
@@ -59,6 +59,11 @@ fn every_parameter_gets_its_numerical_gradient() {
                 *gradient = (above - below) / (2.0 * step);
             }
             let scale = numeric.iter().fold(0.0, |most: f64, g| most.max(g.abs()));
+            // Without rotation a key's bias adds the same to all scores of a query: nothing depends on it.
+            if spec.family == Family::Gpt2 && name.ends_with("k_proj.bias") {
+                assert!(scale < 1e-6 && tensor.data.iter().all(|g| g.abs() < 1e-5), "{name} has a gradient");
+                continue;
+            }
             assert!(scale > 1e-6, "{name} has no gradient to compare");
             for (index, (got, want)) in tensor.data.iter().zip(&numeric).enumerate() {
                 assert!((f64::from(*got) - want).abs() < 1e-3 * scale, "{name}[{index}]: {got}, not {want}");
@@ -70,20 +75,22 @@ fn every_parameter_gets_its_numerical_gradient() {
 #[test]
 fn gradients_add_up_over_micro_batches() {
     // With an output projection of its own, every chain over rows simply goes on: the bits are those of one batch.
-    let spec = tiny_spec(false);
-    let batch = batch(&spec);
-    let up = upstream(batch.targets());
-    let mut whole = engine(&spec, Path::detect(), 2);
-    whole.forward(&batch, true).unwrap();
-    whole.backward(Upstream { d_logp: &up.0, d_entropy: None }).unwrap();
-    let mut parts = engine(&spec, Path::detect(), 1);
-    let mut at = 0;
-    for sequence in &batch.sequences {
-        let n = sequence.targets.len();
-        parts.forward(&PackedBatch { sequences: vec![sequence.clone()] }, true).unwrap();
-        parts.backward(Upstream { d_logp: &up.0[at..at + n], d_entropy: None }).unwrap();
-        at += n;
+    for family in FAMILIES {
+        let spec = DecoderSpec { family, ..tiny_spec(false) };
+        let batch = batch(&spec);
+        let up = upstream(batch.targets());
+        let mut whole = engine(&spec, Path::detect(), 2);
+        whole.forward(&batch, true).unwrap();
+        whole.backward(Upstream { d_logp: &up.0, d_entropy: None }).unwrap();
+        let mut parts = engine(&spec, Path::detect(), 1);
+        let mut at = 0;
+        for sequence in &batch.sequences {
+            let n = sequence.targets.len();
+            parts.forward(&PackedBatch { sequences: vec![sequence.clone()] }, true).unwrap();
+            parts.backward(Upstream { d_logp: &up.0[at..at + n], d_entropy: None }).unwrap();
+            at += n;
+        }
+        assert_eq!(parts.gradients().unwrap(), whole.gradients().unwrap());
+        assert_eq!(parts.grad_norm().unwrap(), whole.grad_norm().unwrap());
     }
-    assert_eq!(parts.gradients().unwrap(), whole.gradients().unwrap());
-    assert_eq!(parts.grad_norm().unwrap(), whole.grad_norm().unwrap());
 }

@@ -9,11 +9,12 @@ mod training;
 use super::NativeEngine;
 use crate::{Backend, Extend, PackedBatch, PackedSequence, Upstream};
 use cohort_kernels::{Path, logprob};
-use cohort_model::{DecoderSpec, Tensor, WeightSet};
+use cohort_model::{DecoderSpec, Family, Tensor, WeightSet};
 
 /// No size is a multiple of a vector or a panel.
 fn odd_spec() -> DecoderSpec {
     DecoderSpec {
+        family: Family::Llama,
         hidden: 50,
         layers: 2,
         heads: 6,
@@ -27,6 +28,14 @@ fn odd_spec() -> DecoderSpec {
         tied_embeddings: true,
     }
 }
+
+/// [`odd_spec`] in every family whose network is another one.
+fn odd_specs() -> impl Iterator<Item = DecoderSpec> {
+    FAMILIES.into_iter().map(|family| DecoderSpec { family, ..odd_spec() })
+}
+
+/// Families by network: Mistral's is Llama's.
+const FAMILIES: [Family; 4] = [Family::Llama, Family::Qwen2, Family::Qwen3, Family::Gpt2];
 
 /// Small enough for numerical differences of every parameter.
 fn tiny_spec(tied_embeddings: bool) -> DecoderSpec {

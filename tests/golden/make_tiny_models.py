@@ -1,9 +1,9 @@
-"""Golden numbers of two tiny random Llamas, from PyTorch and transformers on the CPU in float32.
+"""Golden numbers of tiny random models, one or two of each family, from PyTorch and transformers on the CPU in float32.
 
-    python3 tests/golden/make_tiny_llama.py
+    python3 tests/golden/make_tiny_models.py [name ..]       # all of them without a name
 
-Writes, for `tied` and `untied`, into tests/golden/tiny_llama_<name>/: config.json and model.safetensors as
-save_pretrained writes them, and golden.safetensors with
+Writes into tests/golden/tiny_<name>/: config.json and model.safetensors as save_pretrained writes them, and
+golden.safetensors with
   tokens.<i>      f32 [T]     sequence i (small whole numbers)
   logits.<i>      f32 [T, V]  at every position
   logp.<i>        f32 [T-1]   log-softmax(logits / temperature) of the token that follows
@@ -17,24 +17,23 @@ Sizes are odd on purpose: nothing is a multiple of a vector's width.
 
 import json
 import pathlib
+import sys
 
 import torch
 from safetensors.torch import save_file
-from transformers import LlamaConfig, LlamaForCausalLM
+from transformers import AutoModelForCausalLM, GPT2Config, LlamaConfig, MistralConfig, Qwen2Config, Qwen3Config
 
 HERE = pathlib.Path(__file__).parent
 TEMPERATURES = [1.0, 0.7, 1.3]
 LENGTHS = [11, 1, 6]
 
 
-def make(name, tied, seed):
-    torch.manual_seed(seed)
-    config = LlamaConfig(
+def rotary(config, tied, **own):
+    sizes = dict(
         hidden_size=18,
         num_hidden_layers=2,
         num_attention_heads=6,
         num_key_value_heads=2 if tied else 3,
-        head_dim=6,
         intermediate_size=27,
         vocab_size=37,
         max_position_embeddings=64,
@@ -45,12 +44,52 @@ def make(name, tied, seed):
         bos_token_id=None,
         eos_token_id=None,
     )
-    model = LlamaForCausalLM(config).float().eval()
+    return config(**(sizes | own))
+
+
+def gpt2(**own):
+    sizes = dict(
+        n_embd=18,
+        n_layer=2,
+        n_head=6,
+        n_inner=27,
+        vocab_size=37,
+        n_positions=64,
+        attn_implementation="eager",
+        bos_token_id=None,
+        eos_token_id=None,
+    )
+    return GPT2Config(**(sizes | own))
+
+
+# Head widths apart from hidden / heads wherever the family allows it.
+MODELS = {
+    "llama_tied": lambda: (1, rotary(LlamaConfig, True, head_dim=6)),
+    "llama_untied": lambda: (2, rotary(LlamaConfig, False, head_dim=6)),
+    "mistral": lambda: (3, rotary(MistralConfig, False, head_dim=4, sliding_window=16)),
+    "qwen2": lambda: (4, rotary(Qwen2Config, True, hidden_size=24)),
+    "qwen3": lambda: (5, rotary(Qwen3Config, False, head_dim=10)),
+    "qwen3_tied": lambda: (6, rotary(Qwen3Config, True, head_dim=6)),
+    "gpt2": lambda: (7, gpt2()),
+    "gpt2_untied": lambda: (8, gpt2(n_head=2, n_inner=None, tie_word_embeddings=False)),
+}
+
+
+def fill(key, p):
+    """Far enough from the initial values that norms, biases, rotation and softmax all matter."""
+    if key.endswith(".bias"):
+        return 0.5 * torch.randn_like(p)
+    return 1.0 + 0.3 * torch.randn_like(p) if p.dim() == 1 else 0.35 * torch.randn_like(p)
+
+
+def make(name):
+    seed, config = MODELS[name]()
+    torch.manual_seed(seed)
+    model = AutoModelForCausalLM.from_config(config).float().eval()
     with torch.no_grad():
         for key, p in model.named_parameters():
-            # Far enough from the initial values that norms, rotation and softmax all matter.
-            p.copy_(1.0 + 0.3 * torch.randn_like(p) if p.dim() == 1 else 0.35 * torch.randn_like(p))
-    out = HERE / f"tiny_llama_{name}"
+            p.copy_(fill(key, p))
+    out = HERE / f"tiny_{name}"
     model.save_pretrained(out)
     (out / "generation_config.json").unlink(missing_ok=True)
     golden, loss = {}, 0.0
@@ -84,6 +123,6 @@ def make(name, tied, seed):
 if __name__ == "__main__":
     torch.use_deterministic_algorithms(True)
     torch.set_num_threads(1)
-    make("tied", True, 1)
-    make("untied", False, 2)
+    for name in sys.argv[1:] or MODELS:
+        make(name)
     print(json.dumps({"torch": torch.__version__}))
