@@ -74,7 +74,7 @@ fn json_keeps_its_shape() {
     assert_eq!(json["breakdown"], serde_json::json!({"exact": 1.0}));
     assert_eq!(json["token_ids"], serde_json::json!([1, 2, 3, 4, 5]));
     assert_eq!(json["mask"], serde_json::json!([0, 1, 1, 0, 1]));
-    assert_eq!(json["spans"][1], serde_json::json!({"start": 4, "len": 1, "version": 3}));
+    assert_eq!(json["spans"][1], serde_json::json!({"start": 4, "len": 1, "version": 3, "exact": true}));
     assert_eq!((&json["finish_reason"], &json["episode_length"]), (&"stop".into(), &2.into()));
     assert_eq!(json["metadata"]["order"], 4711);
     let back: TrajectoryJson = serde_json::from_value(json).unwrap();
