@@ -21,7 +21,7 @@ pub const SAMPLED_TOKENS: &str = "tokens/sampled";
 /// Tokens of all sequences through the learner.
 pub const TRAINED_TOKENS: &str = "tokens/trained";
 /// Seconds that publishing weights took since the commit before.
-pub const WEIGHT_SYNC_S: &str = "timing_s/weight_sync";
+const WEIGHT_SYNC_S: &str = "timing_s/weight_sync";
 /// Part of the time since the last commit in which the learner had nothing to do.
 const LEARNER_IDLE: &str = "perf/learner_idle_fraction";
 /// The same of a rollout worker, in the mean over all of them.
