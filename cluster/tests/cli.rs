@@ -224,6 +224,19 @@ fn generate_answers_in_order_whatever_the_batch() {
     }
     assert!(refused(&dir, 2, &[&base[..], &["--top-p", "1.5"]].concat()).contains("--top-p 1.5: must be above 0 and at most 1"));
 
+    std::fs::write(dir.join("s.json"), r#"{"type": "array", "items": {"enum": [1, true]}, "maxItems": 2}"#).unwrap();
+    let constrained = with(&["--json-schema", "s.json"]);
+    for row in constrained.lines().map(|line| serde_json::from_str::<Value>(line).unwrap()) {
+        if row["finish_reason"] == "stop" {
+            let value: Value = serde_json::from_str(row["text"].as_str().unwrap()).unwrap();
+            assert!(value.as_array().unwrap().iter().all(|v| *v == 1 || *v == true), "{value}");
+        }
+    }
+    assert!(constrained.contains("\"stop\""));
+    assert!(refused(&dir, 2, &[&base[..], &["--regex", "("]].concat()).contains("the regular expression cannot be followed"));
+    refused(&dir, 2, &[&base[..], &["--regex", "a", "--json-schema", "s.json"]].concat());
+    refused(&dir, 2, &[&base[..], &["--regex", "a", "--ignore-eos"]].concat());
+
     let long = with(&["--ignore-eos"]);
     for line in long.lines() {
         let row: Value = serde_json::from_str(line).unwrap();

@@ -1,15 +1,16 @@
 //! The engine's thread: takes commands between steps, runs what the scheduler planned, samples, answers.
 use crate::handle::{Completion, Label, Span};
-use crate::sampler::{Decoding, Drawn, sample};
+use crate::sampler::{Constraint, Decoding, Drawn, sample};
 use crate::scheduler::{Feed, Limits, Relief, Scheduler, SessionId};
+use crate::stream::Sampled;
 use crate::watched::Watched;
 use crate::{Backend, EngineError, Extend, KvId};
 use cohort_kernels::Path;
 use crossbeam::channel::{Receiver, TryRecvError};
 use std::collections::HashMap;
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::{Arc, OnceLock, Weak};
-use tokio::sync::{OwnedSemaphorePermit, oneshot};
+use std::sync::{Arc, Mutex, OnceLock, PoisonError, Weak};
+use tokio::sync::{OwnedSemaphorePermit, mpsc, oneshot};
 
 /// A command with its place in the bounded queue, given back when it is taken out.
 pub(crate) struct Envelope {
@@ -29,6 +30,8 @@ pub(crate) struct GenerateCommand {
     pub(crate) alive: Weak<()>,
     pub(crate) append: Vec<u32>,
     pub(crate) decoding: Decoding,
+    /// Where its tokens go as they are sampled; it has a place for each of them.
+    pub(crate) sink: Option<mpsc::Sender<Sampled>>,
     pub(crate) reply: oneshot::Sender<Result<Completion, EngineError>>,
     /// Its place among the jobs, given back when the engine has forgotten it.
     pub(crate) place: OwnedSemaphorePermit,
@@ -64,7 +67,10 @@ impl Core {
 /// A generation in work.
 struct Job {
     decoding: Decoding,
+    /// The decoding's own, where threads can share it.
+    constraint: Option<Mutex<Box<dyn Constraint>>>,
     made: Completion,
+    sink: Option<mpsc::Sender<Sampled>>,
     reply: oneshot::Sender<Result<Completion, EngineError>>,
     _place: OwnedSemaphorePermit,
 }
@@ -134,7 +140,7 @@ impl Driver {
     }
 
     fn admit(&mut self, command: GenerateCommand) {
-        let GenerateCommand { session, alive, append, decoding, reply, place } = command;
+        let GenerateCommand { session, alive, append, mut decoding, sink, reply, place } = command;
         let first = !self.alive.contains_key(&session);
         if first {
             self.alive.insert(session, alive);
@@ -155,7 +161,8 @@ impl Driver {
                     spans: Vec::new(),
                     finish: crate::scheduler::Finish::Length,
                 };
-                self.jobs.insert(session, Job { decoding, made, reply, _place: place });
+                let constraint = decoding.constraint.take().map(Mutex::new);
+                self.jobs.insert(session, Job { decoding, constraint, made, sink, reply, _place: place });
             }
             // A caller that no longer waits needs no answer, here and below.
             Err(error) => {
@@ -270,7 +277,8 @@ impl Driver {
     fn draw(&self, feeds: &[Feed]) -> Vec<Option<Result<Drawn, EngineError>>> {
         let rule = |feed: &Feed| {
             let job = self.jobs.get(&feed.session).filter(|_| feed.samples)?;
-            Some(job.decoding.rule(self.scheduler.tokens(feed.session), job.made.tokens.len()))
+            let rule = job.decoding.rule(self.scheduler.tokens(feed.session), job.made.tokens.len());
+            Some(rule.under(job.constraint.as_ref()))
         };
         let rules: Vec<_> = feeds.iter().map(rule).collect();
         let drawn: Vec<OnceLock<_>> = feeds.iter().map(|_| OnceLock::new()).collect();
@@ -299,12 +307,23 @@ impl Driver {
                     continue;
                 }
             };
+            if let Some(constraint) = &mut job.constraint
+                && let Err(error) = constraint.get_mut().unwrap_or_else(PoisonError::into_inner).push(drawn.token)
+            {
+                failed.push((feed.session, error));
+                continue;
+            }
             job.made.tokens.push(drawn.token);
             job.made.logp.push(drawn.logp);
             job.made.logp_sampled.push(drawn.logp_sampled);
             match job.made.spans.last_mut() {
                 Some(span) if (span.version, span.exact) == (version, exact) => span.tokens += 1,
                 _ => job.made.spans.push(Span { tokens: 1, version, exact }),
+            }
+            if let Some(sink) = &job.sink {
+                let Drawn { token, logp, logp_sampled } = drawn;
+                // A stream that was dropped ends the generation before the next step.
+                let _ = sink.try_send(Sampled { token, logp, logp_sampled, version });
             }
             self.sampled.fetch_add(1, Ordering::Relaxed);
             let stop = job.decoding.stops_at(drawn.token);

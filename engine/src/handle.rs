@@ -10,12 +10,13 @@ use crate::driver::{Command, Core, Driver, Envelope, GenerateCommand};
 use crate::ring::WeightRing;
 use crate::sampler::Decoding;
 use crate::scheduler::{Finish, Limits, SessionId};
+use crate::stream::Sampled;
 use crate::{Backend, EngineError};
 use cohort_model::{DecoderSpec, WeightSet};
 use crossbeam::channel::{Sender, bounded, unbounded};
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, OnceLock};
-use tokio::sync::{Semaphore, oneshot};
+use tokio::sync::{Semaphore, mpsc, oneshot};
 
 /// Bounds of an engine. Defaults suit a few CPU cores.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -333,6 +334,17 @@ impl Session {
     /// Errors: [`EngineError::Input`] for a context that cannot be, [`EngineError::Capacity`] when the sequence does not
     /// fit into memory even alone, [`EngineError::NonFinite`] for broken logits.
     pub async fn generate(&mut self, tokens: &[u32], decoding: Decoding) -> Result<Completion, EngineError> {
+        let answer = self.begin(tokens, decoding, None).await?;
+        self.end(answer).await
+    }
+
+    /// Hands a generation to the engine.
+    pub(crate) async fn begin(
+        &mut self,
+        tokens: &[u32],
+        decoding: Decoding,
+        sink: Option<mpsc::Sender<Sampled>>,
+    ) -> Result<oneshot::Receiver<Result<Completion, EngineError>>, EngineError> {
         if self.broken {
             return Err(EngineError::Input("this session's last generation was cancelled or failed".into()));
         }
@@ -344,10 +356,19 @@ impl Session {
             alive: Arc::downgrade(&self.alive),
             append: tokens.to_vec(),
             decoding,
+            sink,
             reply,
             place,
         };
         self.engine.send(Command::Generate(Box::new(command))).await?;
+        Ok(answer)
+    }
+
+    /// Waits for its end.
+    pub(crate) async fn end(
+        &mut self,
+        answer: oneshot::Receiver<Result<Completion, EngineError>>,
+    ) -> Result<Completion, EngineError> {
         let done = answer.await.map_err(|_| self.engine.stopped())?;
         self.broken = done.is_err();
         done

@@ -6,7 +6,7 @@
 //!
 //! Files: `backend` the seam; `input` what a call may be given; `handle` the roles' side; `driver` the engine's thread; `scheduler` who is in the next step, `beginnings` what
 //! its sequences have in common;
-//! `sampler` one token from logits; `ring` weights by version, in memory or shared by a host; `stub` canned text.
+//! `sampler` one token from logits; `stream` tokens as they come; `ring` weights by version, in memory or shared by a host; `stub` canned text.
 
 /// Whether this build can compute on a CUDA device.
 pub const HAS_CUDA: bool = cfg!(feature = "cuda");
@@ -21,6 +21,7 @@ pub mod native;
 pub mod ring;
 pub mod sampler;
 pub mod scheduler;
+pub mod stream;
 pub mod stub;
 mod watched;
 
@@ -28,5 +29,6 @@ pub use backend::{AdamW, Backend, EngineError, Extend, Forward, KvId, PackedBatc
 pub use cohort_kernels::sampling::{Penalties, Truncation};
 pub use handle::{Completion, EngineHandle, EngineOptions, Label, Session, Span};
 pub use ring::{HeldRing, LocalRing, RingError, SharedRing, WeightRing};
-pub use sampler::{BadSampling, Decoding, DrawKey, StopWatch};
+pub use sampler::{BadSampling, Constraint, Decoding, DrawKey, StopWatch};
 pub use scheduler::Finish;
+pub use stream::{Sampled, TokenStream};

@@ -1,12 +1,13 @@
 //! How one token is drawn from logits, and when a generation stops.
 //!
 //! A draw is a pure function of (logits, how to draw, key, the sequence's own tokens): regenerating gives the same token, and
-//! nothing else in the batch matters. Penalties come first, then the temperature, then top-k, top-p, min-p.
+//! nothing else in the batch matters. A constraint comes first, then penalties, then the temperature, then top-k, top-p, min-p.
 use crate::EngineError;
 use cohort_kernels::Path;
 use cohort_kernels::logprob::{self, RowStats};
 use cohort_kernels::sampling::{self, Draw, Penalties, Truncation};
 use std::fmt;
+use std::sync::{Mutex, PoisonError};
 
 /// Key of every draw of one sequence; a draw adds the token's position in the context.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Default)]
@@ -34,12 +35,23 @@ impl<F: FnMut(u32) -> bool + Send> StopWatch for F {
     }
 }
 
+/// Says which tokens may come next: a grammar of the text. The engine knows no text itself. Its answers must be a function of
+/// the tokens it was given, so that a generation is the same however often it is done again.
+pub trait Constraint: Send {
+    /// Sets the logits of all tokens that may not come next to -infinity; at least one stays. `logits: [vocab]`
+    fn mask(&mut self, logits: &mut [f32]) -> Result<(), EngineError>;
+    /// Takes the token that was drawn.
+    fn push(&mut self, token: u32) -> Result<(), EngineError>;
+}
+
 /// How tokens of one generation are drawn and when it ends.
 pub struct Decoding {
     /// Logits are divided by this before the softmax. Above 0.
     pub temperature: f32,
     /// Take the most likely token (the lowest id among equals); the temperature then only scales log-probs.
     pub greedy: bool,
+    /// Which tokens may come at all, before penalties; greedy decoding has it too.
+    pub constraint: Option<Box<dyn Constraint>>,
     /// On tokens of the context and of this generation; greedy decoding has them too.
     pub penalties: Penalties,
     /// Which tokens may be drawn; greedy decoding never leaves them.
@@ -59,6 +71,7 @@ impl fmt::Debug for Decoding {
         f.debug_struct("Decoding")
             .field("temperature", &self.temperature)
             .field("greedy", &self.greedy)
+            .field("constrained", &self.constraint.is_some())
             .field("penalties", &self.penalties)
             .field("truncation", &self.truncation)
             .field("max_new_tokens", &self.max_new_tokens)
@@ -70,7 +83,7 @@ impl fmt::Debug for Decoding {
 }
 
 /// What a draw depends on besides logits.
-#[derive(Debug, Clone, Copy)]
+#[derive(Clone, Copy)]
 pub(crate) struct Rule<'a> {
     temperature: f32,
     greedy: bool,
@@ -80,12 +93,18 @@ pub(crate) struct Rule<'a> {
     /// All tokens before the drawn one, of which the last `made` are this generation's.
     context: &'a [u32],
     made: usize,
+    constraint: Option<&'a Mutex<Box<dyn Constraint>>>,
 }
 
-impl Rule<'_> {
+impl<'a> Rule<'a> {
+    /// The same under a constraint.
+    pub(crate) fn under(self, constraint: Option<&'a Mutex<Box<dyn Constraint>>>) -> Self {
+        Self { constraint, ..self }
+    }
+
     /// Whether tokens are drawn from the model's own distribution at the temperature.
     fn is_plain(&self) -> bool {
-        self.penalties.is_off() && self.truncation.is_off()
+        self.penalties.is_off() && self.truncation.is_off() && self.constraint.is_none()
     }
 }
 
@@ -96,6 +115,7 @@ impl Decoding {
         Self {
             temperature,
             greedy: false,
+            constraint: None,
             penalties: Penalties::OFF,
             truncation: Truncation::OFF,
             max_new_tokens,
@@ -108,7 +128,7 @@ impl Decoding {
     /// How the token after `context` is drawn, of which this generation made the last `made`.
     pub(crate) fn rule<'a>(&self, context: &'a [u32], made: usize) -> Rule<'a> {
         let Self { temperature, greedy, key, penalties, truncation, .. } = *self;
-        Rule { temperature, greedy, key, penalties, truncation, context, made }
+        Rule { temperature, greedy, key, penalties, truncation, context, made, constraint: None }
     }
 
     /// Checks the values.
@@ -169,13 +189,13 @@ pub(crate) struct Drawn {
     pub(crate) token: u32,
     /// log-softmax(logits / temperature) over the whole vocabulary.
     pub(crate) logp: f32,
-    /// Under the distribution really drawn from: equal to `logp` without penalties and truncation, 0 when greedy.
+    /// Under the distribution really drawn from: equal to `logp` where nothing changes that, 0 when greedy.
     pub(crate) logp_sampled: f32,
 }
 
 /// Draws the token at `position` of a context from the logits before it. `logits: [vocab]`
 ///
-/// Errors: [`EngineError::NonFinite`] when the logits make no distribution.
+/// Errors: [`EngineError::NonFinite`] when the logits make no distribution; those of the constraint.
 pub(crate) fn sample(path: Path, logits: &[f32], rule: &Rule<'_>, position: u32) -> Result<Drawn, EngineError> {
     let stats = finite(logprob::row(path, logits, rule.temperature), "logits", position)?;
     let drawn = |token: u32, logp_sampled| Drawn { token, logp: stats.logp(logits[token as usize]), logp_sampled };
@@ -184,11 +204,15 @@ pub(crate) fn sample(path: Path, logits: &[f32], rule: &Rule<'_>, position: u32)
         return Ok(drawn(token, logp_sampled));
     }
     let mut left = logits.to_vec();
+    if let Some(constraint) = rule.constraint {
+        // A sequence is drawn for once in a step: nobody else holds it.
+        constraint.lock().unwrap_or_else(PoisonError::into_inner).mask(&mut left)?;
+    }
     rule.penalties.apply(&mut left, rule.context, rule.made);
     if !rule.greedy {
         rule.truncation.apply(path, &mut left, rule.temperature);
     }
-    let stats = finite(logprob::row(path, &left, rule.temperature), "penalised logits", position)?;
+    let stats = finite(logprob::row(path, &left, rule.temperature), "logits that are left", position)?;
     let (token, logp_sampled) = choose(path, &left, &stats, rule, position);
     Ok(drawn(token, logp_sampled))
 }

@@ -2,8 +2,8 @@
 //! gets alone. The backend here is a fake whose logits are a hash of all tokens before them.
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, reason = "a test fails by panicking")]
 use cohort_engine::{
-    AdamW, Backend, Completion, Decoding, DrawKey, EngineError, EngineHandle, EngineOptions, Extend, Finish, Forward, KvId,
-    LocalRing, PackedBatch, Penalties, Span, Truncation, Upstream, WeightRing,
+    AdamW, Backend, Completion, Constraint, Decoding, DrawKey, EngineError, EngineHandle, EngineOptions, Extend, Finish, Forward,
+    KvId, LocalRing, PackedBatch, Penalties, Span, Truncation, Upstream, WeightRing,
 };
 use cohort_model::{DecoderSpec, Tensor, WeightSet};
 use proptest::prelude::*;
@@ -142,11 +142,36 @@ const NARROW: [(Penalties, Truncation); 4] = [
     (Penalties { repetition: 0.8, presence: -0.5, frequency: 1.0 }, Truncation { top_k: 0, top_p: 0.6, min_p: 0.0 }),
 ];
 
+/// A grammar of sorts: two tokens of one kind never stand side by side, and the end comes only after an even number.
+#[derive(Default)]
+struct Changing {
+    last: Option<u32>,
+    made: u32,
+}
+
+impl Constraint for Changing {
+    fn mask(&mut self, logits: &mut [f32]) -> Result<(), EngineError> {
+        for (token, logit) in logits.iter_mut().enumerate() {
+            let same = self.last.is_some_and(|last| last % 3 == token as u32 % 3);
+            if same || (token as u32 == STOP && self.made % 2 == 1) {
+                *logit = f32::NEG_INFINITY;
+            }
+        }
+        Ok(())
+    }
+    fn push(&mut self, token: u32) -> Result<(), EngineError> {
+        assert!(self.last.is_none_or(|last| last % 3 != token % 3), "a token that was not allowed");
+        (self.last, self.made) = (Some(token), self.made + 1);
+        Ok(())
+    }
+}
+
 fn decoding(sample: u16, max_new_tokens: u32) -> Decoding {
     let key = DrawKey { seed: 5, group: 3, sample };
     let (penalties, truncation) = NARROW[usize::from(sample) % NARROW.len()];
     let greedy = sample.is_multiple_of(3);
-    Decoding { greedy, penalties, truncation, stop_ids: vec![STOP], ..Decoding::plain(1.0, max_new_tokens, key) }
+    let constraint = (sample % 5 < 2).then(|| Box::new(Changing::default()) as Box<dyn Constraint>);
+    Decoding { greedy, constraint, penalties, truncation, stop_ids: vec![STOP], ..Decoding::plain(1.0, max_new_tokens, key) }
 }
 
 /// What sequences may begin with: as long as a prompt that is shared.
@@ -160,9 +185,9 @@ struct Plan {
     patience: Option<usize>,
 }
 
-/// As [`decoding`] without penalties: a draw depends on the tokens before it, not on which of them were drawn.
+/// As [`decoding`] without penalties and constraints: a draw depends on the tokens before it, not on which of them were drawn.
 fn memoryless(sample: u16, max_new_tokens: u32) -> Decoding {
-    Decoding { penalties: Penalties::OFF, ..decoding(sample, max_new_tokens) }
+    Decoding { penalties: Penalties::OFF, constraint: None, ..decoding(sample, max_new_tokens) }
 }
 
 async fn run(engine: &EngineHandle, plan: &Plan, decoding: impl Fn(u32) -> Decoding) -> Vec<Completion> {

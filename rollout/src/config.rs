@@ -36,6 +36,9 @@ pub struct AgentConfig {
     pub max_tool_calls: u32,
     /// What a `stub://` model says, in turn; no model is loaded. Default one polite sentence.
     pub stub_responses: Vec<String>,
+    /// A grammar that every assistant turn follows. Default none.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub constraint: Option<ConstraintConfig>,
 }
 
 impl Default for AgentConfig {
@@ -51,10 +54,51 @@ impl Default for AgentConfig {
             repetition_penalty: 1.0,
             presence_penalty: 0.0,
             frequency_penalty: 0.0,
+            constraint: None,
             stop: Vec::new(),
             tools: Vec::new(),
             max_tool_calls: 8,
             stub_responses: vec!["Thank you for asking. How can I help?".into()],
+        }
+    }
+}
+
+/// A grammar of text. An end token may come where the text is complete; a turn that is cut by its budget need not be.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[serde(tag = "type", rename_all = "snake_case", deny_unknown_fields)]
+pub enum ConstraintConfig {
+    /// JSON that a JSON Schema describes; its objects' keys come in the schema's order.
+    JsonSchema {
+        /// The schema, as JSON text; or `file`.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        schema: Option<String>,
+        /// File with the schema; relative to the configuration's folder.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        file: Option<PathBuf>,
+    },
+    /// Text that a regular expression matches as a whole.
+    Regex {
+        /// The expression, in the syntax of Rust's `regex` without anchors and lazy repetitions.
+        pattern: String,
+    },
+    /// Text of a context-free grammar in llguidance's variant of Lark.
+    Lark {
+        /// The grammar, with a rule `start`; or `file`.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        grammar: Option<String>,
+        /// File with the grammar; relative to the configuration's folder.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        file: Option<PathBuf>,
+    },
+}
+
+impl ConstraintConfig {
+    /// What it is, for people.
+    pub(crate) fn name(&self) -> &'static str {
+        match self {
+            Self::JsonSchema { .. } => "JSON schema",
+            Self::Regex { .. } => "regular expression",
+            Self::Lark { .. } => "grammar",
         }
     }
 }

@@ -46,6 +46,7 @@ impl Stage {
             sampling: lease.sampling,
             key,
             stop: self.agent.stop(),
+            grammar: self.agent.grammar(),
             hook,
             max_turns: self.environment.max_turns(),
         };

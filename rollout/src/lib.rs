@@ -8,13 +8,14 @@
 //!   epoch or the process's end.
 //!
 //! Files: `episode` one sample; `scene` what an agent can do in it; `transcript` its columns; `format` chat template and
-//! tokens; `agents/` who speaks; `environments/` with whom; `tools/` what agents bring along; `dataset` which prompt;
-//! `registry` from names to all of these; `state` the worker's decisions; `actor` carries them out; `worker` the entry; `slow` a
-//! worker that waits, for tests.
+//! tokens; `constraint` the grammar of a turn; `agents/` who speaks; `environments/` with whom; `tools/` what agents bring along; `dataset` which prompt;
+//! `registry` from names to all of these; `state` the worker's decisions; `actor` carries them out; `worker` the entry; `slow` a worker
+//! that waits, for tests.
 
 pub mod actor;
 pub mod agents;
 pub mod config;
+pub mod constraint;
 pub mod dataset;
 pub mod draw;
 pub mod environments;
@@ -30,7 +31,8 @@ pub mod transcript;
 pub mod worker;
 
 pub use agents::Agent;
-pub use config::{AgentConfig, EnvironmentConfig};
+pub use config::{AgentConfig, ConstraintConfig, EnvironmentConfig};
+pub use constraint::Grammar;
 pub use dataset::Dataset;
 pub use environments::{Environment, Episode, Observation};
 pub use episode::Stage;

@@ -5,7 +5,7 @@ use crate::environments::order_desk::{OrderDesk, Orders};
 use crate::environments::{Environment, prompts, scenarios};
 use crate::format::ChatFormat;
 use crate::scene::limits_of;
-use crate::{AgentConfig, EnvironmentConfig, RolloutError, tools};
+use crate::{AgentConfig, EnvironmentConfig, Grammar, RolloutError, tools};
 use cohort_engine::sampler;
 use cohort_engine::stub::Script;
 use cohort_model::ModelFiles;
@@ -26,11 +26,12 @@ const SAMPLING: [&str; 5] =
 pub fn agent(config: &AgentConfig, model: &ModelFiles) -> Result<Arc<dyn Agent>, RolloutError> {
     check_agent(config)?;
     let format = ChatFormat::new(model)?;
+    let grammar = config.constraint.as_ref().map(|constraint| Grammar::compile(constraint, model)).transpose()?;
     match config.r#type.as_str() {
-        "chat" => Ok(Arc::new(ChatAgent::new(config.clone(), format))),
+        "chat" => Ok(Arc::new(ChatAgent::new(config.clone(), format, grammar))),
         "tool" => {
             let tools = config.tools.iter().map(|name| tools::by_name(name)).collect::<Result<_, _>>()?;
-            Ok(Arc::new(ToolAgent::new(config.clone(), format, tools)))
+            Ok(Arc::new(ToolAgent::new(config.clone(), format, grammar, tools)))
         }
         other => Err(unknown("agent.type", other, &AGENTS)),
     }

@@ -1,8 +1,8 @@
 //! One dialogue in progress: what an agent can do in it.
-use crate::RolloutError;
 use crate::environments::Episode;
 use crate::format::{ChatFormat, before_stop};
 use crate::transcript::Transcript;
+use crate::{Grammar, RolloutError};
 use cohort_engine::{Decoding, DrawKey, EngineError, Finish, Penalties, Session, StopWatch, Truncation};
 use cohort_protocol::{FinishReason, SamplingParams, ToolCall, ToolResult, Turn, TurnRole};
 use std::sync::Arc;
@@ -27,6 +27,7 @@ pub struct Scene<'a> {
     sampling: SamplingParams,
     key: DrawKey,
     stop: &'a [String],
+    grammar: Option<&'a Grammar>,
     hook: Option<TokenHook>,
     max_turns: u32,
     spoken: u32,
@@ -43,15 +44,16 @@ pub(crate) struct Staging<'a> {
     pub(crate) sampling: SamplingParams,
     pub(crate) key: DrawKey,
     pub(crate) stop: &'a [String],
+    pub(crate) grammar: Option<&'a Grammar>,
     pub(crate) hook: Option<TokenHook>,
     pub(crate) max_turns: u32,
 }
 
 impl<'a> Scene<'a> {
     pub(crate) fn new(staging: Staging<'a>, episode: Box<dyn Episode>, opening: Vec<Turn>) -> Self {
-        let Staging { format, session, sampling, key, stop, hook, max_turns } = staging;
+        let Staging { format, session, sampling, key, stop, grammar, hook, max_turns } = staging;
         let transcript = Transcript::new(opening);
-        Self { format, session, sampling, key, stop, hook, max_turns, spoken: 0, last: None, transcript, episode }
+        Self { format, session, sampling, key, stop, grammar, hook, max_turns, spoken: 0, last: None, transcript, episode }
     }
 
     /// The dialogue so far.
@@ -156,6 +158,7 @@ impl<'a> Scene<'a> {
         Decoding {
             temperature: self.temperature(),
             greedy: self.sampling.greedy,
+            constraint: self.grammar.map(Grammar::begin),
             penalties,
             truncation,
             max_new_tokens: self.sampling.max_new_tokens,

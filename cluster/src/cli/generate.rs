@@ -2,10 +2,11 @@
 //! training uses. A row's tokens depend on model, seed and row number alone, never on the batch.
 use super::jsonl::{self, Place};
 use super::open::{ModelArgs, Opened, runtime};
-use super::sampling::SamplingArgs;
+use super::sampling::{ConstraintArgs, SamplingArgs};
 use super::{CliError, Exit, json_line};
 use cohort_engine::{Completion, Decoding, DrawKey, EngineError, EngineHandle, EngineOptions, Finish, Penalties, Truncation};
 use cohort_model::{ChatMessage, ModelFiles};
+use cohort_rollout::Grammar;
 use serde::{Deserialize, Serialize};
 use sha2::{Digest, Sha256};
 use std::collections::BTreeMap;
@@ -37,6 +38,8 @@ pub(super) struct Args {
     temperature: f32,
     #[command(flatten)]
     sampling: SamplingArgs,
+    #[command(flatten)]
+    constraint: ConstraintArgs,
     /// Key of the draws
     #[arg(long, default_value_t = 42)]
     seed: u64,
@@ -86,10 +89,14 @@ pub(super) fn run(args: &Args, out: &mut dyn Write) -> Result<Exit, CliError> {
     let limits = args.sampling.limits()?;
     let rows: Vec<(Place, Row)> = jsonl::read(&args.input)?;
     let files = args.model.files()?;
+    let grammar = args.constraint.config().map(|constraint| Grammar::compile(&constraint, &files)).transpose()?;
+    if grammar.is_some() && args.ignore_eos {
+        return Err(CliError::new(Exit::Usage, "--ignore-eos goes past the end that a grammar has; leave one of them out"));
+    }
     let prompts = rows.iter().map(|(place, row)| prompt(&files, place, row)).collect::<Result<Vec<_>, _>>()?;
     let options = EngineOptions { max_running: args.batch.into(), ..EngineOptions::default() };
     let Opened { files, engine } = args.model.open(files, options)?;
-    let mut job = Job { args, limits, rows: &rows, files: &files, out, waiting: BTreeMap::new(), next: 0 };
+    let mut job = Job { args, limits, grammar, rows: &rows, files: &files, out, waiting: BTreeMap::new(), next: 0 };
     runtime()?.block_on(job.run(&engine, prompts))?;
     Ok(Exit::Success)
 }
@@ -132,6 +139,7 @@ pub(super) fn check_ids(files: &ModelFiles, place: &Place, tokens: &[u32]) -> Re
 struct Job<'a> {
     args: &'a Args,
     limits: (Penalties, Truncation),
+    grammar: Option<Grammar>,
     rows: &'a [(Place, Row)],
     files: &'a ModelFiles,
     out: &'a mut dyn Write,
@@ -164,6 +172,7 @@ impl Job<'_> {
         Decoding {
             temperature: self.args.temperature,
             greedy: self.args.greedy,
+            constraint: self.grammar.as_ref().map(Grammar::begin),
             penalties: self.limits.0,
             truncation: self.limits.1,
             max_new_tokens: self.args.max_new_tokens,

@@ -1,7 +1,9 @@
-//! Flags that narrow what tokens are drawn from, shared by the subcommands that sample.
+//! Flags that say what tokens are drawn from, shared by the subcommands that sample.
 use super::{CliError, Exit};
 use crate::config::tree::Value;
 use cohort_engine::{Penalties, Truncation, sampler};
+use cohort_rollout::ConstraintConfig;
+use std::path::PathBuf;
 
 /// Penalties, then temperature, then top-k, top-p, min-p.
 #[derive(Debug, Clone, Default, clap::Args)]
@@ -24,6 +26,32 @@ pub(super) struct SamplingArgs {
     /// Take this off the logit of a token for each time that the completion has it; 0 is off
     #[arg(long, value_name = "X", allow_negative_numbers = true)]
     frequency_penalty: Option<f64>,
+}
+
+/// What every completion must follow.
+#[derive(Debug, Clone, Default, clap::Args)]
+#[group(multiple = false)]
+pub(super) struct ConstraintArgs {
+    /// Complete with JSON that the JSON Schema in FILE describes
+    #[arg(long, value_name = "FILE")]
+    json_schema: Option<PathBuf>,
+    /// Complete with text that this regular expression matches as a whole
+    #[arg(long, value_name = "PATTERN")]
+    regex: Option<String>,
+    /// Complete with text of the grammar in FILE (llguidance's variant of Lark, rule `start`)
+    #[arg(long, value_name = "FILE")]
+    lark: Option<PathBuf>,
+}
+
+impl ConstraintArgs {
+    /// As a section of the configuration.
+    pub(super) fn config(&self) -> Option<ConstraintConfig> {
+        let file = |path: &PathBuf| Some(path.clone());
+        let schema = self.json_schema.as_ref().map(|path| ConstraintConfig::JsonSchema { schema: None, file: file(path) });
+        let regex = || self.regex.clone().map(|pattern| ConstraintConfig::Regex { pattern });
+        let lark = || self.lark.as_ref().map(|path| ConstraintConfig::Lark { grammar: None, file: file(path) });
+        schema.or_else(regex).or_else(lark)
+    }
 }
 
 impl SamplingArgs {

@@ -4,14 +4,19 @@ use super::tree::{Node, Value};
 use std::path::{Path, PathBuf};
 
 /// Keys that hold a path.
-const PATHS: [[&str; 2]; 4] =
-    [["model", "path"], ["environment", "path"], ["environment", "heldout_path"], ["cluster", "run_root"]];
+const PATHS: [&[&str]; 5] = [
+    &["model", "path"],
+    &["agent", "constraint", "file"],
+    &["environment", "path"],
+    &["environment", "heldout_path"],
+    &["cluster", "run_root"],
+];
 
 /// Makes them absolute. URLs (`builtin://`, `hf://`, `stub://`, `random://`) stay as they are; what nobody said too.
 pub(super) fn make_absolute(tree: &mut Node) {
     for keys in PATHS {
-        let keys = keys.map(str::to_owned).to_vec();
-        let Some(node) = tree.get_mut(&keys) else { continue };
+        let path: Vec<String> = keys.iter().map(|key| (*key).to_owned()).collect();
+        let Some(node) = tree.get_mut(&path) else { continue };
         let Value::String(path) = &node.value else { continue };
         // `run_root` is where the user works, not where the configuration lies.
         let folder = if keys[1] == "run_root" { None } else { node.origin.folder() };

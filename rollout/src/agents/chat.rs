@@ -1,22 +1,23 @@
 //! One generation a turn.
 use super::Agent;
 use crate::scene::{Scene, Spoken};
-use crate::{AgentConfig, ChatFormat, RolloutError};
+use crate::{AgentConfig, ChatFormat, Grammar, RolloutError};
 use async_trait::async_trait;
 use cohort_protocol::FinishReason;
 
 /// See the module.
-#[derive(Debug, Clone)]
+#[derive(Debug)]
 pub struct ChatAgent {
     config: AgentConfig,
     format: ChatFormat,
+    grammar: Option<Grammar>,
 }
 
 impl ChatAgent {
-    /// From its section and the model's format.
+    /// From its section, the model's format and the section's constraint, compiled.
     #[must_use]
-    pub fn new(config: AgentConfig, format: ChatFormat) -> Self {
-        Self { config, format }
+    pub fn new(config: AgentConfig, format: ChatFormat, grammar: Option<Grammar>) -> Self {
+        Self { config, format, grammar }
     }
 }
 
@@ -39,5 +40,9 @@ impl Agent for ChatAgent {
 
     fn stop(&self) -> &[String] {
         &self.config.stop
+    }
+
+    fn grammar(&self) -> Option<&Grammar> {
+        self.grammar.as_ref()
     }
 }

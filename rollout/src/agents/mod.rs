@@ -3,7 +3,7 @@ pub mod chat;
 pub mod tool;
 
 use crate::scene::Scene;
-use crate::{ChatFormat, RolloutError};
+use crate::{ChatFormat, Grammar, RolloutError};
 use async_trait::async_trait;
 use cohort_protocol::FinishReason;
 
@@ -19,4 +19,8 @@ pub trait Agent: Send + Sync {
     fn format(&self) -> &ChatFormat;
     /// Texts that end a turn.
     fn stop(&self) -> &[String];
+    /// What every turn follows, where something is asked.
+    fn grammar(&self) -> Option<&Grammar> {
+        None
+    }
 }

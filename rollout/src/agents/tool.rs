@@ -5,7 +5,7 @@
 use super::Agent;
 use crate::scene::{Scene, Spoken};
 use crate::tools::Tool;
-use crate::{AgentConfig, ChatFormat, RolloutError};
+use crate::{AgentConfig, ChatFormat, Grammar, RolloutError};
 use async_trait::async_trait;
 use cohort_protocol::{FinishReason, ToolCall, ToolResult};
 use serde_json::Value;
@@ -15,14 +15,15 @@ use std::sync::Arc;
 pub struct ToolAgent {
     config: AgentConfig,
     format: ChatFormat,
+    grammar: Option<Grammar>,
     tools: Vec<Arc<dyn Tool>>,
 }
 
 impl ToolAgent {
-    /// From its section, the model's format and the tools that it names.
+    /// From its section, the model's format, the section's constraint, compiled, and the tools that it names.
     #[must_use]
-    pub fn new(config: AgentConfig, format: ChatFormat, tools: Vec<Arc<dyn Tool>>) -> Self {
-        Self { config, format, tools }
+    pub fn new(config: AgentConfig, format: ChatFormat, grammar: Option<Grammar>, tools: Vec<Arc<dyn Tool>>) -> Self {
+        Self { config, format, grammar, tools }
     }
 
     async fn answer(&self, scene: &mut Scene<'_>, call: &ToolCall) -> Result<ToolResult, RolloutError> {
@@ -76,6 +77,10 @@ impl Agent for ToolAgent {
 
     fn stop(&self) -> &[String] {
         &self.config.stop
+    }
+
+    fn grammar(&self) -> Option<&Grammar> {
+        self.grammar.as_ref()
     }
 }
 
