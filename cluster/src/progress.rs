@@ -156,6 +156,21 @@ pub struct ActorStatus {
     pub breakers: BTreeMap<String, String>,
 }
 
+/// Training groups since the run began.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct GroupCounts {
+    /// Ever leased.
+    pub generated: u64,
+    /// Of committed steps.
+    pub consumed: u64,
+    /// Leased and neither consumed nor dropped.
+    pub in_flight: u64,
+    /// Of them complete, waiting for a step.
+    pub ready: u64,
+    /// Given up, by reason.
+    pub dropped: BTreeMap<String, u64>,
+}
+
 /// `status.json`: rewritten atomically while the run goes on.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct RunStatus {
@@ -169,6 +184,9 @@ pub struct RunStatus {
     pub steps: u64,
     /// Milliseconds since the Unix epoch.
     pub updated_ms: u64,
+    /// What became of the training groups.
+    #[serde(default)]
+    pub groups: GroupCounts,
     /// Every actor.
     pub actors: Vec<ActorStatus>,
 }
@@ -215,6 +233,18 @@ pub struct LaunchReport {
     /// Rise of the sampled held-out reward.
     #[serde(default)]
     pub heldout_rise: Option<Rise>,
+    /// What became of the training groups.
+    #[serde(default)]
+    pub groups: GroupCounts,
+    /// Part of the time between commits in which the learner had nothing to do, in the mean over steps.
+    #[serde(default)]
+    pub learner_idle: Option<f64>,
+    /// The same of a rollout worker, in the mean over all of them.
+    #[serde(default)]
+    pub rollout_idle: Option<f64>,
+    /// Greatest number of policy versions between a step's base and a token it consumed.
+    #[serde(default)]
+    pub staleness_max: u64,
     /// Parts of the held-out score before and after, by name.
     pub heldout_parts: Vec<(String, f64, f64)>,
 }

@@ -7,6 +7,7 @@
 //! - **H4** an engine thread that ended answers every call with [`EngineError::Stopped`] and the reason.
 //! - **H5** the version label always names the weights in memory: whatever changes weights takes the label away.
 use crate::driver::{Command, Core, Driver, Envelope, GenerateCommand};
+use crate::parts::Named;
 use crate::ring::WeightRing;
 use crate::sampler::Decoding;
 use crate::scheduler::{Finish, Limits, SessionId};
@@ -240,22 +241,20 @@ impl EngineHandle {
             if ring.publish_name(slot, version, label.digest)? {
                 return Ok(label);
             }
-            let weights = core.backend.export()?;
-            let written = ring.publish(slot, version, &weights)?;
-            if written != label.digest {
-                return Err(wrong_digest("publish", version, written, label.digest));
-            }
+            ring.publish(slot, version, &Named { backend: core.backend.as_ref(), digest: label.digest })?;
             Ok(label)
         })
         .await?
     }
 
-    /// Moves to a published version; nothing is copied where the engine already holds it, by version and digest.
+    /// Moves to a published version; nothing is copied where the engine already holds it, by version and digest, or where it is
+    /// the learner's own and has gone on to a newer one.
     ///
     /// Errors: [`EngineError::Input`] when the digest is not the one announced; those of the ring.
     pub async fn swap(&self, ring: Arc<dyn WeightRing>, slot: u32, version: u64, want: u64) -> Result<(), EngineError> {
         self.with_core(move |core| {
-            if core.label == Some(Label { version, digest: want }) {
+            let ahead = ring.shares_engine() && core.label.is_some_and(|held| held.version > version);
+            if ahead || core.label == Some(Label { version, digest: want }) {
                 return Ok(());
             }
             let weights = ring.fetch(slot, version)?;

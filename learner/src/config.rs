@@ -22,6 +22,13 @@ pub struct TrainingConfig {
     pub warmup_ratio: f64,
     /// Gradients are scaled down to this L2 norm; 0 leaves them as they are. Default 1.
     pub max_grad_norm: f64,
+    /// Policy versions that may lie between the step's base and the oldest token it consumes. 0 is synchronous: the weights are
+    /// the same bits for any number of workers. Above 0 rollout workers do not wait for the learner; what is consumed when is
+    /// recorded, and `cluster replay` takes it again to the same bits. Default 0.
+    pub max_staleness: u64,
+    /// Sequences under way keep their keys and values when new weights come, instead of computing them anew. Their further
+    /// tokens are inexact: needs a `correction`. Default false.
+    pub keep_stale_kv: bool,
     /// Optimizer updates on the groups of one step. Default 1 (exactly on-policy).
     pub inner_epochs: u32,
     /// Tokens computed together by the learner; a longer sequence goes alone. Part of the run's numerics. Default 4096.
@@ -29,6 +36,9 @@ pub struct TrainingConfig {
     /// Compute what the samples of a group have in common before their first sampled token, the prompt, once, forward and
     /// backward. Part of the run's numerics. Default true.
     pub share_prompts: bool,
+    /// Keep only what goes into each block for the backward pass and compute the rest again: a fraction of the activations'
+    /// memory for one more forward pass; the bits stay the same. Needs `model.engine = "native"`. Default false.
+    pub recompute_activations: bool,
     /// Key of every random draw of the run. Default 42.
     pub seed: u64,
     /// From rewards to advantages.
@@ -55,9 +65,12 @@ impl Default for TrainingConfig {
             schedule: Decay::Cosine,
             warmup_ratio: 0.1,
             max_grad_norm: 1.0,
+            max_staleness: 0,
+            keep_stale_kv: false,
             inner_epochs: 1,
             micro_batch_tokens: 4096,
             share_prompts: true,
+            recompute_activations: false,
             seed: 42,
             advantage: AdvantageConfig::default(),
             loss: LossConfig::default(),

@@ -74,6 +74,13 @@ impl TryFrom<&TrainingConfig> for Training {
         check("steps", c.steps, c.steps >= 1, "must be at least 1")?;
         check("groups_per_step", c.groups_per_step, c.groups_per_step >= 1, "must be at least 1")?;
         check("inner_epochs", c.inner_epochs, c.inner_epochs >= 1, "must be at least 1")?;
+        let why = "must be at most 1024: the groups of all those steps are under way at once";
+        check("max_staleness", c.max_staleness, c.max_staleness <= 1024, why)?;
+        let why = "has no effect with max_staleness = 0, where no weights change in the middle of a sequence; remove it";
+        check("keep_stale_kv", c.keep_stale_kv, !c.keep_stale_kv || c.max_staleness > 0, why)?;
+        let corrected = !matches!(c.correction, CorrectionConfig::None {});
+        let why = "makes log-probs inexact and needs a correction: set training.correction.type to \"tis\" or \"mis\"";
+        check("keep_stale_kv", c.keep_stale_kv, !c.keep_stale_kv || corrected, why)?;
         check("micro_batch_tokens", c.micro_batch_tokens, c.micro_batch_tokens >= 1, "must be at least 1")?;
         positive("learning_rate", c.learning_rate)?;
         unit("warmup_ratio", c.warmup_ratio)?;
@@ -237,6 +244,11 @@ mod tests {
             }),
             ("training.loss.clip_low = 0:", |c| {
                 c.loss = LossConfig::DrGrpo { clip_low: 0.0, clip_high: 0.2, beta: 0.0, max_completion_length: 8 };
+            }),
+            ("training.max_staleness = 5000: must be at most 1024", |c| c.max_staleness = 5000),
+            ("training.keep_stale_kv = true: has no effect with max_staleness = 0", |c| c.keep_stale_kv = true),
+            ("training.keep_stale_kv = true: makes log-probs inexact and needs a correction", |c| {
+                (c.max_staleness, c.keep_stale_kv) = (1, true);
             }),
             ("training.correction.min = 1.5: must be from 0 to 1", |c| {
                 c.correction = CorrectionConfig::Mis { min: 1.5, max: 5.0 };

@@ -1,5 +1,5 @@
 //! JSON shapes for people and scripts; fields may be added, these stay.
-use crate::{FinishReason, ScoredTrajectory, Turn, VersionSpan};
+use crate::{FinishReason, GroupId, SampleIx, Score, ScoredTrajectory, Trajectory, Turn, VersionSpan};
 use serde::{Deserialize, Serialize};
 
 /// A trajectory as `rollouts --json` prints it.
@@ -51,6 +51,33 @@ pub struct GroupJson {
 }
 
 impl TrajectoryJson {
+    /// Back to the wire shape, as a sample of a group. Timings are not exported, and come back as 0.
+    #[must_use]
+    pub fn into_scored(self, group: GroupId, sample: SampleIx) -> ScoredTrajectory {
+        let part = |(name, value): (String, serde_json::Value)| value.as_f64().map(|value| (name, value));
+        ScoredTrajectory {
+            score: Score {
+                score: self.total_reward,
+                breakdown: self.breakdown.into_iter().filter_map(part).collect(),
+                metadata_json: String::new(),
+            },
+            trajectory: Trajectory {
+                group,
+                sample,
+                token_ids: self.token_ids.into(),
+                mask: self.mask,
+                logp: self.logp.into(),
+                logp_sampled: self.logp_sampled.into(),
+                spans: self.spans,
+                temperature: self.temperature,
+                turns: self.turns,
+                finish: self.finish_reason,
+                generate_us: 0,
+                context_json: self.metadata.to_string(),
+            },
+        }
+    }
+
     /// From the wire shape.
     #[must_use]
     pub fn new(scored: &ScoredTrajectory, advantage: Option<f64>) -> Self {

@@ -79,8 +79,10 @@ pub struct GroupLease {
     pub group: GroupId,
     /// Which attempt at it.
     pub attempt: AttemptId,
-    /// Policy that must generate it.
+    /// Policy that must generate it; with `follows` the oldest that may.
     pub version: PolicyVersion,
+    /// Whether newer weights are to be taken in the middle of it, so that tokens are of several versions.
+    pub follows: bool,
     /// Number of samples.
     pub samples: u16,
     /// The prompt.

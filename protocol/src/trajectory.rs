@@ -156,3 +156,12 @@ pub struct TrajectoryBatch {
     /// Its samples by `SampleIx`.
     pub trajectories: Vec<Trajectory>,
 }
+
+impl TrajectoryBatch {
+    /// Oldest and newest policy version of a sampled token; `None` where nothing was sampled.
+    #[must_use]
+    pub fn versions(&self) -> Option<(PolicyVersion, PolicyVersion)> {
+        let all = || self.trajectories.iter().flat_map(|t| &t.spans).map(|span| span.version);
+        all().min().zip(all().max())
+    }
+}

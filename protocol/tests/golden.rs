@@ -109,6 +109,7 @@ fn coordinator_to_rollout() -> Vec<(&'static str, CoordinatorToRollout)> {
         group: GroupId(7),
         attempt: AttemptId(2),
         version: PolicyVersion(3),
+        follows: true,
         samples: 8,
         item: SampledItem { row: 99, json: "{\"prompt\":\"p\"}".into() },
         seed: u64::MAX,

@@ -159,7 +159,18 @@ fn coordinator_to_rollout() -> impl Strategy<Value = CoordinatorToRollout> {
     let lease = (fence(), version(), any::<(u16, u64, u64)>(), text(), sampling).prop_map(
         |((epoch, purpose, group, attempt), version, (samples, row, seed), json, sampling)| {
             let item = SampledItem { row, json };
-            CoordinatorToRollout::Lease(GroupLease { epoch, purpose, group, attempt, version, samples, item, seed, sampling })
+            CoordinatorToRollout::Lease(GroupLease {
+                epoch,
+                purpose,
+                group,
+                attempt,
+                version,
+                follows: samples % 2 == 1,
+                samples,
+                item,
+                seed,
+                sampling,
+            })
         },
     );
     prop_oneof![

@@ -78,6 +78,9 @@ fn json_keeps_its_shape() {
     assert_eq!((&json["finish_reason"], &json["episode_length"]), (&"stop".into(), &2.into()));
     assert_eq!(json["metadata"]["order"], 4711);
     let back: TrajectoryJson = serde_json::from_value(json).unwrap();
+    let again = back.clone().into_scored(GroupId(7), SampleIx(2));
+    assert_eq!(again.trajectory, Trajectory { generate_us: 0, ..scored.trajectory.clone() });
+    assert_eq!((again.score.score, &again.score.breakdown), (scored.score.score, &scored.score.breakdown));
     assert_eq!(
         back.logp.iter().map(|x| x.to_bits()).collect::<Vec<_>>(),
         trajectory().logp.iter().map(|x| x.to_bits()).collect::<Vec<_>>()

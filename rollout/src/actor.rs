@@ -42,6 +42,8 @@ pub struct RolloutActorArgs {
     pub sender: LinkSender<RolloutToCoordinator>,
     /// Leases at once.
     pub capacity: u16,
+    /// Waited before each delivery; none but for tests and measurements.
+    pub delay: Duration,
 }
 
 /// The actor's own: decisions, tasks, counters.
@@ -52,6 +54,7 @@ pub struct RolloutActorState {
     sender: LinkSender<RolloutToCoordinator>,
     generating: HashMap<LeaseKey, AbortHandle>,
     tasks: JoinSet<()>,
+    delay: Duration,
     tokens: Arc<AtomicU64>,
 }
 
@@ -77,6 +80,7 @@ impl Actor for RolloutActor {
             sender: args.sender,
             generating: HashMap::new(),
             tasks: JoinSet::new(),
+            delay: args.delay,
             tokens: Arc::new(AtomicU64::new(0)),
         })
     }
@@ -152,9 +156,12 @@ impl RolloutActorState {
 
     fn generate(&mut self, me: ActorRef<RolloutMsg>, lease: GroupLease) {
         let key = LeaseKey::of(&lease);
-        let (stage, tokens) = (self.stage.clone(), self.tokens.clone());
+        let (stage, tokens, delay) = (self.stage.clone(), self.tokens.clone(), self.delay);
         let task = self.tasks.spawn(async move {
             let result = generate_group(&stage, Arc::new(lease), tokens).await;
+            if !delay.is_zero() {
+                tokio::time::sleep(delay).await;
+            }
             let result = result.map_err(|e| Failure { retryable: e.is_retryable(), error: e.to_string() });
             report(&me, Event::Generated(key, result));
         });

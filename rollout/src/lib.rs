@@ -2,14 +2,15 @@
 //!
 //! Invariants
 //! - **R1** a trajectory is a pure function of (lease, weights): what else the worker does, how often the lease was given
-//!   and to whom change no bit.
+//!   and to whom change no bit. Where a lease follows newer weights, also of the tokens at which they came, which its spans say.
 //! - **R2** token ids are exactly those sampled; between turns only the chat template's text is tokenised, and masked out.
 //! - **R3** a lease ends in exactly one of: a batch of all its samples, a failure, silence after a cancellation, a lost
 //!   epoch or the process's end.
 //!
 //! Files: `episode` one sample; `scene` what an agent can do in it; `transcript` its columns; `format` chat template and
-//! tokens; `constraint` the grammar of a turn; `agents/` who speaks; `environments/` with whom; `tools/` what agents bring along; `dataset` which prompt;
-//! `registry` from names to all of these; `state` the worker's decisions; `actor` carries them out; `worker` the entry.
+//! tokens; `constraint` the grammar of a turn; `agents/` who speaks; `environments/` with whom; `tools/` what agents bring
+//! along; `dataset` which prompt; `registry` from names to all of these; `state` the worker's decisions; `actor` carries them
+//! out; `worker` the entry; `slow` a worker that waits, for tests.
 
 pub mod actor;
 pub mod agents;
@@ -23,6 +24,7 @@ pub mod error;
 pub mod format;
 pub mod registry;
 pub mod scene;
+mod slow;
 pub mod state;
 pub mod tools;
 pub mod transcript;

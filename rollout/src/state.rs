@@ -3,7 +3,8 @@
 //! Invariants
 //! - **W1** of one lease (group, attempt) at most one generation runs, and at most one batch or failure leaves.
 //! - **W2** nothing of an older epoch leaves: with a new epoch every running lease is forgotten.
-//! - **W3** a lease is taken only for the weights in the engine; any other is refused as retryable.
+//! - **W3** a lease is taken only for the weights in the engine, or where it follows newer ones ([`GroupLease::follows`]) for any
+//!   that are no older than it says, in the middle of a swap too; any other is refused as retryable.
 //! - **W4** at most `capacity` leases run; one more is refused as retryable.
 use cohort_protocol::messages::rollout::{CancelLease, LeaseFailed, Ready, RolloutBeat, SwapFailed, WeightsReady};
 use cohort_protocol::{AttemptId, Epoch, GroupId, GroupLease, LeasePurpose, PolicyVersion, Trajectory, TrajectoryBatch};
@@ -174,7 +175,11 @@ impl RolloutState {
         if self.epoch != Some(lease.epoch) || self.running.contains(&key) {
             return;
         }
-        let refusal = if self.swapping.is_some() || self.version != Some(lease.version) {
+        let at_hand = match self.version {
+            Some(version) if lease.follows => version >= lease.version,
+            version => self.swapping.is_none() && version == Some(lease.version),
+        };
+        let refusal = if !at_hand {
             let holds = self.version.map_or_else(|| "none".into(), |v| v.to_string());
             Some(format!("the lease is for version {}, this worker holds {holds}", lease.version))
         } else if self.running.len() >= usize::from(self.capacity) {
@@ -238,6 +243,7 @@ mod tests {
             group: GroupId(group),
             attempt: AttemptId(attempt),
             version: PolicyVersion(version),
+            follows: false,
             samples: 2,
             item: SampledItem { row: 0, json: "{}".into() },
             seed: 1,
@@ -281,6 +287,22 @@ mod tests {
         assert!(matches!(feed(&mut state, Event::Leased(lease(1, 0, 1, 0)))[..], [Command::Generate(_)]));
         assert_eq!(feed(&mut state, Event::Leased(lease(1, 0, 1, 0))), [], "the same lease twice is one lease");
         assert!(matches!(feed(&mut state, Event::Leased(lease(1, 1, 1, 1)))[..], [Command::Fail(_)]));
+    }
+
+    #[test]
+    fn a_lease_that_follows_is_taken_under_newer_weights_and_in_the_middle_of_a_swap() {
+        let mut state = at_version(3, 2);
+        let follows = |group, version| {
+            let mut lease = lease(1, group, 1, version);
+            lease.follows = true;
+            Event::Leased(lease)
+        };
+        assert!(matches!(feed(&mut state, follows(0, 1))[..], [Command::Generate(_)]), "newer than it asks for");
+        assert!(matches!(feed(&mut state, follows(1, 3))[..], [Command::Fail(_)]), "older than it asks for");
+        assert!(matches!(feed(&mut state, Event::Leased(lease(1, 2, 1, 1)))[..], [Command::Fail(_)]), "that very version");
+        feed(&mut state, Event::Weights(weights(3)));
+        assert!(matches!(feed(&mut state, follows(3, 2))[..], [Command::Generate(_)]));
+        assert_eq!(state.running(), 2, "a swap stops nothing");
     }
 
     #[test]

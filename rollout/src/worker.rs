@@ -2,7 +2,7 @@
 use crate::actor::{RolloutActor, RolloutActorArgs, RolloutMsg};
 use crate::episode::Stage;
 use crate::state::Event;
-use crate::{Agent, Environment, RolloutError};
+use crate::{Agent, Environment, RolloutError, slow};
 use cohort_actors::{Dialer, LinkError, LinkOptions, Shutdown, WorkerLink};
 use cohort_engine::{EngineHandle, WeightRing};
 use cohort_protocol::messages::handshake::Hello;
@@ -37,13 +37,14 @@ pub async fn run_worker(args: RolloutArgs, dialer: Arc<dyn Dialer>, shutdown: Sh
             problem: "0 leases at once: nothing would be done".into(),
         });
     }
+    let delay = slow::delay_of(args.hello.worker.index)?;
     let link = match WorkerLink::connect(dialer, args.hello, LinkOptions::default(), shutdown).await {
         Ok(link) => link,
         Err(LinkError::Shutdown { .. }) => return Ok(()),
         Err(error) => return Err(error.into()),
     };
     let stage = Stage { engine: args.engine, agent: args.agent, environment: args.environment };
-    let actor_args = RolloutActorArgs { stage, ring: args.ring, sender: link.sender(), capacity: args.capacity };
+    let actor_args = RolloutActorArgs { stage, ring: args.ring, sender: link.sender(), capacity: args.capacity, delay };
     let started = Actor::spawn(None, RolloutActor, actor_args).await;
     let (actor, mut ended) = started.map_err(|e| RolloutError::Actor(format!("it did not start: {e}")))?;
     let outcome = tokio::select! {

@@ -121,6 +121,7 @@ fn lease(epoch: u64, group: u64, attempt: u32, item: &SampledItem) -> GroupLease
         group: GroupId(group),
         attempt: AttemptId(attempt),
         version: PolicyVersion(0),
+        follows: false,
         samples: 3,
         item: item.clone(),
         seed: 7,

@@ -64,6 +64,7 @@ async fn sampled(
             group,
             attempt: AttemptId(1),
             version: PolicyVersion(0),
+            follows: false,
             samples: SAMPLES,
             item: orders.train(group),
             seed: 1,

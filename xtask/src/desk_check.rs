@@ -141,6 +141,7 @@ fn lease(item: SampledItem, group: u64, purpose: LeasePurpose, samples: u16, see
         group: GroupId(group),
         attempt: AttemptId(1),
         version: PolicyVersion(0),
+        follows: false,
         samples,
         item,
         seed,

@@ -3,6 +3,7 @@
 
 mod bench;
 mod budget;
+mod curves;
 mod desk_check;
 mod docs;
 mod gpu_check;
@@ -31,6 +32,8 @@ enum Command {
     Budget(budget::Args),
     /// Kill processes of runs at random moments, again and again.
     Soak(soak::Args),
+    /// Train with one slow rollout worker among three, synchronous and asynchronous, and draw the rewards.
+    Curves(curves::Args),
     /// Measure the engine beside this machine's own ceilings.
     Bench(bench::BenchArgs),
     /// Make the embedded model, the order desk's base.
@@ -46,6 +49,7 @@ fn main() -> anyhow::Result<()> {
         Command::GpuCheck => gpu_check::run(),
         Command::Budget(args) => budget::run(&args),
         Command::Soak(args) => soak::run(&args),
+        Command::Curves(args) => curves::run(&args),
         Command::Bench(args) => bench::run(&args),
         Command::Pretrain(args) => pretrain::run(&args),
         Command::DeskCheck(args) => desk_check::run(&args),

@@ -1,6 +1,7 @@
 //! `cluster evaluate CHECKPOINT`: its reward on held-out prompts, or a talk with it.
 //!
 //! A round draws as the run's own evaluation after that step does, so the figures are the same.
+use super::graded::{Graded, group};
 use super::hash::resolve;
 use super::open::runtime;
 use super::sampling::SamplingArgs;
@@ -12,13 +13,12 @@ use crate::ledger::RunPaths;
 use crate::progress::{EvaluationReport, ExampleDialogue};
 use crate::run::wiring::Wiring;
 use cohort_model::lora::is_adapter;
-use cohort_protocol::messages::reward::{SampleToScore, ScoreRequest};
 use cohort_protocol::{
-    AttemptId, Epoch, GroupId, GroupLease, LeasePurpose, PolicyVersion, RunId, SampleIx, SampledItem, SamplingParams, Score,
-    ScoreOutcome, Trajectory, Turn, TurnRole,
+    AttemptId, Epoch, GroupId, GroupLease, LeasePurpose, PolicyVersion, RunId, SampleIx, SampledItem, SamplingParams, Turn,
+    TurnRole,
 };
-use cohort_reward_workers::{Registry, Reward, ScoreInput};
-use cohort_rollout::{RolloutError, Stage, registry};
+use cohort_reward_workers::{Registry, Reward};
+use cohort_rollout::{Stage, registry};
 use serde::Serialize;
 use serde_json::json;
 use std::collections::BTreeMap;
@@ -195,6 +195,7 @@ impl Session<'_> {
             group: GroupId(index),
             attempt: AttemptId(1),
             version: PolicyVersion(self.step),
+            follows: false,
             samples,
             item,
             seed: self.config.training.seed,
@@ -266,47 +267,6 @@ fn order_number(message: &str) -> Result<&str, CliError> {
     let digits = |c: char| c.is_ascii_digit();
     let number = message.split(|c| !digits(c)).find(|part| part.len() == 4);
     number.ok_or_else(|| CliError::new(Exit::Data, "the order desk knows orders: name one, as \"What does order 4821 come to?\""))
-}
-
-/// A graded group.
-struct Graded {
-    trajectories: Vec<Trajectory>,
-    scores: Vec<Score>,
-}
-
-/// Generates and grades one group.
-async fn group(stage: Stage, lease: GroupLease, reward: Arc<dyn Reward>) -> Result<Graded, CliError> {
-    let lease = Arc::new(lease);
-    let mut running: JoinSet<Result<Trajectory, RolloutError>> = JoinSet::new();
-    for sample in 0..lease.samples {
-        let (stage, lease) = (stage.clone(), lease.clone());
-        running.spawn(async move { stage.run(&lease, SampleIx(sample), None).await });
-    }
-    let mut trajectories = Vec::with_capacity(lease.samples.into());
-    while let Some(done) = running.join_next().await {
-        trajectories.push(done.map_err(|e| CliError::new(Exit::Internal, e))??);
-    }
-    trajectories.sort_by_key(|t| t.sample);
-    let samples = trajectories.iter().map(|t| SampleToScore {
-        sample: t.sample,
-        turns: t.turns.clone(),
-        context_json: t.context_json.clone(),
-    });
-    let request = ScoreRequest {
-        epoch: lease.epoch,
-        purpose: lease.purpose,
-        group: lease.group,
-        attempt: lease.attempt,
-        item_json: lease.item.json.clone(),
-        seed: lease.seed,
-        samples: samples.collect(),
-    };
-    let outcomes = reward.score(&ScoreInput::from_request(&request)?).await;
-    let scores = outcomes.into_iter().map(|outcome| match outcome {
-        ScoreOutcome::Scored(score) => Ok(score),
-        ScoreOutcome::Failed { error, .. } => Err(CliError::new(Exit::WorkerGaveUp, error)),
-    });
-    Ok(Graded { scores: scores.collect::<Result<_, _>>()?, trajectories })
 }
 
 fn summarize(step: u64, greedy: bool, samples: u16, graded: Vec<Graded>) -> EvaluationReport {

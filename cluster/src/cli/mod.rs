@@ -12,15 +12,19 @@ mod evaluate;
 mod exit;
 mod export;
 mod generate;
+mod graded;
 mod hash;
 mod init;
 mod inspect;
 mod jsonl;
 mod launch;
+mod learn;
 mod open;
 mod overrides;
 mod progress;
+mod replay;
 mod rollouts;
+mod sample;
 mod sampling;
 mod score;
 mod status;
@@ -57,6 +61,10 @@ enum Command {
     Generate(generate::Args),
     /// Log-probs of given tokens under a model
     Score(score::Args),
+    /// Generate and score groups of training prompts into a file, without a learner
+    Sample(sample::Args),
+    /// Train on the groups of a file, without rollout workers
+    Learn(learn::Args),
     /// Show the groups of a step side by side: turns, tool calls, rewards, advantages
     Rollouts(rollouts::Args),
     /// Write a configuration or a reward plug-in to start from
@@ -67,6 +75,8 @@ enum Command {
     Status(status::Args),
     /// Prove that every group was consumed once, dropped with a reason, or is in flight
     Audit(audit::Args),
+    /// Take a run's steps again from its ledger, to the same weights
+    Replay(replay::Args),
     /// Hashes of a checkpoint's weights, optimizer, random state and data cursor
     Hash(hash::Args),
     /// Write a model, adapters merged, as a directory that transformers loads
@@ -126,11 +136,14 @@ fn dispatch(command: Command, out: &mut dyn Write) -> Result<u8, CliError> {
         Command::Evaluate(args) => evaluate::run(&args, out),
         Command::Generate(args) => generate::run(&args, out),
         Command::Score(args) => score::run(&args, out),
+        Command::Sample(args) => sample::run(&args, out),
+        Command::Learn(args) => learn::run(&args, out),
         Command::Rollouts(args) => rollouts::run(&args, out),
         Command::Init(args) => init::run(&args, out),
         Command::Doctor(args) => doctor::run(&args, out),
         Command::Status(args) => status::run(&args, out),
         Command::Audit(args) => audit::run(&args, out),
+        Command::Replay(args) => replay::run(&args, out),
         Command::Hash(args) => hash::run(&args, out),
         Command::Export(args) => export::run(&args, out),
         Command::Inspect(args) => inspect::run(&args, out),

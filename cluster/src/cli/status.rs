@@ -39,6 +39,7 @@ pub(super) fn run(args: &Args, out: &mut dyn Write) -> Result<Exit, CliError> {
         status.epoch,
         age(&status)
     )?;
+    writeln!(out, "groups: {}", super::summary::groups(&status.groups))?;
     writeln!(out, "{:<12} {:<9} {:>8} {:>9} {:>8}  holds", "actor", "state", "pid", "restarts", "version")?;
     for actor in &status.actors {
         let number = |n: Option<u64>| n.map_or("-".to_owned(), |n| n.to_string());

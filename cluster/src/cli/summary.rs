@@ -1,6 +1,6 @@
 //! What a finished run says to people.
 use super::CliError;
-use crate::progress::{ExampleDialogue, LaunchReport, Rise};
+use crate::progress::{ExampleDialogue, GroupCounts, LaunchReport, Rise};
 use cohort_protocol::{Turn, TurnRole};
 use std::io::Write;
 
@@ -82,6 +82,12 @@ fn figures(report: &LaunchReport, out: &mut dyn Write) -> Result<(), CliError> {
     row("tokens/s", Some(format!("{:.0} generated, {:.0} trained", report.rollout_tokens_per_s, report.train_tokens_per_s)));
     let exact = format!("{} over {} tokens", report.max_logprob_diff, report.logprob_tokens_compared);
     row("largest sampler/learner difference", Some(exact));
+    let idle = report.learner_idle.zip(report.rollout_idle);
+    row("idle", idle.map(|(l, r)| format!("learner {:.0} %, rollout workers {:.0} % of the time", l * 100.0, r * 100.0)));
+    if report.staleness_max > 0 {
+        row("oldest token consumed", Some(format!("{} policy versions behind", report.staleness_max)));
+    }
+    row("groups", Some(groups(&report.groups)));
     row("restarts", Some(report.restarts.to_string()));
     row("weights", Some(report.weights_sha256.clone()));
     let width = rows.iter().map(|(name, _)| name.chars().count()).max().unwrap_or(0);
@@ -89,6 +95,18 @@ fn figures(report: &LaunchReport, out: &mut dyn Write) -> Result<(), CliError> {
         writeln!(out, "{name:<width$}  {value}")?;
     }
     Ok(())
+}
+
+/// What became of the groups, on one line.
+pub(super) fn groups(counts: &GroupCounts) -> String {
+    let mut text = format!("{} generated, {} consumed, {} in flight", counts.generated, counts.consumed, counts.in_flight);
+    if counts.ready > 0 {
+        text.push_str(&format!(" ({} ready)", counts.ready));
+    }
+    for (reason, count) in &counts.dropped {
+        text.push_str(&format!(", {count} dropped ({reason})"));
+    }
+    text
 }
 
 fn next(report: &LaunchReport, out: &mut dyn Write) -> Result<(), CliError> {

@@ -40,11 +40,14 @@ fn the_overview_fits_a_screen() {
       evaluate     Held-out reward of a checkpoint, or a talk with it
       generate     Complete prompts from a JSONL file
       score        Log-probs of given tokens under a model
+      sample       Generate and score groups of training prompts into a file, without a learner
+      learn        Train on the groups of a file, without rollout workers
       rollouts     Show the groups of a step side by side: turns, tool calls, rewards, advantages
       init         Write a configuration or a reward plug-in to start from
       doctor       Check this machine: what works, what does not, what to do about it
       status       What a run and each of its actors is doing
       audit        Prove that every group was consumed once, dropped with a reason, or is in flight
+      replay       Take a run's steps again from its ledger, to the same weights
       hash         Hashes of a checkpoint's weights, optimizer, random state and data cursor
       export       Write a model, adapters merged, as a directory that transformers loads
       inspect      What a model is: architecture, size, tokenizer, memory

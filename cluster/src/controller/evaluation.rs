@@ -37,7 +37,10 @@ impl ControllerState {
 
     /// The rounds are on the disk.
     pub(super) fn evaluations_recorded(&mut self, reports: Vec<EvaluationReport>, out: &mut Vec<Command>) {
-        if let Some(wave) = self.wave.take() {
+        if let Some(Wave { kind: WaveKind::Stream(rounds), groups, closing }) = &mut self.wave {
+            out.push(Command::Forget(Self::end_rounds(rounds, groups)));
+            *closing = false;
+        } else if let Some(wave) = self.wave.take() {
             out.push(Command::Forget(wave.groups.into_keys().collect()));
         }
         for report in reports {

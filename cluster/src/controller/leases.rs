@@ -4,30 +4,43 @@
 //! - **G1** a training lease goes out only after the ledger knows of it; a higher attempt fences every lower one.
 //! - **G2** a result counts if it is of this epoch, of the current attempt and from the worker that holds the lease;
 //!   everything else is acknowledged, counted and forgotten.
-//! - **G3** leases are given only for the published version to workers that have it, and only while the wave lasts.
+//! - **G3** leases are given only for the published version to workers that have it, and only while the wave lasts. In an
+//!   asynchronous run a training group may begin under any version that is not too stale now; the worker takes newer weights
+//!   in the middle of it.
 use super::event::{Command, ConnId, DeliveryId, Event, Fact, TrajectoriesSummary, Work};
-use super::membership::MAX_LOSSES;
-use super::staleness::admissible;
+use super::membership::{MAX_LOSSES, Member};
+use super::staleness::{admissible, staleness};
 use super::state::{ControllerState, Then};
 use super::wave::{Generation, Group};
-use cohort_protocol::{AttemptId, Epoch, Role};
+use cohort_protocol::{AttemptId, Epoch, Role, StepId};
 use std::time::Instant;
 
 impl ControllerState {
     /// Gives waiting groups to workers that have room.
     pub(super) fn assign_leases(&mut self, now: Instant, out: &mut Vec<Command>) {
-        let Some(version) = self.published.map(|p| p.version).filter(|v| *v == self.version() && !self.is_draining()) else {
+        let (current, max_staleness) = (self.version(), self.plan.max_staleness);
+        let published = self.published.is_some_and(|p| p.version == current);
+        if self.is_draining() || !published && !self.plan.is_asynchronous() {
             return;
-        };
+        }
         let Some(wave) = &mut self.wave else { return };
+        // Evaluation first: a step waits for it.
+        let mut waiting: Vec<Work> = wave.groups.keys().copied().collect();
+        waiting.sort_by_key(Work::is_training);
         let share = wave.groups.len().div_ceil(usize::from(self.plan.rollout_workers.max(1)));
         let (mut facts, mut leases) = (Vec::new(), Vec::new());
-        for (work, group) in &mut wave.groups {
+        for work in &waiting {
+            let Some(group) = wave.groups.get_mut(work) else { continue };
             match group.generation {
                 Generation::Waiting { not_before } if not_before.is_none_or(|at| at <= now) => {}
                 _ => continue,
             }
-            let Some(conn) = self.members.choose(Role::Rollout, share, |m| m.version == Some(version)) else { break };
+            let floor = if work.is_training() { max_staleness } else { 0 };
+            let fit = |m: &Member| match m.version {
+                Some(version) if floor > 0 => staleness(current, version) <= floor,
+                version => version == Some(current) && m.swap.is_none(),
+            };
+            let Some(conn) = self.members.choose(Role::Rollout, share, fit) else { continue };
             let Some(member) = self.members.get_mut(conn) else { break };
             leases.push((*work, conn));
             member.load.insert(*work);
@@ -37,6 +50,7 @@ impl ControllerState {
                 if !group.opened {
                     facts.push(Fact::Opened { group: work.group, cursor: group.cursor });
                     group.opened = true;
+                    self.accounts.generated += 1;
                 }
                 facts.push(Fact::Leased { group: work.group, attempt: group.lease_attempt, worker: member.worker });
             }
@@ -52,17 +66,17 @@ impl ControllerState {
 
     /// The lease is on the disk: send it, if its worker is still there.
     pub(super) fn send_lease(&mut self, now: Instant, work: Work, conn: ConnId, out: &mut Vec<Command>) {
-        let version = self.version();
+        let (current, floor) = (self.version(), if work.is_training() { self.plan.max_staleness } else { 0 });
         let Some(group) = self.wave.as_mut().and_then(|w| w.groups.get_mut(&work)) else { return };
         if group.generation != (Generation::Recording { conn }) {
             return;
         }
-        let ready = self.members.get(conn).is_some_and(|m| m.version == Some(version) && m.load.contains(&work));
-        if !ready {
+        let holder = self.members.get(conn).filter(|m| m.load.contains(&work)).and_then(|m| m.version);
+        let Some(version) = holder.filter(|version| staleness(current, *version) <= floor) else {
             group.generation = Generation::Waiting { not_before: None };
             return;
-        }
-        group.generation = Generation::Leased { conn, deadline: now + self.plan.deadlines.lease };
+        };
+        group.generation = Generation::Leased { conn, deadline: now + self.plan.deadlines.lease, version };
         let (attempt, cursor, samples) = (group.lease_attempt, group.cursor, group.samples);
         self.members.moved(now, conn);
         out.push(Command::Lease { conn, work, attempt, version, cursor, samples });
@@ -78,6 +92,12 @@ impl ControllerState {
         }
         self.release_rollout(now, conn, work);
         self.members.achieved(conn);
+        if let Ok(summary) = &result
+            && let Some(why) = self.overtaken(work, summary)
+        {
+            out.push(Command::Discard { delivery, why: why.clone() });
+            return self.begin_again(work, &why, out);
+        }
         match result.and_then(|summary| self.check_batch(work, summary)) {
             Ok(summary) => self.accept_trajectories(conn, delivery, work, summary, out),
             Err(why) => {
@@ -140,7 +160,7 @@ impl ControllerState {
     pub(super) fn expire_leases(&mut self, now: Instant, out: &mut Vec<Command>) {
         let Some(wave) = &mut self.wave else { return };
         for (work, group) in &mut wave.groups {
-            let Generation::Leased { conn, deadline } = group.generation else { continue };
+            let Generation::Leased { conn, deadline, .. } = group.generation else { continue };
             if deadline > now {
                 continue;
             }
@@ -185,13 +205,23 @@ impl ControllerState {
         }
     }
 
+    /// Why a delivered group can be consumed no more, though nothing is wrong with it.
+    fn overtaken(&self, work: Work, summary: &TrajectoriesSummary) -> Option<String> {
+        let (oldest, version) = (summary.versions?.0, self.version());
+        let late = self.plan.is_asynchronous() && work.is_training() && staleness(version, oldest) > self.plan.max_staleness;
+        late.then(|| format!("its oldest token is of version {oldest}, the policy is at {version}"))
+    }
+
     fn check_batch(&self, work: Work, summary: TrajectoriesSummary) -> Result<TrajectoriesSummary, String> {
         let wanted = self.wave.as_ref().and_then(|w| w.groups.get(&work)).map_or(0, |g: &Group| g.samples);
         if summary.samples != wanted {
             return Err(format!("{work} was delivered with {} samples of {wanted}", summary.samples));
         }
         let floor = if work.is_training() { self.plan.max_staleness } else { 0 };
-        if !admissible(self.version(), summary.versions, floor) {
+        // A sampler that shares the learner's engine may be ahead of the commit of a step that is decided upon.
+        let decided = self.plan.is_asynchronous() && self.intents.contains_key(&StepId(self.version().0 + 1));
+        let newest = if decided { self.version().next() } else { self.version() };
+        if !admissible(newest, summary.versions, floor.saturating_add(u64::from(decided))) {
             let (oldest, newest) = summary.versions.unwrap_or_default();
             return Err(format!("{work} was sampled under versions {oldest} to {newest}, the policy is at {}", self.version()));
         }

@@ -3,8 +3,10 @@
 //!
 //! Files, one idea each: `plan` what is wanted; `event` vocabulary; `state` the loop; `wave` groups under way;
 //! `membership` who is there; `leases` who generates; `scoring` who scores; `steps` what the learner does;
-//! `evaluation` held-out rounds; `ring` weight slots; `staleness` how old data may be.
+//! `stream` how an asynchronous run takes groups; `evaluation` held-out rounds; `ring` weight slots; `staleness` how old data
+//! may be; `accounts` what is counted for reports.
 
+pub mod accounts;
 pub mod evaluation;
 pub mod event;
 pub mod leases;
@@ -15,6 +17,7 @@ pub mod scoring;
 pub mod staleness;
 pub mod state;
 pub mod steps;
+pub mod stream;
 pub mod wave;
 
 pub use event::{Command, ConnId, DeliveryId, Event, Fact, Outcome, RecordId, ScoresSummary, TrajectoriesSummary, Work};

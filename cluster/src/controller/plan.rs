@@ -80,6 +80,12 @@ impl Default for Deadlines {
 }
 
 impl Plan {
+    /// Whether groups are generated ahead of the learner.
+    #[must_use]
+    pub fn is_asynchronous(&self) -> bool {
+        self.max_staleness > 0
+    }
+
     /// Evaluation rounds due when `version` steps are done, sampled before greedy.
     #[must_use]
     pub fn rounds_at(&self, version: u64) -> Vec<EvaluationRound> {

@@ -3,7 +3,8 @@
 //! Invariants
 //! - **C1** a group is scored from accepted trajectories only, whole, by one worker; attempts fence as for leases.
 //! - **C2** a score is accepted only if every sample has one; a grader that failed is asked again, then the run stops
-//!   ([`OnFailure::Stop`]) or the group is dropped with its reason. It never reads as reward 0.
+//!   ([`OnFailure::Stop`], and always where it is one of an evaluation) or the group is dropped with its reason, so often in a
+//!   row at most. It never reads as reward 0.
 //! - **C3** the deadline of a request counts from the worker's last progress: a grader within its own limits is waited for.
 use super::event::{Command, ConnId, DeliveryId, Event, Fact, ScoresSummary, Work};
 use super::membership::MAX_LOSSES;
@@ -12,6 +13,11 @@ use super::state::{ControllerState, Then};
 use super::wave::{Generation, Scoring};
 use cohort_protocol::{AttemptId, Epoch, Role};
 use std::time::{Duration, Instant};
+
+/// Groups dropped for a failure without a step in between, after which the run stops: the next one would fail as well.
+const MAX_DROPS: u32 = 30;
+/// The same, times the groups of a step.
+const MAX_DROPS_OF_A_STEP: u32 = 3;
 
 impl ControllerState {
     /// Gives generated groups to reward workers that have room.
@@ -161,26 +167,29 @@ impl ControllerState {
         }
         let (cursor, tries) = (group.cursor, group.failures);
         match self.plan.on_failure {
-            OnFailure::Stop => {
+            OnFailure::Drop if work.is_training() => self.drop_group(work, reason, error, out),
+            OnFailure::Drop | OnFailure::Stop => {
                 let error = format!(
                     "{work} (row {cursor}) failed at try {tries}: {error}; nothing is lost: mend the cause, then `cluster launch --resume`"
                 );
                 self.fail(error, out);
             }
-            OnFailure::Drop => self.drop_group(work, reason, error, out),
         }
         None
     }
 
     fn drop_group(&mut self, work: Work, reason: &'static str, error: &str, out: &mut Vec<Command>) {
-        if let Some(wave) = &mut self.wave {
-            wave.groups.remove(&work);
+        if self.remove_group(work, out).is_none() {
+            return;
         }
+        self.accounts.dropped(reason);
+        self.accounts.failed_in_a_row += 1;
         out.push(Command::Notice(format!("{work} is dropped ({reason}): {error}")));
-        out.push(Command::Forget(vec![work]));
-        if work.is_training() {
-            let fact = Fact::Dropped { group: work.group, reason, detail: error.to_owned() };
-            self.record(vec![fact], Then::Nothing, out);
+        self.record(vec![Fact::Dropped { group: work.group, reason, detail: error.to_owned() }], Then::Nothing, out);
+        let most = MAX_DROPS.max(MAX_DROPS_OF_A_STEP * self.plan.groups_per_step);
+        if self.accounts.failed_in_a_row >= most {
+            let why = format!("{most} groups in a row were dropped and no step was taken in between, the last: {work}: {error}");
+            self.fail(format!("{why}; nothing is lost: mend the cause, then `cluster launch --resume`"), out);
         }
     }
 }

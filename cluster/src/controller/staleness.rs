@@ -1,4 +1,5 @@
 //! How stale data may be. The one rule: at consumption, learner version - oldest token version <= `max_staleness`.
+use super::plan::Plan;
 use cohort_protocol::PolicyVersion;
 
 /// Policy versions between the learner and a group's oldest token.
@@ -13,6 +14,14 @@ pub fn staleness(learner: PolicyVersion, oldest: PolicyVersion) -> u64 {
 #[must_use]
 pub fn admissible(learner: PolicyVersion, versions: Option<(PolicyVersion, PolicyVersion)>, max_staleness: u64) -> bool {
     versions.is_none_or(|(oldest, newest)| newest <= learner && staleness(learner, oldest) <= max_staleness)
+}
+
+/// Training groups that may be under way and in no step yet, when `decided` steps have theirs: with those steps' groups no more
+/// than the steps up to `version` + `max_staleness` + 1 consume (eq. 3 of AReaL, 2505.24298), and never more than the run.
+#[must_use]
+pub fn ahead(version: PolicyVersion, decided: u64, plan: &Plan) -> u64 {
+    let reach = version.0.saturating_add(plan.max_staleness).saturating_add(1).min(plan.steps);
+    reach.saturating_sub(decided).saturating_mul(u64::from(plan.groups_per_step))
 }
 
 #[cfg(test)]

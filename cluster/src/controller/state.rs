@@ -4,7 +4,9 @@
 //! - **D1** every group that was ever leased for training is consumed by exactly one step, dropped with a reason, or in
 //!   flight; step `n` of a synchronous run consumes the groups that follow those of step `n - 1`, ordered by id.
 //! - **D2** nothing is acted upon before the ledger has it: each [`Command::Record`] names what follows it.
-//! - **D3** the sequence of intents is the same for any number of workers, any order of events, any losses and restarts.
+//! - **D3** the sequence of intents of a synchronous run is the same for any number of workers, any order of events, any losses
+//!   and restarts; that of an asynchronous one ([`super::stream`]) is recorded.
+use super::accounts::{Accounts, Idleness};
 use super::event::{Command, ConnId, DeliveryId, Event, Fact, Outcome, RecordId, ScoresSummary, TrajectoriesSummary, Work};
 use super::membership::{Member, Membership};
 use super::plan::Plan;
@@ -57,6 +59,8 @@ pub struct ControllerState {
     pub(super) evaluations: BTreeSet<(u64, bool)>,
     pub(super) pending: BTreeMap<RecordId, Then>,
     pub(super) counters: Counters,
+    pub(super) accounts: Accounts,
+    idleness: Idleness,
     pub(super) outcome: Option<Outcome>,
     open: BTreeMap<GroupId, PastGroup>,
     next_group: u64,
@@ -70,6 +74,7 @@ impl ControllerState {
     /// A new incarnation that knows the run's past.
     #[must_use]
     pub fn new(plan: Plan, epoch: Epoch, past: Past) -> Self {
+        let accounts = Accounts::of(&past);
         let evaluations = past.evaluations.iter().map(|e| (e.step, e.greedy)).collect();
         let mut open = past.open_groups;
         // Groups of an intent without commit are spoken for: that very step is taken again.
@@ -92,6 +97,8 @@ impl ControllerState {
             evaluations,
             pending: BTreeMap::new(),
             counters: Counters::default(),
+            accounts,
+            idleness: Idleness::default(),
             outcome: None,
             open,
             next_group: past.next_group,
@@ -107,6 +114,8 @@ impl ControllerState {
         if self.outcome.is_some() {
             return;
         }
+        let working = self.members.role(Role::Rollout).filter(|(_, m)| !m.load.is_empty()).count();
+        self.idleness.pass(now, self.learner.busy.is_some(), working, self.plan.rollout_workers);
         match event {
             Event::Connected { conn, worker, incarnation, pid } => self.on_connected(now, conn, worker, incarnation, pid, out),
             Event::Disconnected { conn, why } => self.on_disconnected(conn, &why, out),
@@ -184,6 +193,30 @@ impl ControllerState {
         self.counters
     }
 
+    /// What became of the groups.
+    #[must_use]
+    pub fn accounts(&self) -> &Accounts {
+        &self.accounts
+    }
+
+    /// Groups that a step consumes.
+    #[must_use]
+    pub fn groups_of(&self, step: StepId) -> usize {
+        self.intents.get(&step).map_or(0, |intent| intent.groups.len())
+    }
+
+    /// Complete groups that wait for a step.
+    #[must_use]
+    pub fn ready_groups(&self) -> usize {
+        let complete = |(work, group): &(&Work, &Group)| work.is_training() && matches!(group.scoring, Scoring::Done(_));
+        self.wave.as_ref().map_or(0, |wave| wave.groups.iter().filter(complete).count())
+    }
+
+    /// Parts of the time since the last call in which the learner, and in the mean a rollout worker, had nothing to do.
+    pub fn take_idleness(&mut self) -> Option<(f64, f64)> {
+        self.idleness.take()
+    }
+
     /// The current attempt at a group, if it is leased.
     #[must_use]
     pub fn leased_attempt(&self, work: &Work) -> Option<u32> {
@@ -208,7 +241,8 @@ impl ControllerState {
             Some(Request::Checkpoint(_)) if self.version().0 >= self.plan.steps => RunPhase::Checkpointing,
             _ => match self.wave.as_ref().map(|w| &w.kind) {
                 Some(WaveKind::Evaluation(_)) => RunPhase::Evaluating,
-                Some(WaveKind::Training(_)) => RunPhase::Collecting,
+                Some(WaveKind::Stream(rounds)) if !rounds.is_empty() => RunPhase::Evaluating,
+                Some(WaveKind::Training(_) | WaveKind::Stream(_)) => RunPhase::Collecting,
                 None => self.phase.unwrap_or(RunPhase::Loading),
             },
         }
@@ -223,7 +257,7 @@ impl ControllerState {
     /// Whether rollout workers are needed at the current version.
     pub(super) fn wants_rollouts(&self) -> bool {
         let step_in_hand = self.intents.contains_key(&StepId(self.version().0 + 1));
-        let training = self.version().0 < self.plan.steps && !step_in_hand;
+        let training = self.version().0 < self.plan.steps && (!step_in_hand || self.plan.is_asynchronous());
         !self.draining && (training || !self.rounds_due().is_empty() || self.wave.is_some())
     }
 
@@ -348,7 +382,9 @@ impl ControllerState {
             Some(Then::Trajectories { work, delivery, summary }) => self.trajectories_recorded(work, delivery, summary, out),
             Some(Then::Scores { work, delivery, summary }) => self.scores_recorded(work, delivery, summary, out),
             Some(Then::Intent(intent)) => {
-                self.wave = None;
+                if !self.plan.is_asynchronous() {
+                    self.wave = None;
+                }
                 self.intents.insert(intent.step, intent);
             }
             Some(Then::Commit(commit)) => self.commit_recorded(commit, out),
@@ -412,6 +448,9 @@ impl ControllerState {
         if self.draining || self.committing.is_some() {
             return;
         }
+        if self.plan.is_asynchronous() {
+            return self.advance_stream(out);
+        }
         if self.wave.is_none() {
             let rounds = self.rounds_due();
             let next = StepId(self.version().0 + 1);
@@ -431,6 +470,7 @@ impl ControllerState {
                     self.close_evaluation(&rounds, out);
                 }
             }
+            WaveKind::Stream(_) => {}
             WaveKind::Training(step) => {
                 self.fill_training_wave();
                 if self.wave.as_ref().is_some_and(Wave::is_complete) {
@@ -442,19 +482,33 @@ impl ControllerState {
 
     /// Tops the wave up: first groups left in flight by an earlier incarnation, then new ones.
     fn fill_training_wave(&mut self) {
-        let Some(wave) = &mut self.wave else { return };
-        while wave.groups.len() < self.plan.groups_per_step as usize {
-            let (id, group) = match self.open.pop_first() {
-                Some((id, past)) => (id, resumed(past, self.plan.group_size)),
-                None => {
-                    let new = (GroupId(self.next_group), Group::new(self.next_cursor, self.plan.group_size));
-                    self.next_group += 1;
-                    self.next_cursor += 1;
-                    new
-                }
-            };
-            wave.groups.insert(Work::train(id), group);
+        while self.wave.as_ref().is_some_and(|wave| wave.groups.len() < self.plan.groups_per_step as usize) {
+            let (id, group) = self.next_training_group();
+            if let Some(wave) = &mut self.wave {
+                wave.groups.insert(Work::train(id), group);
+            }
         }
+    }
+
+    /// One left in flight by an earlier incarnation, or a new one.
+    pub(super) fn next_training_group(&mut self) -> (GroupId, Group) {
+        if let Some((id, past)) = self.open.pop_first() {
+            return (id, resumed(past, self.plan.group_size));
+        }
+        let new = (GroupId(self.take_group_number()), Group::new(self.next_cursor, self.plan.group_size));
+        self.next_cursor += 1;
+        new
+    }
+
+    /// Whether groups of an earlier incarnation wait to be taken up.
+    pub(super) fn has_open_groups(&self) -> bool {
+        !self.open.is_empty()
+    }
+
+    /// A number that no group has had.
+    pub(super) fn take_group_number(&mut self) -> u64 {
+        self.next_group += 1;
+        self.next_group - 1
     }
 
     fn close_training_wave(&mut self, step: StepId, out: &mut Vec<Command>) {
@@ -473,11 +527,16 @@ impl ControllerState {
     /// Tells rollout workers of the published version, once each.
     fn assign_weights(&mut self, now: Instant, out: &mut Vec<Command>) {
         let Some(p) = self.published.filter(|p| p.version == self.version() && self.wants_rollouts()) else { return };
-        let mut told = Vec::new();
+        let (mut told, asynchronous) = (Vec::new(), self.plan.is_asynchronous());
         for (conn, member) in self.members.iter_mut() {
             let fit = member.worker.role == Role::Rollout && member.capacity > 0;
             let rested = member.swap_after.is_none_or(|at| at <= now);
-            if fit && rested && member.version != Some(p.version) && member.swap.is_none() && member.load.is_empty() {
+            if fit
+                && rested
+                && member.version != Some(p.version)
+                && member.swap.is_none()
+                && (member.load.is_empty() || asynchronous)
+            {
                 member.swap = Some((p.version, p.slot));
                 told.push(conn);
                 out.push(Command::Weights { conn, version: p.version, slot: p.slot, digest: p.digest });
@@ -491,7 +550,7 @@ impl ControllerState {
 fn resumed(past: PastGroup, samples: u16) -> Group {
     let mut group = Group { opened: true, lease_attempt: past.attempt, ..Group::new(past.cursor, samples) };
     if let Some((digest, _)) = past.trajectories {
-        group.generation = Generation::Done(TrajectoriesSummary { digest, samples, versions: None });
+        group.generation = Generation::Done(TrajectoriesSummary { digest, samples, versions: past.versions });
         if let Some((digest, _)) = past.scores {
             group.scoring = Scoring::Done(ScoresSummary { digest, scores: Vec::new(), parts: Vec::new(), failure: None });
         }

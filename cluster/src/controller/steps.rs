@@ -116,7 +116,12 @@ impl ControllerState {
         }
         if self.wants_rollouts() && self.published.is_none_or(|p| p.version != version) {
             let read = |slot| self.members.role(Role::Rollout).any(|(_, m)| m.swap.is_some_and(|(_, s)| s == slot));
-            return free_slot(self.plan.slots, self.published, read).map(|slot| Request::Publish(version, slot));
+            match free_slot(self.plan.slots, self.published, read) {
+                Some(slot) => return Some(Request::Publish(version, slot)),
+                // A worker that is slow to take weights holds an asynchronous run up no longer than this one version.
+                None if self.plan.is_asynchronous() => {}
+                None => return None,
+            }
         }
         if self.checkpoint_wanted() {
             return Some(Request::Checkpoint(version));
@@ -223,6 +228,8 @@ impl ControllerState {
         let step = commit.step;
         self.committing = None;
         self.commits.insert(step, commit);
+        self.accounts.failed_in_a_row = 0;
+        self.accounts.consumed += self.intents.get(&step).map_or(0, |i| i.groups.len() as u64);
         let works = self.intents.get(&step).map(|i| i.groups.iter().map(|g| Work::train(*g)).collect()).unwrap_or_default();
         out.push(Command::Committed(step));
         out.push(Command::Forget(works));

@@ -7,6 +7,7 @@ use cohort_protocol::*;
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::time::{Duration, Instant};
 
+mod asynchronous;
 mod promises;
 
 /// Splitmix64: the world's only source of chance.
@@ -41,6 +42,10 @@ struct Disk {
     consumed: BTreeMap<GroupId, StepId>,
     dropped: BTreeSet<GroupId>,
     leases: BTreeSet<(GroupId, AttemptId)>,
+    /// Of recorded trajectories.
+    versions: BTreeMap<GroupId, (PolicyVersion, PolicyVersion)>,
+    reasons: BTreeMap<&'static str, u32>,
+    cursors: BTreeMap<GroupId, u64>,
     evaluated: BTreeMap<(u64, bool), f64>,
 }
 
@@ -52,6 +57,9 @@ struct FakeWorker {
     silent: bool,
 }
 
+/// What, its digest, and the versions of its tokens.
+type Delivered = (Work, String, (PolicyVersion, PolicyVersion));
+
 #[derive(Clone, Copy, Default)]
 struct Trouble {
     kill: u64,
@@ -59,6 +67,8 @@ struct Trouble {
     doubled: u64,
     score_fails: u64,
     hang: u64,
+    /// The first rollout worker delivers so many times more rarely.
+    slow: u64,
 }
 
 struct World {
@@ -72,7 +82,7 @@ struct World {
     learner_digest: BTreeMap<u64, u64>,
     queues: BTreeMap<ConnId, VecDeque<Event>>,
     records: VecDeque<(RecordId, Vec<Fact>)>,
-    deliveries: BTreeMap<DeliveryId, (Work, String)>,
+    deliveries: BTreeMap<DeliveryId, Delivered>,
     kept: BTreeMap<Work, u32>,
     sent: Vec<(ConnId, Event)>,
     next: u64,
@@ -238,7 +248,11 @@ impl World {
         let Some(conn) = self.workers[&name].conn.filter(|_| !self.workers[&name].silent) else { return };
         // An older connection's leftovers first, sometimes.
         let conn = if self.chance.one_in(3) { *self.queues.keys().next().unwrap_or(&conn) } else { conn };
+        let slow = self.trouble.slow > 0 && self.workers[&id(Role::Rollout, 0)].conn == Some(conn);
         let Some(queue) = self.queues.get_mut(&conn) else { return };
+        if slow && matches!(queue.front(), Some(Event::Trajectories { .. })) && !self.chance.one_in(self.trouble.slow) {
+            return;
+        }
         match queue.pop_front() {
             Some(event) => {
                 if matches!(event, Event::Trajectories { .. } | Event::Scores { .. }) {
@@ -289,7 +303,9 @@ impl World {
                 self.answer(conn, |_| {}, Event::Published { conn, epoch, version, slot, digest });
             }
             Command::Checkpoint { conn, version, cursor } => {
-                assert_eq!(cursor, version.0 * u64::from(self.plan.groups_per_step));
+                if !self.plan.is_asynchronous() {
+                    assert_eq!(cursor, version.0 * u64::from(self.plan.groups_per_step));
+                }
                 let (dir, epoch) = (format!("checkpoints/step-{version}"), self.state.epoch());
                 let saved = Event::CheckpointSaved { conn, epoch, version, dir, manifest_sha256: "m".into() };
                 self.answer(conn, |_| {}, saved);
@@ -307,7 +323,9 @@ impl World {
     fn generate(&mut self, conn: ConnId, work: Work, attempt: AttemptId, version: PolicyVersion, samples: u16) {
         let name = self.name_of(conn);
         if let Some(name) = name {
-            assert_eq!(self.workers[&name].version, Some(version), "{work} leased to a worker without the version");
+            let has = self.workers[&name].version;
+            let follows = self.plan.is_asynchronous() && work.is_training() && has > Some(version);
+            assert!(has == Some(version) || follows, "{work} leased to a worker without version {version}: {has:?}");
             if work.is_training() {
                 self.leased_to.insert(name);
             }
@@ -317,8 +335,10 @@ impl World {
         }
         let delivery = DeliveryId(self.fresh());
         let digest = format!("t{:x}", hash(&[&format!("{work:?}"), &version.to_string()]));
-        self.deliveries.insert(delivery, (work, digest.clone()));
-        let result = Ok(TrajectoriesSummary { digest, samples, versions: Some((version, version)) });
+        let newest = name.and_then(|name| self.workers[&name].version).unwrap_or(version);
+        let versions = (version, newest);
+        self.deliveries.insert(delivery, (work, digest.clone(), versions));
+        let result = Ok(TrajectoriesSummary { digest, samples, versions: Some(versions) });
         let epoch = self.state.epoch();
         self.answer(conn, |_| {}, Event::Trajectories { conn, delivery, epoch, work, attempt, result });
     }
@@ -340,7 +360,7 @@ impl World {
             parts: vec![("exact".into(), 0.5)],
             failure,
         };
-        self.deliveries.insert(delivery, (work, summary.digest.clone()));
+        self.deliveries.insert(delivery, (work, summary.digest.clone(), Default::default()));
         let epoch = self.state.epoch();
         self.answer(conn, |_| {}, Event::Scores { conn, delivery, epoch, work, attempt, summary });
     }
@@ -396,15 +416,18 @@ impl World {
                 [disk.consumed.contains_key(group), disk.dropped.contains(group), disk.past.open_groups.contains_key(group)];
             assert_eq!(places.iter().filter(|p| **p).count(), 1, "group {group}: {places:?}");
         }
+        if self.plan.is_asynchronous() {
+            return;
+        }
         let order: Vec<GroupId> = disk.past.intents.values().flat_map(|i| i.groups.clone()).collect();
         assert!(order.is_sorted(), "{order:?}");
     }
 }
 
 impl Disk {
-    fn apply(&mut self, facts: &[Fact], deliveries: &BTreeMap<DeliveryId, (Work, String)>) {
+    fn apply(&mut self, facts: &[Fact], deliveries: &BTreeMap<DeliveryId, Delivered>) {
         let record = |delivery: &DeliveryId, group: &GroupId| {
-            let (work, digest) = &deliveries[delivery];
+            let (work, digest, _) = &deliveries[delivery];
             assert_eq!(work.group, *group);
             (digest.clone(), id(Role::Rollout, 0))
         };
@@ -414,7 +437,9 @@ impl Disk {
                     assert!(self.generated.insert(*group), "group {group} opened twice");
                     self.past.next_group = self.past.next_group.max(group.0 + 1);
                     self.past.next_cursor = self.past.next_cursor.max(cursor + 1);
-                    let open = PastGroup { cursor: *cursor, attempt: AttemptId(0), trajectories: None, scores: None };
+                    self.cursors.insert(*group, *cursor);
+                    let (trajectories, versions, scores) = (None, None, None);
+                    let open = PastGroup { cursor: *cursor, attempt: AttemptId(0), trajectories, versions, scores };
                     self.past.open_groups.insert(*group, open);
                 }
                 Fact::Leased { group, attempt, .. } => {
@@ -424,6 +449,8 @@ impl Disk {
                 Fact::Trajectories { group, delivery } => {
                     let open = self.past.open_groups.get_mut(group).expect("trajectories of a closed group");
                     assert!(open.trajectories.replace(record(delivery, group)).is_none(), "trajectories twice");
+                    open.versions = Some(deliveries[delivery].2);
+                    self.versions.insert(*group, deliveries[delivery].2);
                 }
                 Fact::Scores { group, delivery } => {
                     let open = self.past.open_groups.get_mut(group).expect("scores of a closed group");
@@ -440,8 +467,10 @@ impl Disk {
                         self.past.open_groups.remove(&group).expect("consumed, not in flight");
                     }
                 }
-                Fact::Dropped { group, .. } => {
+                Fact::Dropped { group, reason, .. } => {
                     assert!(self.dropped.insert(*group));
+                    *self.reasons.entry(reason).or_default() += 1;
+                    *self.past.dropped.entry((*reason).to_owned()).or_default() += 1;
                     self.past.open_groups.remove(group).expect("dropped, not in flight");
                 }
                 Fact::Checkpoint { version, dir, manifest_sha256 } => self.past.checkpoints.push(PastCheckpoint {
@@ -458,4 +487,4 @@ impl Disk {
     }
 }
 
-const CALM: Trouble = Trouble { kill: 0, restart: 0, doubled: 0, score_fails: 0, hang: 0 };
+const CALM: Trouble = Trouble { kill: 0, restart: 0, doubled: 0, score_fails: 0, hang: 0, slow: 0 };

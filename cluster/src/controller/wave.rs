@@ -1,8 +1,8 @@
 //! The groups that are worked on together: those of one training step, or the prompts of the evaluation rounds that are
-//! due at one version. Leases exist only for groups of the current wave.
+//! due at one version. Leases exist only for groups of the current wave. An asynchronous run has one wave for everything.
 use super::event::{ConnId, ScoresSummary, TrajectoriesSummary, Work};
 use super::plan::EvaluationRound;
-use cohort_protocol::{AttemptId, StepId};
+use cohort_protocol::{AttemptId, PolicyVersion, StepId};
 use std::collections::BTreeMap;
 use std::time::Instant;
 
@@ -13,6 +13,8 @@ pub enum WaveKind {
     Training(StepId),
     /// Evaluation rounds.
     Evaluation(Vec<EvaluationRound>),
+    /// Groups of an asynchronous run, and the evaluation rounds under way beside them.
+    Stream(Vec<EvaluationRound>),
 }
 
 /// Groups under way. Ordered: training groups by id.
@@ -100,6 +102,8 @@ pub enum Generation {
         conn: ConnId,
         /// Until when.
         deadline: Instant,
+        /// Version that its worker had: no token of it will be older.
+        version: PolicyVersion,
     },
     /// Delivered, being recorded.
     Storing,

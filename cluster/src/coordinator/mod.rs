@@ -14,6 +14,7 @@ mod rise;
 mod session;
 
 pub use error::CoordinatorError;
+pub(crate) use payload::group_payload;
 pub use report::{COLLECT_S, SAMPLED_TOKENS, STEP_S, TRAINED_TOKENS};
 
 use self::actor::{Core, Told};

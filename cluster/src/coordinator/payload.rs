@@ -3,24 +3,19 @@ use crate::controller::{ScoresSummary, TrajectoriesSummary};
 use cohort_learner::advantage::Advantage;
 use cohort_learner::aggregator::{ReadyGroup, ready};
 use cohort_protocol::messages::reward::{SampleToScore, ScoreReply};
-use cohort_protocol::{CodecError, PolicyVersion, SampleIx, Score, ScoreOutcome, ScoredTrajectory, Trajectory, TrajectoryBatch};
+use cohort_protocol::{CodecError, SampleIx, Score, ScoreOutcome, ScoredTrajectory, Trajectory, TrajectoryBatch};
 
 /// Checks a batch against itself and says what the controller must know of it.
 pub(super) fn summarize_batch(batch: &TrajectoryBatch, digest: String) -> Result<TrajectoriesSummary, String> {
-    let (mut oldest, mut newest) = (None::<PolicyVersion>, None::<PolicyVersion>);
     for (index, trajectory) in batch.trajectories.iter().enumerate() {
         trajectory.validate().map_err(|e| e.to_string())?;
         let (group, sample) = (trajectory.group, trajectory.sample);
         if group != batch.group || usize::from(sample.0) != index {
             return Err(format!("group {}: sample {index} says it is {group}/{sample}", batch.group));
         }
-        for span in &trajectory.spans {
-            oldest = Some(oldest.map_or(span.version, |v| v.min(span.version)));
-            newest = Some(newest.map_or(span.version, |v| v.max(span.version)));
-        }
     }
     let samples = u16::try_from(batch.trajectories.len()).map_err(|_| format!("{} samples", batch.trajectories.len()))?;
-    Ok(TrajectoriesSummary { digest, samples, versions: oldest.zip(newest) })
+    Ok(TrajectoriesSummary { digest, samples, versions: batch.versions() })
 }
 
 /// Checks a reply against its batch; the digest is that of the group's payload.
@@ -61,7 +56,7 @@ pub(super) fn summarize_scores(
 
 /// What a step consumes of a group: trajectories and scores without what depends on the machine's pace or a grader's mood
 /// (timings, free metadata), so that its digest is the same however often and wherever the group was generated.
-pub(super) fn group_payload(
+pub(crate) fn group_payload(
     batch: &TrajectoryBatch,
     reply: &ScoreReply,
     advantage: &dyn Advantage,

@@ -4,13 +4,15 @@ use super::rise::rise;
 use crate::controller::{ConnId, ControllerState};
 use crate::ledger::{Past, RunPaths};
 use crate::progress::{
-    ActorState, ActorStatus, EvaluationReport, ExampleDialogue, LaunchReport, RunPhase, RunStatus, StepProgress,
+    ActorState, ActorStatus, EvaluationReport, ExampleDialogue, GroupCounts, LaunchReport, RunPhase, RunStatus, StepProgress,
 };
 use cohort_protocol::{PolicyVersion, Role, StepCommit, WorkerId};
 use std::collections::BTreeMap;
 use std::time::Instant;
 
-/// Seconds from the step's first lease to its last score.
+/// Seconds since this launch.
+const ELAPSED_S: &str = "time/elapsed_s";
+/// Seconds from the step's first lease to its last score; in an asynchronous run since the last commit.
 pub const COLLECT_S: &str = "time/collect_s";
 /// Seconds of the learner's step.
 pub const STEP_S: &str = "time/step_s";
@@ -18,6 +20,12 @@ pub const STEP_S: &str = "time/step_s";
 pub const SAMPLED_TOKENS: &str = "tokens/sampled";
 /// Tokens of all sequences through the learner.
 pub const TRAINED_TOKENS: &str = "tokens/trained";
+/// Seconds that publishing weights took since the commit before.
+const WEIGHT_SYNC_S: &str = "timing_s/weight_sync";
+/// Part of the time since the last commit in which the learner had nothing to do.
+const LEARNER_IDLE: &str = "perf/learner_idle_fraction";
+/// The same of a rollout worker, in the mean over all of them.
+const ROLLOUT_IDLE: &str = "perf/rollout_idle_fraction";
 const REWARD: &str = "reward";
 const LOGP_DIFFERENCE: &str = "exactness/logp_difference_max";
 const LOGP_TOKENS: &str = "exactness/tokens";
@@ -30,9 +38,12 @@ pub(super) struct Report {
     collecting: Option<Instant>,
     collect_s: f64,
     step_sent: Option<Instant>,
+    weight_sync_s: f64,
     tokens: (u64, u64),
     evaluations: Vec<EvaluationReport>,
     rewards: Vec<f64>,
+    /// Idle parts of the time, learner's and rollout workers', by commit.
+    idle: Vec<(f64, f64)>,
     totals: Totals,
     step_seconds: Vec<f64>,
     last_commit: Instant,
@@ -50,6 +61,7 @@ struct Totals {
     trained: f64,
     logp_difference: f64,
     logp_tokens: f64,
+    staleness: f64,
 }
 
 impl Report {
@@ -61,9 +73,11 @@ impl Report {
             collecting: None,
             collect_s: 0.0,
             step_sent: None,
+            weight_sync_s: 0.0,
             tokens: (0, 0),
             evaluations: past.evaluations.clone(),
             rewards: Vec::new(),
+            idle: Vec::new(),
             totals: Totals::default(),
             step_seconds: Vec::new(),
             last_commit: now,
@@ -94,15 +108,43 @@ impl Report {
         self.tokens = (trained, sampled);
     }
 
+    /// The learner made a version's weights visible to the rollout workers of its host.
+    pub(super) fn published(&mut self, publish_us: u64) {
+        self.weight_sync_s += publish_us as f64 / 1e6;
+    }
+
     /// Adds what only the coordinator knows to a commit, before it is recorded.
-    pub(super) fn enrich(&mut self, now: Instant, commit: &mut StepCommit) {
+    pub(super) fn enrich(&mut self, now: Instant, state: &mut ControllerState, groups: usize, commit: &mut StepCommit) {
         let step_s = self.step_sent.take().map_or(0.0, |at| now.saturating_duration_since(at).as_secs_f64());
         let (trained, sampled) = self.tokens;
-        let collect_s = std::mem::take(&mut self.collect_s);
-        let own = [(COLLECT_S, collect_s), (STEP_S, step_s), (SAMPLED_TOKENS, sampled as f64), (TRAINED_TOKENS, trained as f64)];
+        let collected = std::mem::take(&mut self.collect_s);
+        // Groups are generated all the time in an asynchronous run.
+        let since = now.saturating_duration_since(self.last_commit).as_secs_f64();
+        let collect_s = if state.plan().is_asynchronous() { since } else { collected };
+        let elapsed_s = now.saturating_duration_since(self.begun).as_secs_f64();
+        let own = [
+            (ELAPSED_S, elapsed_s),
+            (COLLECT_S, collect_s),
+            (STEP_S, step_s),
+            (WEIGHT_SYNC_S, std::mem::take(&mut self.weight_sync_s)),
+            (SAMPLED_TOKENS, sampled as f64),
+            (TRAINED_TOKENS, trained as f64),
+        ];
         for (name, value) in own {
             commit.metrics.push((name.to_owned(), value));
         }
+        if let Some((learner, rollout)) = state.take_idleness() {
+            commit.metrics.extend([(LEARNER_IDLE, learner), (ROLLOUT_IDLE, rollout)].map(|(n, v)| (n.to_owned(), v)));
+        }
+        // As they are once this step is counted.
+        let (accounts, groups) = (state.accounts(), groups as u64);
+        let mut count = |name: &str, value: u64| commit.metrics.push((format!("groups/{name}"), value as f64));
+        count("generated", accounts.generated);
+        count("consumed", accounts.consumed + groups);
+        count("in_flight", accounts.in_flight().saturating_sub(groups));
+        count("requeued", accounts.requeued);
+        count("dropped", accounts.dropped.values().sum());
+        accounts.dropped.iter().for_each(|(reason, n)| count(&format!("dropped/{reason}"), *n));
     }
 
     /// A step is committed.
@@ -216,6 +258,7 @@ impl Report {
             step: state.version().0,
             steps: self.steps,
             updated_ms,
+            groups: groups(state),
             actors: self.actors(state, coordinator),
         }
     }
@@ -259,6 +302,10 @@ impl Report {
             heldout_rise: round(0, false)
                 .zip(end.and_then(|step| round(step, false)))
                 .and_then(|(b, a)| rise(&b.per_prompt, &a.per_prompt)),
+            groups: groups(state),
+            learner_idle: mean(&self.idle.iter().map(|(learner, _)| *learner).collect::<Vec<_>>()),
+            rollout_idle: mean(&self.idle.iter().map(|(_, rollout)| *rollout).collect::<Vec<_>>()),
+            staleness_max: self.totals.staleness as u64,
             heldout_parts: parts(0).into_iter().filter_map(|(n, v)| Some((n.clone(), v, *after.get(&n)?))).collect(),
         }
     }
@@ -272,6 +319,8 @@ impl Report {
         t.trained += get(TRAINED_TOKENS);
         t.logp_difference = t.logp_difference.max(get(LOGP_DIFFERENCE));
         t.logp_tokens += get(LOGP_TOKENS);
+        t.staleness = t.staleness.max(get("staleness/max"));
+        self.idle.extend(metric(commit, LEARNER_IDLE).zip(metric(commit, ROLLOUT_IDLE)));
         self.rewards.extend(metric(commit, REWARD));
     }
 }
@@ -306,6 +355,17 @@ fn in_hand(state: &ControllerState, conn: ConnId) -> Option<String> {
         text.push_str(&format!(" and {} more", member.load.len() - 1));
     }
     Some(text)
+}
+
+fn groups(state: &ControllerState) -> GroupCounts {
+    let accounts = state.accounts();
+    GroupCounts {
+        generated: accounts.generated,
+        consumed: accounts.consumed,
+        in_flight: accounts.in_flight(),
+        ready: state.ready_groups() as u64,
+        dropped: accounts.dropped.clone(),
+    }
 }
 
 fn learner_version(state: &ControllerState, worker: WorkerId) -> Option<PolicyVersion> {

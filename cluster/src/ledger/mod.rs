@@ -1,13 +1,14 @@
 //! The accounts of a run: what was leased, delivered, decided and consumed, durable before anything is done with it.
 //!
 //! Files: `schema` tables; `chain` rows that cannot vanish unseen; `segments` deliveries byte for byte; `entry` facts;
-//! `rows` facts as rows; `store` the writing end; `recover` the past of a run; `audit` the proof; `place` directory and
+//! `rows` facts as rows; `store` the writing end; `recover` the past of a run; `history` the same for readers; `audit` the proof; `place` directory and
 //! lock; `error`.
 
 pub mod audit;
 pub mod chain;
 pub mod entry;
 pub mod error;
+pub mod history;
 pub mod place;
 pub mod recover;
 mod rows;
@@ -18,6 +19,7 @@ pub mod store;
 pub use audit::{AuditReport, audit};
 pub use entry::{Accepted, Entry};
 pub use error::LedgerError;
+pub use history::History;
 pub use place::{RunLock, RunPaths};
 pub use recover::{Past, PastCheckpoint, PastGroup};
 pub use store::{Ledger, RunMeta};

@@ -25,6 +25,8 @@ pub struct Past {
     pub next_cursor: u64,
     /// Complete evaluation rounds.
     pub evaluations: Vec<EvaluationReport>,
+    /// Groups given up, by reason.
+    pub dropped: BTreeMap<String, u64>,
 }
 
 /// A checkpoint.
@@ -47,6 +49,8 @@ pub struct PastGroup {
     pub attempt: AttemptId,
     /// Digest of its accepted trajectories, and who made them.
     pub trajectories: Option<(String, WorkerId)>,
+    /// Oldest and newest policy version of their tokens; `None` where nothing was sampled.
+    pub versions: Option<(PolicyVersion, PolicyVersion)>,
     /// Digest of its accepted scores, and who gave them.
     pub scores: Option<(String, WorkerId)>,
 }
@@ -63,11 +67,15 @@ impl Ledger {
     /// Reads everything back.
     pub fn past(&self) -> Result<Past, LedgerError> {
         let (conn, path) = self.connection();
-        read_past(conn, path)
+        let mut past = read_past(conn, path)?;
+        for (id, group) in past.open_groups.iter_mut().filter(|(_, group)| group.trajectories.is_some()) {
+            group.versions = self.trajectories(*id)?.and_then(|accepted| accepted.value.versions());
+        }
+        Ok(past)
     }
 }
 
-fn read_past(conn: &Connection, path: &Path) -> Result<Past, LedgerError> {
+pub(super) fn read_past(conn: &Connection, path: &Path) -> Result<Past, LedgerError> {
     let mut past = Past::default();
     let at = |e| LedgerError::sqlite(path, e);
     for (step, base, groups, digests) in rows(conn, "SELECT step, base, groups, digests FROM intents", |r| {
@@ -95,6 +103,9 @@ fn read_past(conn: &Connection, path: &Path) -> Result<Past, LedgerError> {
         .map(|report| parse(path, "evaluations.report", report))
         .collect::<Result<_, _>>()?;
     past.open_groups = read_open_groups(conn).map_err(at)?;
+    let by_reason = |r: &Row<'_>| Ok((r.get(0)?, unsigned(r, 1)?));
+    past.dropped =
+        rows(conn, "SELECT reason, count(*) FROM dropped GROUP BY reason", by_reason).map_err(at)?.into_iter().collect();
     let (group, cursor) = conn
         .query_row("SELECT coalesce(max(grp) + 1, 0), coalesce(max(cursor) + 1, 0) FROM generated", [], |r| {
             Ok((unsigned(r, 0)?, unsigned(r, 1)?))
@@ -139,8 +150,8 @@ fn read_open_groups(conn: &Connection) -> rusqlite::Result<BTreeMap<GroupId, Pas
             let (digest, worker): (Option<String>, Option<String>) = (r.get(digest)?, r.get(digest + 1)?);
             Ok(digest.zip(worker.as_deref().and_then(parse_worker)))
         };
-        let group =
-            PastGroup { cursor: unsigned(r, 1)?, attempt: AttemptId(r.get(2)?), trajectories: record(3)?, scores: record(5)? };
+        let (trajectories, scores) = (record(3)?, record(5)?);
+        let group = PastGroup { cursor: unsigned(r, 1)?, attempt: AttemptId(r.get(2)?), trajectories, versions: None, scores };
         Ok((GroupId(unsigned(r, 0)?), group))
     })?;
     Ok(found.into_iter().collect())

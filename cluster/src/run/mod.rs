@@ -9,11 +9,12 @@
 //!
 //! Files: `directory` the run's folder; `resume` what a resumed run may change; `wiring` from configuration to workers;
 //! `source` from configuration to the coordinator; `failure` how workers end badly; `inproc` everything in this process,
-//! `hangs` what of it hangs. Runs of processes are [`crate::agent`]'s.
+//! `hangs` what of it hangs; `replay` a run's steps once more. Runs of processes are [`crate::agent`]'s.
 pub mod directory;
 pub(crate) mod failure;
 mod hangs;
 mod inproc;
+pub mod replay;
 mod resume;
 pub mod source;
 pub mod wiring;

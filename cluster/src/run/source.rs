@@ -65,7 +65,7 @@ fn plan(config: &Config, data: &dyn Dataset, shared_engine: bool) -> Plan {
         steps: training.steps,
         groups_per_step: training.groups_per_step,
         group_size: training.group_size,
-        max_staleness: 0,
+        max_staleness: training.max_staleness,
         rollout_workers: config.cluster.rollout.get(),
         shared_engine,
         slots: RING_SLOTS,
@@ -76,7 +76,7 @@ fn plan(config: &Config, data: &dyn Dataset, shared_engine: bool) -> Plan {
             greedy: eval.greedy,
         }),
         checkpoint_every: training.checkpoint.every,
-        on_failure: OnFailure::Stop,
+        on_failure: if training.max_staleness > 0 { OnFailure::Drop } else { OnFailure::Stop },
         max_failures: MAX_FAILURES,
         deadlines: Deadlines::default(),
     }

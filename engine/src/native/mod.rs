@@ -23,6 +23,7 @@ mod tests;
 mod weights;
 mod workspace;
 
+use crate::parts::{self, Visit};
 use crate::{AdamW, Backend, EngineError, Extend, Forward, KvId, PackedBatch, PackedSequence, Upstream, input};
 use backward::Gradients;
 use block::Model;
@@ -159,6 +160,14 @@ impl NativeEngine {
         Self { weights, pending: None, ..self }
     }
 
+    /// The same engine that keeps, for the backward pass, only what goes into each block and computes the rest again: less
+    /// memory and another forward pass, the same bits.
+    #[must_use]
+    pub fn recomputing(mut self, recompute: bool) -> Self {
+        self.kept.recompute = recompute;
+        self
+    }
+
     /// Flips one bit of one weight: a test hook, by which the exactness check is shown to notice the smallest difference.
     ///
     /// # Errors
@@ -252,11 +261,14 @@ impl Backend for NativeEngine {
         Ok(layout.unpack(&self.cpu, values))
     }
 
+    fn each_part(&self, visit: Visit<'_>) -> Result<(), EngineError> {
+        let (layout, values) = self.trained()?;
+        layout.each_part(&self.cpu, values, visit);
+        Ok(())
+    }
+
     fn digest(&self) -> Result<u64, EngineError> {
-        match &self.adapters {
-            Some(adapters) => Ok(adapters.layout.digest(&self.cpu, &adapters.values)),
-            None => self.weights.digest(&self.cpu, &self.layout),
-        }
+        self.weights.imported().map_or_else(|| parts::digest(self), Ok)
     }
 
     fn kv_open(&mut self) -> Result<KvId, EngineError> {

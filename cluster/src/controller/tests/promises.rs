@@ -28,6 +28,7 @@ fn intents_do_not_depend_on_workers_losses_or_order() {
             doubled: 10,
             score_fails: [0, 30][seed as usize % 2],
             hang: [0, 600][(seed / 2) as usize % 2],
+            slow: 0,
         };
         let plan = Plan { rollout_workers: 1 + (seed % 3) as u16, shared_engine: seed % 5 == 0, ..plan() };
         let world = World::new(plan, seed, trouble, 1 + (seed % 3) as u16, 1 + (seed % 2) as u16).run();
@@ -48,7 +49,7 @@ fn intents_do_not_depend_on_workers_losses_or_order() {
 
 #[test]
 fn equal_seeds_replay_alike() {
-    let trouble = Trouble { kill: 60, restart: 200, doubled: 8, score_fails: 20, hang: 500 };
+    let trouble = Trouble { kill: 60, restart: 200, doubled: 8, score_fails: 20, hang: 500, slow: 0 };
     let a = World::new(plan(), 9, trouble, 3, 2).run();
     let b = World::new(plan(), 9, trouble, 3, 2).run();
     assert_eq!((a.kills, a.next, a.replays), (b.kills, b.next, b.replays));

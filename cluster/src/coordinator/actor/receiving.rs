@@ -121,11 +121,13 @@ impl Core {
             LearnerToCoordinator::Stepped(s) => {
                 let mut commit = s.commit;
                 if !self.state.commits().contains_key(&commit.step) {
-                    self.report.enrich(Instant::now(), &mut commit);
+                    let groups = self.state.groups_of(commit.step);
+                    self.report.enrich(Instant::now(), &mut self.state, groups, &mut commit);
                 }
                 Event::Stepped { conn, epoch: s.epoch, commit }
             }
             LearnerToCoordinator::Published(p) => {
+                self.report.published(p.publish_us);
                 Event::Published { conn, epoch: p.epoch, version: p.version, slot: p.slot, digest: p.digest }
             }
             LearnerToCoordinator::CheckpointSaved(c) => Event::CheckpointSaved {

@@ -18,6 +18,7 @@ impl Core {
             group: work.group,
             attempt,
             version,
+            follows: self.state.plan().is_asynchronous() && work.is_training(),
             samples,
             item: groups.item(&work, cursor),
             seed: groups.seed(),
