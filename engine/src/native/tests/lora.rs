@@ -259,3 +259,20 @@ fn gradients_are_the_slopes_of_the_loss_with_dropped_inputs() {
         }
     }
 }
+
+#[test]
+fn activations_computed_again_drop_the_same_inputs() {
+    let spec = odd_spec();
+    let lora = Lora { dropout: 0.3, ..lora(&spec, &["all-linear"]) };
+    let batch = PackedBatch { sequences: (0..3).map(|i| sequence(&spec, 25, i)).collect() };
+    let gradients = |recompute: bool| {
+        let engine = NativeEngine::new(spec.clone(), 2, 1 << 20).unwrap().recomputing(recompute);
+        let mut engine = engine.adapted(&lora, &random_weights(&spec, 1)).unwrap();
+        engine.import(&values(&spec, &lora)).unwrap();
+        engine.key_draws(&[1, 2, 3]);
+        let targets = engine.forward(&batch, true).unwrap().logp.len();
+        engine.backward(Upstream { d_logp: &vec![-0.1; targets], d_entropy: None }).unwrap();
+        engine.gradients().unwrap()
+    };
+    assert_eq!(gradients(true), gradients(false));
+}
