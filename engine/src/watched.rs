@@ -1,6 +1,7 @@
 //! A backend that remembers whether its weights were touched, so that stale keys and values are never decoded from.
 use crate::parts::Visit;
 use crate::{AdamW, Backend, EngineError, Extend, Forward, KvId, PackedBatch, Upstream};
+use cohort_model::spec::TensorSpec;
 use cohort_model::{DecoderSpec, WeightSet};
 
 /// Passes every call on and notes those that may change weights.
@@ -36,6 +37,9 @@ impl Backend for Watched<'_> {
     fn import_named(&mut self, weights: &WeightSet, digest: u64) -> Result<(), EngineError> {
         self.changed = true;
         self.inner.import_named(weights, digest)
+    }
+    fn tensors(&self) -> Result<Vec<TensorSpec>, EngineError> {
+        self.inner.tensors()
     }
     fn each_part(&self, visit: Visit<'_>) -> Result<(), EngineError> {
         self.inner.each_part(visit)

@@ -30,6 +30,7 @@ use block::Model;
 use cohort_kernels::rope::RopeTable;
 use cohort_kernels::{Cpu, Format, Path};
 use cohort_model::family::Positions;
+use cohort_model::spec::TensorSpec;
 use cohort_model::{DecoderSpec, DtypeKind, Lora, WeightSet};
 use forward::{PASS_ROWS, Pending};
 use kv::KvStore;
@@ -261,6 +262,11 @@ impl Backend for NativeEngine {
         Ok(layout.unpack(&self.cpu, values))
     }
 
+    fn tensors(&self) -> Result<Vec<TensorSpec>, EngineError> {
+        let slots = self.trained_layout().slots();
+        Ok(slots.iter().map(|slot| TensorSpec { name: slot.name.clone(), shape: slot.shape.clone() }).collect())
+    }
+
     fn each_part(&self, visit: Visit<'_>) -> Result<(), EngineError> {
         let (layout, values) = self.trained()?;
         layout.each_part(&self.cpu, values, visit);
@@ -268,7 +274,10 @@ impl Backend for NativeEngine {
     }
 
     fn digest(&self) -> Result<u64, EngineError> {
-        self.weights.imported().map_or_else(|| parts::digest(self), Ok)
+        match (&self.adapters, self.weights.imported()) {
+            (None, Some(digest)) => Ok(digest),
+            _ => parts::digest(self),
+        }
     }
 
     fn kv_open(&mut self) -> Result<KvId, EngineError> {
