@@ -1,6 +1,6 @@
 """Ours beside the peers on one machine: the same work in turn, medians over the rounds, as a table and one JSON object.
 
-usage: compare.py --python VENV/bin/python --gguf FILE [--rounds 5] [--works decode:16,train,grpo] [--threads 2]
+usage: compare.py --python VENV/bin/python --gguf FILE [--rounds 5] [--works decode:16,train,grpo] [--threads 2] [--dtype f32|bf16]
 
 Ours is target/release/xtask (cargo build --release --package xtask). Each round runs ours and then the peer; each run is
 itself a median of at least 5. A round's ratio compares neighbours in time, so that what else the machine does weighs on
@@ -15,6 +15,7 @@ parser.add_argument("--gguf", required=True)
 parser.add_argument("--rounds", type=int, default=5)
 parser.add_argument("--runs", type=int, default=5)
 parser.add_argument("--threads", type=int, default=2)
+parser.add_argument("--dtype", default="f32", choices=["f32", "bf16"])
 parser.add_argument("--works", default="decode:1,decode:8,decode:16,decode:32,train,grpo")
 args = parser.parse_args()
 
@@ -29,7 +30,7 @@ def last_json(command):
 def ours(work, batch):
     only = ["--only", work, *(["--batch", batch] if batch else [])]
     command = [here.parent.parent / "target/release/xtask", "bench", "--json", "--model", args.gguf,
-               "--threads", str(args.threads), "--runs", str(args.runs), *only]
+               "--threads", str(args.threads), "--runs", str(args.runs), "--dtype", args.dtype, *only]
     report = last_json(command)
     figures = report[work]
     return figures[f"batch_{batch}"] if batch else figures, report["ceilings"]
@@ -38,7 +39,7 @@ def ours(work, batch):
 def peer(work, batch):
     only = ["--batch", batch] if batch else []
     command = [args.python, here / "peer.py", work, "--gguf", args.gguf, "--threads", str(args.threads),
-               "--runs", str(args.runs), *only]
+               "--runs", str(args.runs), "--dtype", args.dtype, *only]
     return last_json(command)[work]
 
 
@@ -65,4 +66,4 @@ for row in rows:
     memory = [f"{m:.0f} MiB" if m else "-" for m in (row["ours_mib"], row["peer_mib"])]
     print(f"| {row['work']} | {statistics.median(row['ours']):.4g} {unit} | {statistics.median(row['peer']):.4g} {unit} "
           f"| {ratio} | {memory[0]} | {memory[1]} |")
-print(json.dumps({"rows": rows, "ceilings": ceilings, "rounds": args.rounds, "threads": args.threads}))
+print(json.dumps({"rows": rows, "ceilings": ceilings, "dtype": args.dtype, "rounds": args.rounds, "threads": args.threads}))

@@ -60,6 +60,13 @@ impl Need {
         let (workers, ring) = if config.cluster.processes { (rollout, u64::from(RING_SLOTS)) } else { (0, 0) };
         Self {
             kv: Self::kv_of_engine(spec, config) * workers.max(1),
+            activations: if config.training.recompute_activations {
+                // What goes into every block, and one block's own.
+                let one = activation_values(&DecoderSpec { layers: 1, ..spec.clone() });
+                4 * (one + (spec.layers * spec.hidden) as u64) * u64::from(config.training.micro_batch_tokens)
+            } else {
+                engine.activations
+            },
             parameters: if dtype == DtypeKind::Bf16 { full + sampler } else { full },
             reference: if referenced { sampler } else { 0 },
             workers: workers * sampler,
@@ -178,7 +185,7 @@ impl Memory {
         if n.workers + n.ring > n.parameters + n.gradients + n.moments && n.workers + n.ring > n.kv.max(n.activations) {
             "run fewer rollout workers, or leave --processes out: in one process all share one copy of the weights"
         } else if n.activations >= n.kv && n.activations > n.parameters {
-            "lower training.micro_batch_tokens"
+            "lower training.micro_batch_tokens, or set training.recompute_activations = true"
         } else if n.kv > n.parameters {
             "lower cluster.capacity or training.group_size"
         } else {
@@ -284,6 +291,12 @@ mod tests {
         let memory = Memory { available_bytes: Some(1 << 20), ..Memory::check(Need::of(&smollm2(), 4096, 0)) };
         assert!(!memory.fits());
         assert!(memory.line().starts_with("learner needs 5.9 GiB (parameters 513.1 MiB,"), "{}", memory.line());
-        assert_eq!(memory.remedy(), "lower training.micro_batch_tokens");
+        assert!(memory.remedy().starts_with("lower training.micro_batch_tokens"));
+        let config = |recompute_activations| {
+            let mut config = Config::default();
+            config.training.recompute_activations = recompute_activations;
+            Need::of_run(&smollm2(), &config).activations
+        };
+        assert!(10 * config(true) < config(false), "{} and {}", config(true), config(false));
     }
 }

@@ -1,6 +1,7 @@
 //! The program as scripts use it: a small run through the real binary, then every report about it.
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, reason = "a test fails by panicking")]
 use serde_json::Value;
+use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Output};
 
@@ -134,6 +135,9 @@ fn a_run_and_every_report_about_it() {
     assert_eq!(evaluated["heldout"], report["heldout_after"], "the same draws as the run's own evaluation");
     assert_eq!(evaluated["heldout_greedy"], report["heldout_greedy_after"]);
     assert!(good(&dir, &["evaluate", "r", "--message", "hello"]).contains("agent"));
+    json(&dir, &["evaluate", "r", "--json", "--prompts", "2", "--top-p", "0.8", "--presence-penalty", "-0.5"]);
+    let said = refused(&dir, 2, &["evaluate", "r", "--top-p", "1.5"]);
+    assert!(said.contains("agent.top_p") && said.contains("--top-p 1.5") && said.contains("at most 1"), "{said}");
 
     scores_are_the_stored_bits(&dir);
     refusals_about_a_run(&dir);
@@ -237,6 +241,20 @@ fn generate_answers_in_order_whatever_the_batch() {
     refused(&dir, 2, &[&base[..], &["--regex", "a", "--json-schema", "s.json"]].concat());
     refused(&dir, 2, &[&base[..], &["--regex", "a", "--ignore-eos"]].concat());
 
+    // Token by token: every row as before, after exactly its tokens.
+    let mut streamed: BTreeMap<String, Vec<Value>> = BTreeMap::new();
+    for line in with(&["--stream", "--batch", "3"]).lines() {
+        let value: Value = serde_json::from_str(line).unwrap();
+        streamed.entry(value["id"].to_string()).or_default().push(value);
+    }
+    for row in &rows {
+        let mut events = streamed.remove(&row["id"].to_string()).unwrap();
+        assert_eq!(events.pop().as_ref(), Some(row));
+        let of = |key: &str| Value::from(events.iter().map(|e| e[key].clone()).collect::<Vec<_>>());
+        assert_eq!((of("token_id"), of("logprob")), (row["token_ids"].clone(), row["logprobs"].clone()));
+    }
+    assert!(streamed.is_empty());
+
     let long = with(&["--ignore-eos"]);
     for line in long.lines() {
         let row: Value = serde_json::from_str(line).unwrap();
@@ -321,6 +339,11 @@ fn configuration_errors_show_the_line() {
     std::fs::write(dir.join("part.toml"), CONFIG.replace("draw = \"uniform\"", "drew = \"uniform\"")).unwrap();
     let said = refused(&dir, 2, &["launch", "part.toml"]);
     assert!(said.contains("drew") && said.contains("part.toml:"), "{said}");
+    let narrow = "agent.top_p=0.9";
+    let said = refused(&dir, 2, &["launch", "run.toml", "--run-dir", "x", "--set", narrow]);
+    assert!(said.contains("agent.top_p") && said.contains("--set") && said.contains("training.correction.type"), "{said}");
+    let tis = "training.correction={type=\"tis\"}";
+    good(&dir, &["launch", "run.toml", "--dry-run", "--run-dir", "x", "--set", narrow, "--set", tis]);
     for arguments in [["--steps", "-1"], ["--steps", "0"], ["--workers", "rollout=0"], ["--set", "agent.type=chatty"]] {
         refused(&dir, 2, &[&["launch", "run.toml", "--run-dir", "x"], &arguments[..]].concat());
         assert!(!dir.join("x").exists());

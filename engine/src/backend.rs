@@ -5,6 +5,7 @@
 //!   tokens were cut into calls, and for any number of threads.
 //! - **B2** `backward` and `update` are deterministic for equal inputs in equal order, for any number of threads.
 //! - **B3** a failed call leaves weights, moments and KV as they were before it.
+use crate::parts::{self, Visit};
 use cohort_model::{DecoderSpec, WeightSet};
 use thiserror::Error;
 
@@ -128,9 +129,14 @@ pub trait Backend: Send {
     }
     /// All weights in the canonical layout, f32.
     fn export(&self) -> Result<WeightSet, EngineError>;
-    /// Their fast digest: that of [`Backend::export`], made one tensor at a time where the engine can.
+    /// Shows all weights in the canonical layout, in parts and from several threads where the engine can.
+    fn each_part(&self, visit: Visit<'_>) -> Result<(), EngineError> {
+        parts::whole(&self.export()?, visit);
+        Ok(())
+    }
+    /// Their fast digest: that of [`Backend::export`].
     fn digest(&self) -> Result<u64, EngineError> {
-        Ok(self.export()?.digest())
+        parts::digest(self)
     }
 
     /// A fresh, empty KV memory.

@@ -7,6 +7,7 @@
 //! - **H4** an engine thread that ended answers every call with [`EngineError::Stopped`] and the reason.
 //! - **H5** the version label always names the weights in memory: whatever changes weights takes the label away.
 use crate::driver::{Command, Core, Driver, Envelope, GenerateCommand};
+use crate::parts::Named;
 use crate::ring::WeightRing;
 use crate::sampler::Decoding;
 use crate::scheduler::{Finish, Limits, SessionId};
@@ -209,7 +210,17 @@ impl EngineHandle {
         .await?
     }
 
-    /// Names the weights in memory and gives them out.
+    /// Names the weights in memory.
+    pub async fn name(&self, version: u64) -> Result<Label, EngineError> {
+        self.with_core(move |core| {
+            let label = Label { version, digest: core.backend.digest()? };
+            core.label = Some(label);
+            Ok(label)
+        })
+        .await?
+    }
+
+    /// As [`EngineHandle::name`], and gives the weights out.
     pub async fn snapshot(&self, version: u64) -> Result<(WeightSet, Label), EngineError> {
         self.with_core(move |core| {
             let weights = core.backend.export()?;
@@ -240,11 +251,7 @@ impl EngineHandle {
             if ring.publish_name(slot, version, label.digest)? {
                 return Ok(label);
             }
-            let weights = core.backend.export()?;
-            let written = ring.publish(slot, version, &weights)?;
-            if written != label.digest {
-                return Err(wrong_digest("publish", version, written, label.digest));
-            }
+            ring.publish(slot, version, &Named { backend: core.backend.as_ref(), digest: label.digest })?;
             Ok(label)
         })
         .await?

@@ -6,7 +6,7 @@
 //!
 //! Files: `backend` the seam; `input` what a call may be given; `handle` the roles' side; `driver` the engine's thread; `scheduler` who is in the next step, `beginnings` what
 //! its sequences have in common;
-//! `sampler` one token from logits; `stream` tokens as they come; `ring` weights by version, in memory or shared by a host; `stub` canned text.
+//! `sampler` one token from logits; `stream` tokens as they come; `parts` weights on their way out; `ring` weights by version, in memory or shared by a host; `stub` canned text.
 
 /// Whether this build can compute on a CUDA device.
 pub const HAS_CUDA: bool = cfg!(feature = "cuda");
@@ -18,6 +18,7 @@ mod driver;
 pub mod handle;
 mod input;
 pub mod native;
+mod parts;
 pub mod ring;
 pub mod sampler;
 pub mod scheduler;
@@ -28,6 +29,7 @@ mod watched;
 pub use backend::{AdamW, Backend, EngineError, Extend, Forward, KvId, PackedBatch, PackedSequence, Upstream};
 pub use cohort_kernels::sampling::{Penalties, Truncation};
 pub use handle::{Completion, EngineHandle, EngineOptions, Label, Session, Span};
+pub use parts::{Part, Visit, WeightSource};
 pub use ring::{HeldRing, LocalRing, RingError, SharedRing, WeightRing};
 pub use sampler::{BadSampling, Constraint, Decoding, DrawKey, StopWatch};
 pub use scheduler::Finish;

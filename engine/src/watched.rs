@@ -1,4 +1,5 @@
 //! A backend that remembers whether its weights were touched, so that stale keys and values are never decoded from.
+use crate::parts::Visit;
 use crate::{AdamW, Backend, EngineError, Extend, Forward, KvId, PackedBatch, Upstream};
 use cohort_model::{DecoderSpec, WeightSet};
 
@@ -31,6 +32,13 @@ impl Backend for Watched<'_> {
     fn import(&mut self, weights: &WeightSet) -> Result<(), EngineError> {
         self.changed = true;
         self.inner.import(weights)
+    }
+    fn import_named(&mut self, weights: &WeightSet, digest: u64) -> Result<(), EngineError> {
+        self.changed = true;
+        self.inner.import_named(weights, digest)
+    }
+    fn each_part(&self, visit: Visit<'_>) -> Result<(), EngineError> {
+        self.inner.each_part(visit)
     }
     fn export(&self) -> Result<WeightSet, EngineError> {
         self.inner.export()

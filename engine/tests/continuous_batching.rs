@@ -185,11 +185,6 @@ struct Plan {
     patience: Option<usize>,
 }
 
-/// As [`decoding`] without penalties and constraints: a draw depends on the tokens before it, not on which of them were drawn.
-fn memoryless(sample: u16, max_new_tokens: u32) -> Decoding {
-    Decoding { penalties: Penalties::OFF, constraint: None, ..decoding(sample, max_new_tokens) }
-}
-
 async fn run(engine: &EngineHandle, plan: &Plan, decoding: impl Fn(u32) -> Decoding) -> Vec<Completion> {
     let mut session = engine.session();
     let mut out = Vec::new();
@@ -261,23 +256,57 @@ fn version(v: u64) -> WeightSet {
     salt(1.0 + v as f32)
 }
 
-/// What an engine that only ever had this version's weights draws after a context, one token.
-async fn alone_under(v: u64, context: &[u32], sample: u16) -> Completion {
-    let engine = engine(usize::MAX, EngineOptions::default());
-    engine.load(v, version(v)).await.unwrap();
-    engine.session().generate(context, memoryless(sample, 1)).await.unwrap()
+/// The state of a turn in its middle, as a constraint: the first token of a generation under it is the turn's next one.
+struct Resumed {
+    constraint: Option<Box<dyn Constraint>>,
+    penalties: Penalties,
+    context: Vec<u32>,
+    made: usize,
 }
 
-/// Every token of a sequence's turns with its context, version and exactness.
-fn by_token(plan: &Plan, done: &[Completion]) -> Vec<(Vec<u32>, u32, f32, Span)> {
+impl Constraint for Resumed {
+    fn mask(&mut self, logits: &mut [f32]) -> Result<(), EngineError> {
+        if let Some(constraint) = &mut self.constraint {
+            constraint.mask(logits)?;
+        }
+        self.penalties.apply(logits, &self.context, self.made);
+        Ok(())
+    }
+    fn push(&mut self, _: u32) -> Result<(), EngineError> {
+        Ok(())
+    }
+}
+
+/// What an engine that only ever had this version's weights draws after a context, one token, in a turn that made the last
+/// `made` tokens of it.
+async fn alone_under(v: u64, context: &[u32], made: usize, sample: u16) -> Completion {
+    let engine = engine(usize::MAX, EngineOptions::default());
+    engine.load(v, version(v)).await.unwrap();
+    let Decoding { mut constraint, penalties, .. } = decoding(sample, 1);
+    if let Some(constraint) = &mut constraint {
+        context[context.len() - made..].iter().for_each(|token| constraint.push(*token).unwrap());
+    }
+    let resumed = Resumed { constraint, penalties, context: context.to_vec(), made };
+    let decoding = Decoding { constraint: Some(Box::new(resumed)), penalties: Penalties::OFF, ..decoding(sample, 1) };
+    engine.session().generate(context, decoding).await.unwrap()
+}
+
+/// A sampled token: its context, of which its turn made so many, both log-probs, version and exactness.
+type Token = (Vec<u32>, usize, (u32, f32, f32), Span);
+
+fn drawn(completion: &Completion, i: usize) -> (u32, f32, f32) {
+    (completion.tokens[i], completion.logp[i], completion.logp_sampled[i])
+}
+
+/// Every token of a sequence's turns.
+fn by_token(plan: &Plan, done: &[Completion]) -> Vec<Token> {
     let (mut context, mut out) = (Vec::new(), Vec::new());
     for ((append, _), completion) in plan.turns.iter().zip(done) {
         context.extend_from_slice(append);
         let spans = completion.spans.iter().flat_map(|span| (0..span.tokens).map(|_| *span));
-        let drawn = completion.tokens.iter().zip(&completion.logp);
-        for ((&token, &logp), span) in drawn.zip(spans) {
-            out.push((context.clone(), token, logp, span));
-            context.push(token);
+        for (made, span) in spans.enumerate() {
+            out.push((context.clone(), made, drawn(completion, made), span));
+            context.push(completion.tokens[made]);
         }
     }
     out
@@ -315,7 +344,7 @@ async fn through_swaps(engine: &EngineHandle, plans: &[Plan], swaps: &[usize]) -
                     }
                 };
                 tokio::select! {
-                    done = run(&engine, &plan, |new| memoryless(i as u16, new)) => Some(done),
+                    done = run(&engine, &plan, |new| decoding(i as u16, new)) => Some(done),
                     () = patience => None,
                 }
             })
@@ -348,12 +377,12 @@ proptest! {
             let done = through_swaps(&engine, &plans, &swaps).await;
             for (i, done) in done.iter().enumerate().filter_map(|(i, done)| Some((i, done.as_ref()?))) {
                 let mut last = 0;
-                for (context, token, logp, span) in by_token(&plans[i], done) {
+                for (context, made, token, span) in by_token(&plans[i], done) {
                     prop_assert!(span.version >= last && (span.exact || keep_stale_kv));
                     last = span.version;
                     if span.exact {
-                        let want = alone_under(span.version, &context, i as u16).await;
-                        prop_assert_eq!((token, logp), (want.tokens[0], want.logp[0]), "after {:?} under {:?}", context, span);
+                        let want = alone_under(span.version, &context, made, i as u16).await;
+                        prop_assert_eq!(token, drawn(&want, 0), "after {:?} under {:?}", context, span);
                     }
                 }
             }
@@ -378,7 +407,7 @@ async fn a_swap_in_the_middle_of_a_generation_makes_two_spans_each_exact() {
         }
         false
     };
-    let decoding = Decoding { watch: Some(Box::new(watch)), stop_ids: vec![], ..memoryless(1, 7) };
+    let decoding = Decoding { watch: Some(Box::new(watch)), stop_ids: vec![], ..decoding(1, 7) };
     let mut session = engine.session();
     let generating = tokio::spawn(async move { session.generate(&[1, 2], decoding).await.unwrap() });
     at_third.await.unwrap();
@@ -391,9 +420,9 @@ async fn a_swap_in_the_middle_of_a_generation_makes_two_spans_each_exact() {
     let span = |tokens, version| Span { tokens, version, exact: true };
     assert_eq!(done.spans, [span(3, 0), span(4, 1)]);
     let plan = Plan { turns: vec![(vec![1, 2], 7)], delay: 0, patience: None };
-    for (context, token, logp, span) in by_token(&plan, &[done]) {
-        let want = alone_under(span.version, &context, 1).await;
-        assert_eq!((token, logp), (want.tokens[0], want.logp[0]), "after {context:?} under {span:?}");
+    for (context, made, token, span) in by_token(&plan, &[done]) {
+        let want = alone_under(span.version, &context, made, 1).await;
+        assert_eq!(token, drawn(&want, 0), "after {context:?} under {span:?}");
     }
 }
 
@@ -407,9 +436,9 @@ async fn kept_memory_is_marked_never_shared_and_gone_with_its_session() {
     let kept = old.generate(&[4], Decoding { stop_ids: vec![], ..decoding(1, 2) }).await.unwrap();
     assert_eq!(kept.spans, [Span { tokens: 2, version: 1, exact: false }]);
     // Another that begins alike takes nothing over from it.
-    let fresh = engine.session().generate(&BEGINNING, memoryless(2, 1)).await.unwrap();
+    let fresh = engine.session().generate(&BEGINNING, decoding(2, 1)).await.unwrap();
     assert!(fresh.spans[0].exact);
-    assert_eq!(fresh, alone_under(1, &BEGINNING, 2).await);
+    assert_eq!(fresh, alone_under(1, &BEGINNING, 0, 2).await);
 }
 
 #[tokio::test]

@@ -36,6 +36,9 @@ pub struct TrainingConfig {
     /// Compute what the samples of a group have in common before their first sampled token, the prompt, once, forward and
     /// backward. Part of the run's numerics. Default true.
     pub share_prompts: bool,
+    /// Keep only what goes into each block for the backward pass and compute the rest again: a fraction of the activations'
+    /// memory for one more forward pass; the bits stay the same. Needs `model.engine = "native"`. Default false.
+    pub recompute_activations: bool,
     /// Key of every random draw of the run. Default 42.
     pub seed: u64,
     /// From rewards to advantages.
@@ -67,6 +70,7 @@ impl Default for TrainingConfig {
             inner_epochs: 1,
             micro_batch_tokens: 4096,
             share_prompts: true,
+            recompute_activations: false,
             seed: 42,
             advantage: AdvantageConfig::default(),
             loss: LossConfig::default(),

@@ -3,7 +3,7 @@
 //! Invariant **P1**: a slot is announced only after it was written completely and its digest is that of the engine's
 //! weights. A learner that dies in between has announced nothing; its successor publishes the version again.
 use cohort_actors::crash::{PUBLISH, crash_point};
-use cohort_engine::{EngineError, EngineHandle, Label, RingError, WeightRing};
+use cohort_engine::{EngineError, EngineHandle, Label, RingError, WeightRing, WeightSource};
 use cohort_model::WeightSet;
 use cohort_protocol::PolicyVersion;
 use std::sync::Arc;
@@ -25,7 +25,13 @@ pub async fn publish(
 struct Mortal(Arc<dyn WeightRing>);
 
 impl WeightRing for Mortal {
-    fn publish_through(&self, slot: u32, version: u64, weights: &WeightSet, midway: &mut dyn FnMut()) -> Result<u64, RingError> {
+    fn publish_through(
+        &self,
+        slot: u32,
+        version: u64,
+        weights: &dyn WeightSource,
+        midway: &mut dyn FnMut(),
+    ) -> Result<u64, RingError> {
         self.0.publish_through(slot, version, weights, &mut || {
             midway();
             crash_point(PUBLISH);

@@ -45,14 +45,14 @@ impl WeightSet {
         hex(&hasher.finalize())
     }
 
-    /// The fast digest of all tensors in name order: see [`FastDigest`].
+    /// The fast digest of all tensors: see [`TensorDigest`] and [`set_digest`].
     #[must_use]
     pub fn digest(&self) -> u64 {
-        let mut digest = FastDigest::new();
-        for (name, tensor) in &self.0 {
-            digest.tensor(name, &tensor.shape, &tensor.data);
-        }
-        digest.finish()
+        set_digest(self.0.iter().map(|(name, tensor)| {
+            let mut digest = TensorDigest::new(name, &tensor.shape);
+            digest.values(&tensor.data);
+            digest.finish()
+        }))
     }
 }
 
@@ -67,75 +67,90 @@ pub(crate) fn hex(bytes: &[u8]) -> String {
 }
 
 const LANES: usize = 16;
+/// Values that go into the lanes at a time.
+const ROW: usize = 2 * LANES;
 const PRIME: u64 = 0x9e37_79b9_7f4a_7c15;
+const START: u64 = 0x636f_686f_7274_0001;
 
-/// A 64-bit digest of tensors at the speed of memory. Not cryptographic: it guards against mistakes, not against people.
+/// A 64-bit digest of one tensor at the speed of memory, fed in parts of any size. Not cryptographic: it guards against
+/// mistakes, not against people.
 ///
 /// Sixteen lanes each take every sixteenth 64-bit word (two values): `lane = rotate(lane ^ word, 29) * PRIME`. Every step
 /// is a bijection of the word for a given lane and of the lane for a given word, and so is the fold of the lanes:
 /// two inputs that differ in one word (so in one flipped bit) always have different digests.
 #[derive(Debug, Clone)]
-pub struct FastDigest {
+pub struct TensorDigest {
+    /// Of name and shape.
     state: u64,
+    lanes: [u64; LANES],
+    /// Values that do not fill the lanes yet.
+    rest: [f32; ROW],
+    /// Values so far.
+    len: usize,
 }
 
-impl Default for FastDigest {
-    fn default() -> Self {
-        Self::new()
-    }
-}
-
-impl FastDigest {
-    /// The digest of nothing.
+impl TensorDigest {
+    /// Of a tensor without values yet.
     #[must_use]
-    pub const fn new() -> Self {
-        Self { state: 0x636f_686f_7274_0001 }
-    }
-
-    /// Takes one tensor. The order of calls matters.
-    pub fn tensor(&mut self, name: &str, shape: &[usize], data: &[f32]) {
-        self.word(name.len() as u64);
+    pub fn new(name: &str, shape: &[usize]) -> Self {
+        let mut state = step(START, name.len() as u64);
         for byte in name.bytes() {
-            self.word(u64::from(byte));
+            state = step(state, u64::from(byte));
         }
-        self.word(shape.len() as u64);
+        state = step(state, shape.len() as u64);
         for dim in shape {
-            self.word(*dim as u64);
+            state = step(state, *dim as u64);
         }
-        self.values(data);
+        let lanes = std::array::from_fn(|i| PRIME.wrapping_mul(2 * i as u64 + 1));
+        Self { state, lanes, rest: [0.0; ROW], len: 0 }
     }
 
-    /// Takes values without a name.
-    pub fn values(&mut self, data: &[f32]) {
-        self.word(data.len() as u64);
-        let mut lanes: [u64; LANES] = std::array::from_fn(|i| PRIME.wrapping_mul(2 * i as u64 + 1));
-        let (rows, rest) = data.as_chunks::<{ 2 * LANES }>();
-        for row in rows {
-            for (i, lane) in lanes.iter_mut().enumerate() {
-                let word = u64::from(row[2 * i].to_bits()) | u64::from(row[2 * i + 1].to_bits()) << 32;
-                *lane = step(*lane, word);
+    /// Takes the next values.
+    pub fn values(&mut self, mut data: &[f32]) {
+        let held = self.len % ROW;
+        self.len += data.len();
+        if held > 0 {
+            let (now, later) = data.split_at(data.len().min(ROW - held));
+            self.rest[held..held + now.len()].copy_from_slice(now);
+            data = later;
+            if held + now.len() < ROW {
+                return;
             }
+            let row = self.rest;
+            self.row(&row);
         }
-        for lane in lanes {
-            self.word(lane);
-        }
-        for value in rest {
-            self.word(u64::from(value.to_bits()));
+        let (rows, rest) = data.as_chunks::<ROW>();
+        rows.iter().for_each(|row| self.row(row));
+        self.rest[..rest.len()].copy_from_slice(rest);
+    }
+
+    #[inline]
+    fn row(&mut self, row: &[f32; ROW]) {
+        for (i, lane) in self.lanes.iter_mut().enumerate() {
+            let word = u64::from(row[2 * i].to_bits()) | u64::from(row[2 * i + 1].to_bits()) << 32;
+            *lane = step(*lane, word);
         }
     }
 
-    /// The digest so far.
+    /// The digest of all values so far.
     #[must_use]
-    pub const fn finish(&self) -> u64 {
-        let mut h = self.state;
-        h ^= h >> 32;
-        h = h.wrapping_mul(PRIME);
-        h ^ (h >> 29)
+    pub fn finish(&self) -> u64 {
+        let state = step(self.state, self.len as u64);
+        let state = self.lanes.iter().fold(state, |state, lane| step(state, *lane));
+        let rest = &self.rest[..self.len % ROW];
+        fold(rest.iter().fold(state, |state, value| step(state, u64::from(value.to_bits()))))
     }
+}
 
-    fn word(&mut self, word: u64) {
-        self.state = step(self.state, word);
-    }
+/// The digest of a set from those of its tensors in ascending order of their names. Tensors may so be digested side by side.
+#[must_use]
+pub fn set_digest(tensors: impl IntoIterator<Item = u64>) -> u64 {
+    fold(tensors.into_iter().fold(START, step))
+}
+
+const fn fold(state: u64) -> u64 {
+    let h = (state ^ (state >> 32)).wrapping_mul(PRIME);
+    h ^ (h >> 29)
 }
 
 #[inline]
@@ -182,6 +197,16 @@ mod tests {
     }
 
     proptest! {
+        #[test]
+        fn parts_of_any_size_make_the_same_digest(data in prop::collection::vec(any::<f32>(), 0..300), cuts in prop::collection::vec(0usize..300, 0..6)) {
+            let mut cuts: Vec<_> = cuts.into_iter().map(|c| c.min(data.len())).chain([0, data.len()]).collect();
+            cuts.sort_unstable();
+            let mut parts = TensorDigest::new("w", &[data.len()]);
+            cuts.windows(2).for_each(|ends| parts.values(&data[ends[0]..ends[1]]));
+            let whole = set(&[("w", &[data.len()], data)]);
+            prop_assert_eq!(set_digest([parts.finish()]), whole.digest());
+        }
+
         #[test]
         fn one_flipped_bit_always_shows(data in prop::collection::vec(any::<u32>(), 1..200), at in any::<prop::sample::Index>(), bit in 0u32..32) {
             let values: Vec<f32> = data.iter().map(|b| f32::from_bits(*b)).collect();

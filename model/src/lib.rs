@@ -31,7 +31,7 @@ pub use chat::{ChatMessage, ChatTemplate};
 pub use config::{DeviceKind, DtypeKind, EngineKind, ModelConfig};
 pub use error::ModelError;
 pub use family::Family;
-pub use hash::FastDigest;
+pub use hash::{TensorDigest, set_digest};
 pub use load::ModelFiles;
 pub use safetensors_file::SaveDtype;
 pub use spec::DecoderSpec;

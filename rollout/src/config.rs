@@ -104,6 +104,21 @@ impl ConstraintConfig {
 }
 
 impl AgentConfig {
+    /// The first key by which tokens are drawn from another distribution than the policy's own at the temperature.
+    #[must_use]
+    pub fn narrowed(&self) -> Option<&'static str> {
+        let keys = [
+            ("constraint", self.constraint.is_some()),
+            ("top_k", self.top_k != 0),
+            ("top_p", self.top_p != 1.0),
+            ("min_p", self.min_p != 0.0),
+            ("repetition_penalty", self.repetition_penalty != 1.0),
+            ("presence_penalty", self.presence_penalty != 0.0),
+            ("frequency_penalty", self.frequency_penalty != 0.0),
+        ];
+        keys.into_iter().find_map(|(key, said)| said.then_some(key))
+    }
+
     /// How training samples are drawn.
     #[must_use]
     #[expect(clippy::cast_possible_truncation, reason = "the engine computes in f32; all of these are small numbers")]

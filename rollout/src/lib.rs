@@ -8,9 +8,9 @@
 //!   epoch or the process's end.
 //!
 //! Files: `episode` one sample; `scene` what an agent can do in it; `transcript` its columns; `format` chat template and
-//! tokens; `constraint` the grammar of a turn; `agents/` who speaks; `environments/` with whom; `tools/` what agents bring along; `dataset` which prompt;
-//! `registry` from names to all of these; `state` the worker's decisions; `actor` carries them out; `worker` the entry; `slow` a worker
-//! that waits, for tests.
+//! tokens; `constraint` the grammar of a turn; `agents/` who speaks; `environments/` with whom; `tools/` what agents bring
+//! along; `dataset` which prompt; `registry` from names to all of these; `state` the worker's decisions; `actor` carries them
+//! out; `worker` the entry; `slow` a worker that waits, for tests.
 
 pub mod actor;
 pub mod agents;

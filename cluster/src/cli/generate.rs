@@ -1,17 +1,22 @@
 //! `cluster generate`: completions of the prompts of a file, in input order, through the continuous batching that
 //! training uses. A row's tokens depend on model, seed and row number alone, never on the batch.
+mod output;
+
 use super::jsonl::{self, Place};
 use super::open::{ModelArgs, Opened, runtime};
 use super::sampling::{ConstraintArgs, SamplingArgs};
-use super::{CliError, Exit, json_line};
-use cohort_engine::{Completion, Decoding, DrawKey, EngineError, EngineHandle, EngineOptions, Finish, Penalties, Truncation};
+use super::{CliError, Exit};
+use cohort_engine::{
+    Completion, Decoding, DrawKey, EngineError, EngineHandle, EngineOptions, Penalties, Sampled, Session, Truncation,
+};
 use cohort_model::{ChatMessage, ModelFiles};
 use cohort_rollout::Grammar;
-use serde::{Deserialize, Serialize};
+use output::{Output, Style};
+use serde::Deserialize;
 use sha2::{Digest, Sha256};
-use std::collections::BTreeMap;
-use std::io::Write;
+use std::io::{IsTerminal, Write};
 use std::path::PathBuf;
+use tokio::sync::mpsc;
 use tokio::task::JoinSet;
 
 /// Keeps the draws of this command apart from those of training and evaluation ("gene").
@@ -46,6 +51,22 @@ pub(super) struct Args {
     /// Sequences decoded together, at most
     #[arg(long, value_name = "N", default_value_t = 16, value_parser = clap::value_parser!(u16).range(1..))]
     batch: u16,
+    /// Write each token as it is sampled, a JSON object a line; the row's own follows its last token
+    #[arg(long)]
+    stream: bool,
+    /// Write rows as JSON on a terminal too, where text is shown as it grows
+    #[arg(long, conflicts_with = "stream")]
+    json: bool,
+}
+
+impl Args {
+    fn style(&self) -> Style {
+        match (self.stream, self.json || !std::io::stdout().is_terminal()) {
+            (true, _) => Style::Tokens,
+            (false, true) => Style::Rows,
+            (false, false) => Style::Text,
+        }
+    }
 }
 
 /// A temperature as the engine takes it.
@@ -63,18 +84,6 @@ struct Row {
     prompt: Option<String>,
     messages: Option<Vec<ChatMessage>>,
     prompt_ids: Option<Vec<u32>>,
-}
-
-/// A row out.
-#[derive(Debug, Serialize)]
-struct Generated<'a> {
-    id: &'a serde_json::Value,
-    text: String,
-    token_ids: &'a [u32],
-    logprobs: &'a [f32],
-    sampled_logprobs: &'a [f32],
-    finish_reason: &'static str,
-    token_sha256: String,
 }
 
 /// SHA-256, hex, over the little-endian 32-bit token ids of one completion.
@@ -96,8 +105,10 @@ pub(super) fn run(args: &Args, out: &mut dyn Write) -> Result<Exit, CliError> {
     let prompts = rows.iter().map(|(place, row)| prompt(&files, place, row)).collect::<Result<Vec<_>, _>>()?;
     let options = EngineOptions { max_running: args.batch.into(), ..EngineOptions::default() };
     let Opened { files, engine } = args.model.open(files, options)?;
-    let mut job = Job { args, limits, grammar, rows: &rows, files: &files, out, waiting: BTreeMap::new(), next: 0 };
-    runtime()?.block_on(job.run(&engine, prompts))?;
+    let style = args.style();
+    let output = Output::new(style, &files, &rows, out);
+    let mut job = Job { args, limits, grammar, rows: &rows, files: &files, output };
+    runtime()?.block_on(job.run(&engine, style, prompts))?;
     Ok(Exit::Success)
 }
 
@@ -136,35 +147,55 @@ pub(super) fn check_ids(files: &ModelFiles, place: &Place, tokens: &[u32]) -> Re
     }
 }
 
+/// What happened to a row.
+enum Event {
+    Token(usize, Sampled),
+    Done(usize, Result<Completion, EngineError>),
+}
+
+/// Events on their way to the output; the engine itself never waits for them.
+const EVENTS: usize = 1024;
+
 struct Job<'a> {
     args: &'a Args,
     limits: (Penalties, Truncation),
     grammar: Option<Grammar>,
     rows: &'a [(Place, Row)],
     files: &'a ModelFiles,
-    out: &'a mut dyn Write,
-    waiting: BTreeMap<usize, Completion>,
-    next: usize,
+    output: Output<'a>,
 }
 
 impl Job<'_> {
     /// Keeps twice the batch in the engine, so that a finished sequence is replaced at once.
-    async fn run(&mut self, engine: &EngineHandle, prompts: Vec<Vec<u32>>) -> Result<(), CliError> {
+    async fn run(&mut self, engine: &EngineHandle, style: Style, prompts: Vec<Vec<u32>>) -> Result<(), CliError> {
         let window = 2 * usize::from(self.args.batch);
-        let mut running: JoinSet<(usize, Result<Completion, EngineError>)> = JoinSet::new();
+        let mut running = JoinSet::new();
+        let (events, mut inbox) = mpsc::channel(EVENTS);
         let mut prompts = prompts.into_iter().enumerate();
+        let mut open = 0;
         loop {
             // A finished row far ahead of the next one to print holds memory: bound those as well.
-            while running.len() + self.waiting.len() < window.max(64) && running.len() < window {
+            while open + self.output.waiting() < window.max(64) && open < window {
                 let Some((i, prompt)) = prompts.next() else { break };
-                let (mut session, decoding) = (engine.session(), self.decoding(i));
-                running.spawn(async move { (i, session.generate(&prompt, decoding).await) });
+                let (session, decoding, events) = (engine.session(), self.decoding(i), events.clone());
+                running.spawn(complete(session, prompt, decoding, i, style, events));
+                open += 1;
             }
-            let Some(done) = running.join_next().await else { return Ok(()) };
-            let (i, completion) = done.map_err(|e| CliError::new(Exit::Internal, e))?;
-            let completion = completion.map_err(|e| CliError { message: self.rows[i].0.error(&e).message, ..e.into() })?;
-            self.waiting.insert(i, completion);
-            self.print_ready()?;
+            if open == 0 {
+                return Ok(());
+            }
+            tokio::select! {
+                biased;
+                Some(event) = inbox.recv() => match event {
+                    Event::Token(row, sampled) => self.output.token(row, sampled)?,
+                    Event::Done(row, done) => {
+                        open -= 1;
+                        let done = done.map_err(|e| CliError { message: self.rows[row].0.error(&e).message, ..e.into() })?;
+                        self.output.done(row, done)?;
+                    }
+                },
+                Some(ended) = running.join_next() => ended.map_err(|e| CliError::new(Exit::Internal, e))?,
+            }
         }
     }
 
@@ -181,26 +212,30 @@ impl Job<'_> {
             key: DrawKey { seed: cohort_rollout::draw::hash(&[self.args.seed, PURPOSE]), group: row as u64, sample: 0 },
         }
     }
+}
 
-    fn print_ready(&mut self) -> Result<(), CliError> {
-        while let Some(done) = self.waiting.remove(&self.next) {
-            let (place, row) = &self.rows[self.next];
-            let generated = Generated {
-                id: &row.id,
-                text: self.files.tokenizer.decode(&done.tokens, true).map_err(|e| place.error(e))?,
-                token_ids: &done.tokens,
-                logprobs: &done.logp,
-                sampled_logprobs: &done.logp_sampled,
-                finish_reason: match done.finish {
-                    Finish::Stop => "stop",
-                    Finish::Length => "length",
-                    Finish::Context => "context",
-                },
-                token_sha256: token_sha256(&done.tokens),
-            };
-            json_line(self.out, &generated)?;
-            self.next += 1;
+/// One row through the engine.
+async fn complete(
+    mut session: Session,
+    prompt: Vec<u32>,
+    decoding: Decoding,
+    row: usize,
+    style: Style,
+    events: mpsc::Sender<Event>,
+) {
+    let done = async {
+        if style == Style::Rows {
+            return session.generate(&prompt, decoding).await;
         }
-        Ok(())
-    }
+        let mut stream = session.stream(&prompt, decoding).await?;
+        while let Some(sampled) = stream.next().await {
+            if events.send(Event::Token(row, sampled)).await.is_err() {
+                break;
+            }
+        }
+        stream.finish().await
+    };
+    let done = done.await;
+    // Nobody listens once the command has failed.
+    let _ = events.send(Event::Done(row, done)).await;
 }

@@ -68,8 +68,10 @@ impl ConfigArgs {
         Inputs { files: self.files.clone(), sets: self.sets.clone(), flags }
     }
 
-    /// The configuration that this comes to.
+    /// The configuration that this comes to, of a run that trains.
     pub(super) fn resolve(&self) -> Result<Resolved, ConfigError> {
-        Resolved::load(&self.inputs())
+        let resolved = Resolved::load(&self.inputs())?;
+        resolved.check_training()?;
+        Ok(resolved)
     }
 }

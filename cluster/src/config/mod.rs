@@ -99,6 +99,11 @@ impl Resolved {
         self.nearest_node(path).map_or(Origin::Default, |node| node.origin.clone())
     }
 
+    /// Checks what only a run that trains must keep to.
+    pub fn check_training(&self) -> Result<(), ConfigError> {
+        self.config.check_training().map_err(|(path, why)| self.error(&path, why))
+    }
+
     /// An error about the value at a dotted path, with the place where it was said.
     #[must_use]
     pub fn error(&self, path: &str, why: String) -> ConfigError {

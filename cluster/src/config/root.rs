@@ -3,7 +3,7 @@ use super::error::nearest;
 use super::profile::Profile;
 use super::sections::{ClusterConfig, LoggingConfig};
 use super::tree::Node;
-use cohort_learner::config::TrainingConfig;
+use cohort_learner::config::{CorrectionConfig, LossConfig, TrainingConfig};
 use cohort_learner::training::Training;
 use cohort_model::config::ModelConfig;
 use cohort_reward_workers::{Registry, RewardError, RewardsConfig};
@@ -41,6 +41,17 @@ impl Config {
         let origin = tree.get(&["rewards".to_owned(), "parts".to_owned()]).map(|node| node.origin.folder().cloned());
         let here = || std::path::absolute(".").unwrap_or_else(|_| Path::new(".").to_owned());
         self.rewards.resolve_paths(&origin.flatten().unwrap_or_else(here));
+    }
+
+    /// What training asks of the sections together: the path of the first bad value, and why it is bad.
+    pub(super) fn check_training(&self) -> Result<(), (String, String)> {
+        let corrects = !matches!(self.training.correction, CorrectionConfig::None {});
+        // Cross-entropy reads no ratio: there is nothing to correct.
+        let reads_ratio = !matches!(self.training.loss, LossConfig::Sft {});
+        let Some(key) = self.agent.narrowed().filter(|_| reads_ratio && !corrects) else { return Ok(()) };
+        let why = "draws tokens from another distribution than the policy's own, for which training must correct: set \
+                   training.correction.type to \"tis\" or \"mis\", or leave the key out";
+        Err((format!("agent.{key}"), why.to_owned()))
     }
 
     /// What the sections say about themselves: the path of the first bad value, and why it is bad.

@@ -20,6 +20,8 @@ pub const STEP_S: &str = "time/step_s";
 pub const SAMPLED_TOKENS: &str = "tokens/sampled";
 /// Tokens of all sequences through the learner.
 pub const TRAINED_TOKENS: &str = "tokens/trained";
+/// Seconds that publishing weights took since the commit before.
+const WEIGHT_SYNC_S: &str = "timing_s/weight_sync";
 /// Part of the time since the last commit in which the learner had nothing to do.
 const LEARNER_IDLE: &str = "perf/learner_idle_fraction";
 /// The same of a rollout worker, in the mean over all of them.
@@ -36,6 +38,7 @@ pub(super) struct Report {
     collecting: Option<Instant>,
     collect_s: f64,
     step_sent: Option<Instant>,
+    weight_sync_s: f64,
     tokens: (u64, u64),
     evaluations: Vec<EvaluationReport>,
     rewards: Vec<f64>,
@@ -70,6 +73,7 @@ impl Report {
             collecting: None,
             collect_s: 0.0,
             step_sent: None,
+            weight_sync_s: 0.0,
             tokens: (0, 0),
             evaluations: past.evaluations.clone(),
             rewards: Vec::new(),
@@ -104,6 +108,11 @@ impl Report {
         self.tokens = (trained, sampled);
     }
 
+    /// The learner made a version's weights visible to the rollout workers of its host.
+    pub(super) fn published(&mut self, publish_us: u64) {
+        self.weight_sync_s += publish_us as f64 / 1e6;
+    }
+
     /// Adds what only the coordinator knows to a commit, before it is recorded.
     pub(super) fn enrich(&mut self, now: Instant, state: &mut ControllerState, groups: usize, commit: &mut StepCommit) {
         let step_s = self.step_sent.take().map_or(0.0, |at| now.saturating_duration_since(at).as_secs_f64());
@@ -117,6 +126,7 @@ impl Report {
             (ELAPSED_S, elapsed_s),
             (COLLECT_S, collect_s),
             (STEP_S, step_s),
+            (WEIGHT_SYNC_S, std::mem::take(&mut self.weight_sync_s)),
             (SAMPLED_TOKENS, sampled as f64),
             (TRAINED_TOKENS, trained as f64),
         ];

@@ -8,6 +8,7 @@ use cohort_engine::native::NativeEngine;
 use cohort_engine::stub::StubBackend;
 use cohort_engine::{Backend, EngineError, EngineHandle, EngineOptions, WeightRing};
 use cohort_learner::LearnerArgs;
+use cohort_learner::config::ConfigError;
 use cohort_model::config::EngineKind;
 use cohort_model::{ModelConfig, ModelError, ModelFiles};
 use cohort_protocol::messages::handshake::Hello;
@@ -37,7 +38,7 @@ pub enum WiringError {
     Reward(#[from] RewardError),
     /// Training.
     #[error("training.{0}")]
-    Training(#[from] cohort_learner::config::ConfigError),
+    Training(#[from] ConfigError),
     /// The process's own environment.
     #[error(transparent)]
     Parent(#[from] parent::ParentError),
@@ -82,6 +83,13 @@ impl Wiring {
     /// Makes what can be made without computing: data set, agent, environment, rewards, training, free memory apart.
     pub fn check(&self) -> Result<(), WiringError> {
         cohort_learner::training::Training::try_from(&self.config.training)?;
+        if self.config.training.recompute_activations && self.config.model.engine != EngineKind::Native {
+            return Err(WiringError::Training(ConfigError {
+                path: "recompute_activations".into(),
+                value: "true".into(),
+                rule: "needs model.engine = \"native\"; candle keeps what its own backward pass wants".into(),
+            }));
+        }
         self.dataset()?;
         registry::agent(&self.config.agent, &self.files)?;
         registry::environment(&self.config.environment)?;
@@ -190,6 +198,7 @@ impl Wiring {
         let threads = usize::from(self.config.cluster.threads);
         let kv_bytes = kv_budget(Need::kv_of_engine(&spec, &self.config));
         let ModelConfig { engine: kind, device, dtype, .. } = self.config.model;
+        let recompute = self.config.training.recompute_activations;
         let stub = match self.is_stub() {
             true => Some((registry::stub_script(&self.config.agent, &self.files)?, self.files.weights()?)),
             false => None,
@@ -198,7 +207,7 @@ impl Wiring {
             Ok(match (stub, kind, device) {
                 (Some((script, weights)), _, _) => Box::new(StubBackend::new(spec, script, weights)?),
                 (None, EngineKind::Native, _) => {
-                    let engine = NativeEngine::new(spec, threads, kv_bytes)?.of(dtype);
+                    let engine = NativeEngine::new(spec, threads, kv_bytes)?.of(dtype).recomputing(recompute);
                     Box::new(if purpose == Use::Sampling { engine.for_sampling() } else { engine })
                 }
                 (None, EngineKind::Candle, device) => Box::new(CandleEngine::new(spec, device, kv_bytes)?),

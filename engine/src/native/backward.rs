@@ -2,7 +2,7 @@
 //!
 //! Norms and the MLP's product are computed again instead of kept. Every parameter's gradient is one chain over the
 //! rows of all micro-batches in the order they came (B2).
-use super::block::{Batch, Model};
+use super::block::{self, Batch, Memory, Model};
 use super::forward::Pending;
 use super::layout::Part;
 use super::norm::{self, Place};
@@ -29,6 +29,9 @@ pub(super) fn backward(
     space.reserve(model, rows);
     ends(model, pending, work, &mut space.dx[..rows * width], upstream, gradients);
     for layer in (0..model.spec.layers).rev() {
+        if kept.recompute && layer + 1 < model.spec.layers {
+            repeat(model, layer, &pending.batch, kept, work);
+        }
         let mut block = Block { model, layer, rows, gradients };
         let mut kept = kept.block(model, layer, rows, true);
         block.mlp(&mut kept, space);
@@ -40,6 +43,14 @@ pub(super) fn backward(
         let gradient = &mut gradients[model.layout.positions()];
         embedding::scatter_add(model.cpu, gradient, model.spec.max_context, width, &batch.positions, dx);
     }
+}
+
+/// Computes a block's activations again from what went into it: the same function, so the same bits.
+fn repeat(model: Model<'_>, layer: usize, batch: &Batch, kept: &mut Kept, work: &mut Workspace) {
+    let stream = work.stream(model, batch.rows());
+    stream.copy_from_slice(kept.entry(layer, stream.len()));
+    let (x, pages, mut activations) = work.split(model, batch.rows(), Some((kept, layer)));
+    block::forward(model, layer, batch, &mut Memory::Layer(pages), x, &mut activations);
 }
 
 /// The output projection and the last norm; `dx` is set, zero at rows that predict no target.

@@ -58,10 +58,13 @@ pub(super) fn score(
     }
     work.reserve(model, batch.rows(), kept.is_some());
     if let Some(kept) = &mut kept {
-        kept.reserve(model, model.spec.layers, batch.rows(), true);
+        kept.reserve_all(model, batch.rows());
     }
     block::embed(model, &batch, work.stream(model, batch.rows()));
     for layer in 0..model.spec.layers {
+        if let Some(kept) = &mut kept {
+            kept.enter(layer, work.stream(model, batch.rows()));
+        }
         let (x, pages, mut activations) = work.split(model, batch.rows(), kept.as_mut().map(|kept| (&mut **kept, layer)));
         block::forward(model, layer, &batch, &mut Memory::Layer(pages), x, &mut activations);
     }

@@ -4,8 +4,9 @@
 //! multiple of 32 values, with room for an even number of columns, so that the bf16 pairs of a matrix find place at half its
 //! place ([`Weights`](super::weights::Weights)). Padding is zero and stays zero under training.
 use crate::EngineError;
+use crate::parts::{Part as Shown, Visit};
 use cohort_kernels::{Cpu, linear};
-use cohort_model::{DecoderSpec, FastDigest, Tensor, WeightSet};
+use cohort_model::{DecoderSpec, Tensor, WeightSet};
 use std::collections::HashMap;
 use std::ops::Range;
 
@@ -219,19 +220,18 @@ impl Layout {
         WeightSet(self.slots.iter().map(tensor).collect())
     }
 
-    /// The digest of the canonical form of an arena, of which one tensor at a time is made.
-    pub(super) fn digest(&self, cpu: &Cpu, arena: &[f32]) -> u64 {
-        let mut slots: Vec<&Slot> = self.slots.iter().collect();
-        slots.sort_by(|a, b| a.name.cmp(&b.name));
-        let mut digest = FastDigest::new();
-        let mut buffer = Vec::new();
-        for slot in slots {
-            buffer.resize(slot.len().max(buffer.len()), 0.0);
-            let data = &mut buffer[..slot.len()];
-            slot.unpack(cpu, arena, data);
-            digest.tensor(&slot.name, &slot.shape, data);
-        }
-        digest.finish()
+    /// Shows the canonical form of an arena in parts, tensors side by side.
+    pub(super) fn each_part(&self, cpu: &Cpu, arena: &[f32], visit: Visit<'_>) {
+        cpu.pool().run(self.slots.len(), |index| {
+            let Slot { name, shape, range } = &self.slots[index];
+            let show = |start, values: &[f32]| visit(Shown { name, shape, start, values });
+            match self.slots[index].matrix() {
+                Some((out, inner)) => {
+                    linear::unpack_rows(&arena[range.clone()], out, inner, |row, rows| show(row * inner, rows));
+                }
+                None => show(0, &arena[range.clone()]),
+            }
+        });
     }
 
     /// A set of zeros, for an arena that was never needed.

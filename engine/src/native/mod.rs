@@ -22,6 +22,7 @@ mod tests;
 mod weights;
 mod workspace;
 
+use crate::parts::{self, Visit};
 use crate::{AdamW, Backend, EngineError, Extend, Forward, KvId, PackedBatch, PackedSequence, Upstream, input};
 use block::Model;
 use cohort_kernels::rope::RopeTable;
@@ -102,6 +103,14 @@ impl NativeEngine {
     pub fn for_sampling(self) -> Self {
         let weights = Weights::zeroed(&self.layout, self.weights.format(), true);
         Self { weights, pending: None, ..self }
+    }
+
+    /// The same engine that keeps, for the backward pass, only what goes into each block and computes the rest again: less
+    /// memory and another forward pass, the same bits.
+    #[must_use]
+    pub fn recomputing(mut self, recompute: bool) -> Self {
+        self.kept.recompute = recompute;
+        self
     }
 
     /// Flips one bit of one weight: a test hook, by which the exactness check is shown to notice the smallest difference.
@@ -188,8 +197,13 @@ impl Backend for NativeEngine {
         Ok(self.layout.unpack(&self.cpu, self.weights.arena()?))
     }
 
+    fn each_part(&self, visit: Visit<'_>) -> Result<(), EngineError> {
+        self.layout.each_part(&self.cpu, self.weights.arena()?, visit);
+        Ok(())
+    }
+
     fn digest(&self) -> Result<u64, EngineError> {
-        self.weights.digest(&self.cpu, &self.layout)
+        self.weights.imported().map_or_else(|| parts::digest(self), Ok)
     }
 
     fn kv_open(&mut self) -> Result<KvId, EngineError> {

@@ -84,15 +84,9 @@ impl Weights {
         Ok(&self.arena)
     }
 
-    /// The digest of the canonical f32 form.
-    ///
-    /// # Errors
-    /// As [`Weights::arena`], where nothing was imported yet.
-    pub(super) fn digest(&self, cpu: &Cpu, layout: &Layout) -> Result<u64, EngineError> {
-        match self.imported {
-            Some(digest) => Ok(digest),
-            None => Ok(layout.digest(cpu, self.arena()?)),
-        }
+    /// The digest of the canonical f32 form where the arena does not have it.
+    pub(super) fn imported(&self) -> Option<u64> {
+        self.imported
     }
 
     /// Changes f32 values; rounds afterwards, also when the change failed.

@@ -19,9 +19,14 @@ pub(super) struct Workspace {
     block: Kept,
 }
 
-/// Activations that a block's backward pass reads. `[blocks][rows, width]` each.
+/// Activations that a block's backward pass reads. `[blocks][rows, width]` each: of every block, or of one at a time where
+/// they are computed again on the way back.
 #[derive(Debug, Default)]
 pub(super) struct Kept {
+    /// Keep what goes into each block, and of the rest only the block at hand.
+    pub(super) recompute: bool,
+    /// What went into each block, where they are computed again. `[layers][rows, hidden]`
+    entries: Buffer,
     /// Residual stream before attention and before the MLP.
     pub(super) input: Buffer,
     pub(super) middle: Buffer,
@@ -73,8 +78,29 @@ fn raw_rows(model: Model<'_>, rows: usize) -> (usize, usize) {
 }
 
 impl Kept {
+    /// Room for a pass of `rows` rows that is going to be reversed.
+    pub(super) fn reserve_all(&mut self, model: Model<'_>, rows: usize) {
+        let layers = model.spec.layers;
+        if self.recompute {
+            self.entries.reserve(layers * rows * model.spec.hidden);
+        }
+        self.reserve(model, if self.recompute { 1 } else { layers }, rows, true);
+    }
+
+    /// What goes into a block, kept if it will be wanted again.
+    pub(super) fn enter(&mut self, layer: usize, x: &[f32]) {
+        if self.recompute {
+            part(&mut self.entries, layer, x.len()).copy_from_slice(x);
+        }
+    }
+
+    /// What went into a block whose activations are not there any more.
+    pub(super) fn entry(&mut self, layer: usize, len: usize) -> &[f32] {
+        part(&mut self.entries, layer, len)
+    }
+
     /// Room for `blocks` blocks of `rows` rows; without residuals for passes that are never reversed.
-    pub(super) fn reserve(&mut self, model: Model<'_>, blocks: usize, rows: usize, residuals: bool) {
+    fn reserve(&mut self, model: Model<'_>, blocks: usize, rows: usize, residuals: bool) {
         let (spec, (wide, narrow), total) = (model.spec, model.widths(), blocks * rows);
         if residuals {
             self.input.reserve(total * spec.hidden);
@@ -100,6 +126,7 @@ impl Kept {
         let (spec, (wide, narrow)) = (model.spec, model.widths());
         let stream = if residuals { rows * spec.hidden } else { 0 };
         let raw = raw_rows(model, rows);
+        let block = if self.recompute { 0 } else { block };
         KeptBlock {
             input: part(&mut self.input, block, stream),
             middle: part(&mut self.middle, block, stream),

@@ -1,5 +1,6 @@
 //! Slots for roles that share one engine: what is published is there already, so that a slot holds its name only.
 use super::{RingError, WeightRing};
+use crate::WeightSource;
 use cohort_model::WeightSet;
 use std::sync::{Mutex, PoisonError};
 
@@ -23,7 +24,13 @@ impl HeldRing {
 }
 
 impl WeightRing for HeldRing {
-    fn publish_through(&self, slot: u32, version: u64, weights: &WeightSet, midway: &mut dyn FnMut()) -> Result<u64, RingError> {
+    fn publish_through(
+        &self,
+        slot: u32,
+        version: u64,
+        weights: &dyn WeightSource,
+        midway: &mut dyn FnMut(),
+    ) -> Result<u64, RingError> {
         let digest = weights.digest();
         midway();
         self.publish_name(slot, version, digest)?;

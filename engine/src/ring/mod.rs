@@ -16,7 +16,7 @@ pub use held::HeldRing;
 pub use local::LocalRing;
 pub use shared::SharedRing;
 
-use crate::EngineError;
+use crate::{EngineError, WeightSource};
 use cohort_model::WeightSet;
 use std::io;
 use thiserror::Error;
@@ -56,6 +56,14 @@ pub enum RingError {
         /// What does not hold.
         why: String,
     },
+    /// The engine did not give its weights.
+    #[error("slot {slot} cannot be written: {source}")]
+    Source {
+        /// The slot.
+        slot: u32,
+        /// Its reason.
+        source: EngineError,
+    },
     /// The memory file failed.
     #[error("weight ring: {what}: {source}")]
     Io {
@@ -77,11 +85,17 @@ impl From<RingError> for EngineError {
 
 /// Slots of versioned weights.
 pub trait WeightRing: Send + Sync + std::fmt::Debug {
-    /// Overwrites a slot and gives the [`WeightSet::digest`] of what it holds now. `midway` is called once while the slot is
+    /// Overwrites a slot and gives the [`WeightSet::digest`] that it is known by now. `midway` is called once while the slot is
     /// half written: a place to die at, for tests of R3.
-    fn publish_through(&self, slot: u32, version: u64, weights: &WeightSet, midway: &mut dyn FnMut()) -> Result<u64, RingError>;
+    fn publish_through(
+        &self,
+        slot: u32,
+        version: u64,
+        weights: &dyn WeightSource,
+        midway: &mut dyn FnMut(),
+    ) -> Result<u64, RingError>;
     /// [`Self::publish_through`] without a stop.
-    fn publish(&self, slot: u32, version: u64, weights: &WeightSet) -> Result<u64, RingError> {
+    fn publish(&self, slot: u32, version: u64, weights: &dyn WeightSource) -> Result<u64, RingError> {
         self.publish_through(slot, version, weights, &mut || {})
     }
     /// Takes only the name of weights where that is enough, and says whether it is.

@@ -3,16 +3,19 @@
 //! It is read and written by position rather than mapped: a fetch ends in owned tensors anyway, and a page that shrinks or
 //! changes under a mapping would be a fault instead of an error value.
 use super::{RingError, WeightRing};
+use crate::WeightSource;
+use cohort_model::spec::TensorSpec;
 use cohort_model::{Tensor, WeightSet};
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, HashMap};
 use std::fs::File;
 use std::os::fd::{AsRawFd, RawFd};
 use std::os::unix::fs::FileExt;
+use std::sync::{Mutex, PoisonError};
 
 /// Slots in an anonymous memory file that the processes of a host share.
 ///
 /// Layout: a page with `MAGIC | slots: u64 | slot bytes: u64` (bytes 0 until the first publish), then the slots. A slot is
-/// a page with its header, a directory of tensors (name, shape), and their values, all little-endian.
+/// a page with its header, a directory of tensors (name, shape), all little-endian, and their values as this host has them in memory.
 #[derive(Debug)]
 pub struct SharedRing {
     file: File,
@@ -23,8 +26,6 @@ const MAGIC: u64 = u64::from_le_bytes(*b"CohoRing");
 pub(super) const PAGE: u64 = 4096;
 /// Words of a slot's header: sequence (odd while being written), version, digest, directory bytes, value bytes.
 pub(super) const HEADER_WORDS: usize = 5;
-/// Bytes moved at a time.
-const CHUNK: usize = 1 << 20;
 
 impl SharedRing {
     /// A new ring whose descriptor children inherit. Takes memory at the first publish.
@@ -95,28 +96,6 @@ impl SharedRing {
         self.file.write_all_at(bytes, at).map_err(|source| RingError::Io { what: "cannot write", source })
     }
 
-    /// Writes values from `at` on and gives the end.
-    fn write_values(&self, mut at: u64, values: &[f32], buffer: &mut Vec<u8>) -> Result<u64, RingError> {
-        for chunk in values.chunks(CHUNK / 4) {
-            buffer.clear();
-            buffer.extend(chunk.iter().flat_map(|v| v.to_le_bytes()));
-            self.write(at, buffer)?;
-            at += buffer.len() as u64;
-        }
-        Ok(at)
-    }
-
-    fn read_values(&self, at: u64, len: usize, buffer: &mut Vec<u8>) -> Result<Vec<f32>, RingError> {
-        let mut values = Vec::with_capacity(len);
-        while values.len() < len {
-            let n = (len - values.len()).min(CHUNK / 4);
-            buffer.resize(n * 4, 0);
-            self.read(at + values.len() as u64 * 4, buffer)?;
-            values.extend(buffer.as_chunks::<4>().0.iter().map(|b| f32::from_le_bytes(*b)));
-        }
-        Ok(values)
-    }
-
     /// The slot's size, decided by the first publish (all weights of a run have one size).
     fn reserve(&self, need: u64) -> Result<u64, RingError> {
         let need = need.next_multiple_of(PAGE);
@@ -136,9 +115,21 @@ impl SharedRing {
 }
 
 impl WeightRing for SharedRing {
-    fn publish_through(&self, slot: u32, version: u64, weights: &WeightSet, midway: &mut dyn FnMut()) -> Result<u64, RingError> {
-        let directory = encode_directory(weights);
-        let values: u64 = weights.0.values().map(|t| t.data.len() as u64 * 4).sum();
+    fn publish_through(
+        &self,
+        slot: u32,
+        version: u64,
+        weights: &dyn WeightSource,
+        midway: &mut dyn FnMut(),
+    ) -> Result<u64, RingError> {
+        let tensors = weights.tensors();
+        let directory = encode_directory(&tensors);
+        let mut values = 0;
+        let mut places = HashMap::with_capacity(tensors.len());
+        for tensor in &tensors {
+            places.insert(tensor.name.as_str(), values);
+            values += 4 * tensor.shape.iter().product::<usize>() as u64;
+        }
         let at = self.offset(slot, self.reserve(PAGE + directory.len() as u64 + values)?)?;
         let [sequence] = self.read_words::<1>(at)?;
         // Odd while being written; an odd one left by a dead writer is simply passed over.
@@ -147,14 +138,18 @@ impl WeightRing for SharedRing {
         let digest = weights.digest();
         self.write_words(at + 8, &[version, digest, directory.len() as u64, values])?;
         self.write(at + PAGE, &directory)?;
-        let mut end = at + PAGE + directory.len() as u64;
-        let mut buffer = Vec::with_capacity(CHUNK);
-        let half = weights.0.len() / 2;
-        for (written, tensor) in weights.0.values().enumerate() {
-            if written == half {
-                midway();
+        midway();
+        let body = at + PAGE + directory.len() as u64;
+        let failure = Mutex::new(None);
+        let taken = weights.each_part(&|part| {
+            let Some(place) = places.get(part.name) else { return };
+            if let Err(error) = self.write(body + place + 4 * part.start as u64, bytemuck::cast_slice(part.values)) {
+                failure.lock().unwrap_or_else(PoisonError::into_inner).get_or_insert(error);
             }
-            end = self.write_values(end, &tensor.data, &mut buffer)?;
+        });
+        taken.map_err(|source| RingError::Source { slot, source })?;
+        if let Some(error) = failure.into_inner().unwrap_or_else(PoisonError::into_inner) {
+            return Err(error);
         }
         self.write_words(at, &[writing + 1])?;
         Ok(digest)
@@ -190,9 +185,10 @@ impl WeightRing for SharedRing {
             return Err(corrupt("its directory does not match its length"));
         }
         let mut weights = WeightSet(BTreeMap::new());
-        let (mut from, mut buffer) = (at + PAGE + directory_bytes, Vec::with_capacity(CHUNK));
+        let mut from = at + PAGE + directory_bytes;
         for (name, shape) in shapes {
-            let data = self.read_values(from, shape.iter().product(), &mut buffer)?;
+            let mut data = vec![0.0f32; shape.iter().product()];
+            self.read(from, bytemuck::cast_slice_mut(&mut data))?;
             from += data.len() as u64 * 4;
             weights.0.insert(name, Tensor { shape, data });
         }
@@ -211,13 +207,13 @@ impl WeightRing for SharedRing {
 }
 
 /// `count, {name length, name, rank, dimensions..}..`, every number a u64.
-fn encode_directory(weights: &WeightSet) -> Vec<u8> {
+fn encode_directory(tensors: &[TensorSpec]) -> Vec<u8> {
     let mut out = Vec::new();
     let word = |out: &mut Vec<u8>, n: usize| out.extend_from_slice(&(n as u64).to_le_bytes());
-    word(&mut out, weights.0.len());
-    for (name, tensor) in &weights.0 {
-        word(&mut out, name.len());
-        out.extend_from_slice(name.as_bytes());
+    word(&mut out, tensors.len());
+    for tensor in tensors {
+        word(&mut out, tensor.name.len());
+        out.extend_from_slice(tensor.name.as_bytes());
         word(&mut out, tensor.shape.len());
         for &n in &tensor.shape {
             word(&mut out, n);

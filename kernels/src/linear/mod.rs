@@ -19,7 +19,7 @@ mod reference;
 
 pub use cpu::{Projection, backward_input, backward_weight, forward};
 pub use matrix::Matrix;
-pub use pack::{RowPacked, halve, pack, packed_index, packed_len, unpack};
+pub use pack::{RowPacked, halve, pack, packed_index, packed_len, unpack, unpack_rows};
 
 /// Rows of W (columns of y) in a panel.
 pub const PANEL: usize = 48;

@@ -9,20 +9,25 @@
 use super::cpu::total;
 use crate::Path;
 use crate::logprob::RowStats;
-use crate::math::exp;
+use crate::math::{exp, ln};
+use crate::path::kernel;
 
 /// Tokens that are ranked at first; a nucleus is mostly smaller. When it is not, eight times as many.
 const FIRST: usize = 64;
 
 /// Sets the logits of all tokens outside the nucleus to -infinity. `p` of 1 or more changes nothing. `stats` are the row's,
-/// from [`logprob::row`](crate::logprob::row). O(vocab), at worst O(vocab log vocab)
+/// from [`logprob::row`](crate::logprob::row). O(vocab), at worst O(vocab log
+/// vocab)
 pub fn top_p(path: Path, logits: &mut [f32], stats: &RowStats, p: f32) {
     if p >= 1.0 {
         return;
     }
-    let wanted = f64::from(p) * total(path, logits, stats);
-    let possible = logits.iter().enumerate().filter(|(_, z)| **z > f32::NEG_INFINITY);
-    let mut ranked: Vec<u64> = possible.map(|(token, z)| rank(*z, token as u32)).collect();
+    let total = total(path, logits, stats);
+    let wanted = f64::from(p) * total;
+    // Tokens below this have less than half of 1 - p together: the nucleus is full without them.
+    let least = ln((1.0 - f64::from(p)) * total / (2 * logits.len()) as f64) as f32;
+    let likely = logits.iter().enumerate().filter(|(_, z)| **z / stats.temperature - stats.max >= least);
+    let mut ranked: Vec<u64> = likely.map(|(token, z)| rank(*z, token as u32)).collect();
     let (mut mass, mut kept, mut width) = (0.0, 0, FIRST);
     while kept < ranked.len() && (mass < wanted || kept == 0) {
         let rest = &mut ranked[kept..];
@@ -31,8 +36,10 @@ pub fn top_p(path: Path, logits: &mut [f32], stats: &RowStats, p: f32) {
             rest.select_nth_unstable(next);
         }
         rest[..next].sort_unstable();
-        for key in &rest[..next] {
-            mass += f64::from(exp(logits[token_of(*key)] / stats.temperature - stats.max));
+        let mut shares: Vec<f32> = rest[..next].iter().map(|key| logits[token_of(*key)]).collect();
+        weigh(path, &mut shares, *stats);
+        for share in shares {
+            mass += f64::from(share);
             kept += 1;
             if mass >= wanted {
                 break;
@@ -40,8 +47,18 @@ pub fn top_p(path: Path, logits: &mut [f32], stats: &RowStats, p: f32) {
         }
         width *= 8;
     }
-    for key in &ranked[kept..] {
-        logits[token_of(*key)] = f32::NEG_INFINITY;
+    let last = kept.checked_sub(1).map_or(0, |last| ranked[last]);
+    for (token, z) in logits.iter_mut().enumerate() {
+        *z = if rank(*z, token as u32) > last { f32::NEG_INFINITY } else { *z };
+    }
+}
+
+kernel! {
+    /// `e^(z - max)` of logits, in place.
+    fn weigh(logits: &mut [f32], stats: RowStats) {
+        for z in logits {
+            *z = exp(*z / stats.temperature - stats.max);
+        }
     }
 }
 

@@ -9,6 +9,7 @@ mod decode;
 mod grpo;
 mod learn;
 mod prefix;
+mod weights;
 
 use anyhow::{Context, Result, bail};
 use clap::Args;
@@ -25,7 +26,7 @@ pub(crate) struct BenchArgs {
     /// Print one JSON object on the last line.
     #[arg(long)]
     json: bool,
-    /// Only these, comma separated: decode, prefill, train, grpo, prefix.
+    /// Only these, comma separated: decode, prefill, train, grpo, prefix, weights.
     #[arg(long, value_delimiter = ',')]
     only: Vec<String>,
     /// Number format of matrix products: f32 or bf16.
@@ -101,7 +102,7 @@ pub(crate) fn run(args: &BenchArgs) -> Result<()> {
     if cfg!(debug_assertions) {
         bail!("a debug build is not measured: use `cargo xtask bench`, which builds in release");
     }
-    const ALL: [&str; 5] = ["decode", "prefill", "train", "grpo", "prefix"];
+    const ALL: [&str; 6] = ["decode", "prefill", "train", "grpo", "prefix", "weights"];
     if let Some(unknown) = args.only.iter().find(|o| !ALL.contains(&o.as_str())) {
         bail!("--only {unknown}: expected some of {}", ALL.join(", "));
     }
@@ -129,6 +130,9 @@ pub(crate) fn run(args: &BenchArgs) -> Result<()> {
     }
     if wanted("train") {
         add("train", runtime.block_on(learn::train(&subject))?);
+    }
+    if wanted("weights") {
+        add("weights", runtime.block_on(weights::on_one_host(&subject))?);
     }
     if wanted("prefix") {
         add("prefix", runtime.block_on(prefix::sharing(&subject))?);

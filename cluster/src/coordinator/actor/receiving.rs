@@ -127,6 +127,7 @@ impl Core {
                 Event::Stepped { conn, epoch: s.epoch, commit }
             }
             LearnerToCoordinator::Published(p) => {
+                self.report.published(p.publish_us);
                 Event::Published { conn, epoch: p.epoch, version: p.version, slot: p.slot, digest: p.digest }
             }
             LearnerToCoordinator::CheckpointSaved(c) => Event::CheckpointSaved {

@@ -1,6 +1,7 @@
 //! B2 and the optimizer's state: equal inputs in equal order give equal weights, saved and resumed or not.
 use super::*;
 use crate::AdamW;
+use cohort_model::DtypeKind;
 
 pub(super) const OPTIMIZER: AdamW = AdamW { beta1: 0.9, beta2: 0.99, eps: 1e-8, weight_decay: 0.1 };
 
@@ -102,4 +103,27 @@ fn a_step_without_gradients_only_decays() {
     let (now, before) = (engine.export().unwrap(), random_weights(&spec, 1));
     assert_eq!(now.0["model.norm.weight"], before.0["model.norm.weight"], "vectors do not decay");
     assert_ne!(now.0["model.embed_tokens.weight"], before.0["model.embed_tokens.weight"]);
+}
+
+#[test]
+fn activations_computed_again_are_the_same_bits() {
+    for spec in odd_specs() {
+        for dtype in [DtypeKind::F32, DtypeKind::Bf16] {
+            let train = |recompute: bool| {
+                let mut engine = NativeEngine::new(spec.clone(), 2, 1 << 20).unwrap().of(dtype).recomputing(recompute);
+                engine.import(&random_weights(&spec, 1)).unwrap();
+                let mut sequences = vec![sequence(&spec, 31, 1)];
+                sequences.extend(family(&spec, 9, &[20, 12]));
+                let batch = PackedBatch { sequences };
+                // The second pass is smaller than the first: buffers are larger than needed.
+                for batch in [batch.clone(), PackedBatch { sequences: batch.sequences[..1].to_vec() }] {
+                    let targets = engine.forward(&batch, true).unwrap().logp.len();
+                    let up: Vec<f32> = (0..targets).map(|i| 0.1 - i as f32 * 0.01).collect();
+                    engine.backward(Upstream { d_logp: &up, d_entropy: None }).unwrap();
+                }
+                engine.gradients().unwrap()
+            };
+            assert_eq!(train(true), train(false), "{dtype:?}");
+        }
+    }
 }
