@@ -3,7 +3,7 @@ use crate::config::Config;
 use crate::run::source::RING_SLOTS;
 use cohort_learner::training::Training;
 use cohort_model::family::Mlp;
-use cohort_model::{DecoderSpec, DtypeKind};
+use cohort_model::{DecoderSpec, DtypeKind, Lora};
 use serde::Serialize;
 use std::path::Path;
 
@@ -52,12 +52,26 @@ impl Need {
     /// For a run: one engine that both generates and learns, or, with processes, one that learns and one a rollout worker.
     #[must_use]
     pub fn of_run(spec: &DecoderSpec, config: &Config) -> Self {
-        let engine = Self::of(spec, config.training.micro_batch_tokens.into(), 0);
+        let mut engine = Self::of(spec, config.training.micro_batch_tokens.into(), 0);
         let dtype = config.model.dtype;
         let (full, sampler) = (engine.parameters, Self::weights_of_sampler(spec, dtype));
         let referenced = Training::try_from(&config.training).is_ok_and(|training| training.loss.needs_reference());
         let rollout = u64::from(config.cluster.rollout.get());
         let (workers, ring) = if config.cluster.processes { (rollout, u64::from(RING_SLOTS)) } else { (0, 0) };
+        // Settings that do not fit this model are named where the model is opened.
+        if let Some(lora) = config.model.lora.as_ref().and_then(|lora| Lora::of(lora, spec, "model.lora").ok()) {
+            let (trained, frozen) = Self::of_adapters(spec, &lora);
+            let own = full + frozen + trained + if dtype == DtypeKind::Bf16 { sampler } else { 0 };
+            (engine.gradients, engine.moments) = (trained, 2 * trained);
+            return Self {
+                kv: Self::kv_of_engine(spec, config) * workers.max(1),
+                parameters: own,
+                reference: if referenced { sampler } else { 0 },
+                workers: workers * own,
+                ring: ring * trained,
+                ..engine
+            };
+        }
         Self {
             kv: Self::kv_of_engine(spec, config) * workers.max(1),
             activations: if config.training.recompute_activations {
@@ -73,6 +87,14 @@ impl Need {
             ring: ring * full,
             ..engine
         }
+    }
+
+    /// Bytes of adapters, and of the frozen matrices that are kept below the merged ones.
+    #[must_use]
+    pub fn of_adapters(spec: &DecoderSpec, lora: &Lora) -> (u64, u64) {
+        let trained: usize = lora.tensors(spec).iter().map(|t| t.shape.iter().product::<usize>()).sum();
+        let frozen: usize = lora.targets.iter().map(|target| target.shape(spec)).map(|(out, inner)| out * inner).sum();
+        (4 * trained as u64, 4 * (spec.layers * frozen) as u64)
     }
 
     /// The weights of an engine that does not learn.
@@ -189,7 +211,7 @@ impl Memory {
         } else if n.kv > n.parameters {
             "lower cluster.capacity or training.group_size"
         } else {
-            "full training takes 16 bytes a parameter in f32, 18 in bf16; choose a smaller model or a machine with more memory"
+            "full training takes 16 bytes a parameter in f32, 18 in bf16; train adapters (model.lora), or choose a smaller model or a machine with more memory"
         }
     }
 }
@@ -283,6 +305,22 @@ mod tests {
             "{}",
             memory.line()
         );
+    }
+
+    #[test]
+    fn of_adapters_only_what_is_trained_has_gradients_and_moments() {
+        let (spec, mut config) = (smollm2(), Config::default());
+        let whole = Need::of_run(&spec, &config);
+        config.model.lora = Some(cohort_model::LoraConfig { rank: 8, ..Default::default() });
+        let adapted = Need::of_run(&spec, &config);
+        // Queries and values of 30 blocks: A and B of each, and the frozen matrices below.
+        let trained = 4 * 30 * (8 * (576 + 576) + 8 * (576 + 192));
+        let frozen = 4 * 30 * (576 * 576 + 192 * 576);
+        assert_eq!((adapted.gradients, adapted.moments), (trained, 2 * trained));
+        assert_eq!(adapted.parameters, whole.parameters + frozen + trained);
+        assert_eq!(adapted.kv, whole.kv);
+        config.cluster.processes = true;
+        assert_eq!(Need::of_run(&spec, &config).ring, 3 * trained, "only adapters travel");
     }
 
     #[test]

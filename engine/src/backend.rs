@@ -5,7 +5,8 @@
 //!   tokens were cut into calls, and for any number of threads.
 //! - **B2** `backward` and `update` are deterministic for equal inputs in equal order, for any number of threads.
 //! - **B3** a failed call leaves weights, moments and KV as they were before it.
-use crate::parts::{self, Visit};
+use crate::parts::{self, Visit, WeightSource};
+use cohort_model::spec::TensorSpec;
 use cohort_model::{DecoderSpec, WeightSet};
 use thiserror::Error;
 
@@ -129,6 +130,10 @@ pub trait Backend: Send {
     }
     /// All weights in the canonical layout, f32.
     fn export(&self) -> Result<WeightSet, EngineError>;
+    /// Names and shapes of what [`Backend::export`] gives.
+    fn tensors(&self) -> Result<Vec<TensorSpec>, EngineError> {
+        Ok(WeightSource::tensors(&self.export()?))
+    }
     /// Shows all weights in the canonical layout, in parts and from several threads where the engine can.
     fn each_part(&self, visit: Visit<'_>) -> Result<(), EngineError> {
         parts::whole(&self.export()?, visit);
@@ -154,6 +159,14 @@ pub trait Backend: Send {
     /// `work[i]`. A `KvId` may occur once. Errors: [`EngineError::Capacity`] past `max_context` or out of memory.
     fn extend(&mut self, work: &[Extend<'_>], logits: &mut [f32]) -> Result<(), EngineError>;
 
+    /// Whether a training pass draws at random (dropout of adapters), so that its log-probs are not those of sampling.
+    fn draws(&self) -> bool {
+        false
+    }
+    /// Keys of the draws of the next training pass, one a sequence; without them it draws nothing.
+    fn key_draws(&mut self, keys: &[u64]) {
+        let _ = keys;
+    }
     /// Log-probs and entropies of all targets. With `train`, keeps what one following [`Backend::backward`] needs.
     fn forward(&mut self, batch: &PackedBatch, train: bool) -> Result<Forward, EngineError>;
     /// Adds the gradients of the last `forward(.., true)` to the accumulated ones.

@@ -251,7 +251,7 @@ impl EngineHandle {
             if ring.publish_name(slot, version, label.digest)? {
                 return Ok(label);
             }
-            ring.publish(slot, version, &Named { backend: core.backend.as_ref(), digest: label.digest })?;
+            ring.publish(slot, version, &Named::new(core.backend.as_ref(), label.digest)?)?;
             Ok(label)
         })
         .await?

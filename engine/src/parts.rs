@@ -51,15 +51,22 @@ impl WeightSource for WeightSet {
 
 /// Weights in an engine whose digest is known.
 pub(crate) struct Named<'a> {
-    pub(crate) backend: &'a dyn Backend,
-    pub(crate) digest: u64,
+    backend: &'a dyn Backend,
+    tensors: Vec<TensorSpec>,
+    digest: u64,
+}
+
+impl<'a> Named<'a> {
+    pub(crate) fn new(backend: &'a dyn Backend, digest: u64) -> Result<Self, EngineError> {
+        let mut tensors = backend.tensors()?;
+        tensors.sort_by(|a, b| a.name.cmp(&b.name));
+        Ok(Self { backend, tensors, digest })
+    }
 }
 
 impl WeightSource for Named<'_> {
     fn tensors(&self) -> Vec<TensorSpec> {
-        let mut tensors = self.backend.spec().tensors();
-        tensors.sort_by(|a, b| a.name.cmp(&b.name));
-        tensors
+        self.tensors.clone()
     }
 
     fn digest(&self) -> u64 {

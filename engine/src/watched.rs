@@ -1,6 +1,7 @@
 //! A backend that remembers whether its weights were touched, so that stale keys and values are never decoded from.
 use crate::parts::Visit;
 use crate::{AdamW, Backend, EngineError, Extend, Forward, KvId, PackedBatch, Upstream};
+use cohort_model::spec::TensorSpec;
 use cohort_model::{DecoderSpec, WeightSet};
 
 /// Passes every call on and notes those that may change weights.
@@ -37,6 +38,9 @@ impl Backend for Watched<'_> {
         self.changed = true;
         self.inner.import_named(weights, digest)
     }
+    fn tensors(&self) -> Result<Vec<TensorSpec>, EngineError> {
+        self.inner.tensors()
+    }
     fn each_part(&self, visit: Visit<'_>) -> Result<(), EngineError> {
         self.inner.each_part(visit)
     }
@@ -64,6 +68,12 @@ impl Backend for Watched<'_> {
     }
     fn extend(&mut self, work: &[Extend<'_>], logits: &mut [f32]) -> Result<(), EngineError> {
         self.inner.extend(work, logits)
+    }
+    fn draws(&self) -> bool {
+        self.inner.draws()
+    }
+    fn key_draws(&mut self, keys: &[u64]) {
+        self.inner.key_draws(keys);
     }
     fn forward(&mut self, batch: &PackedBatch, train: bool) -> Result<Forward, EngineError> {
         self.inner.forward(batch, train)

@@ -67,9 +67,9 @@ impl Workshop {
     /// The weights that a load asks for and the optimizer's state, which the base model has none of.
     fn read(&self, load: Load) -> Result<(WeightSet, Option<OptimizerState>), Failure> {
         let (version, seed, weights, optimizer) = match load.from {
-            LoadFrom::Base => (PolicyVersion(0), self.training.seed, self.model.weights().map_err(|e| model_failure(&e))?, None),
+            LoadFrom::Base => (PolicyVersion(0), self.training.seed, self.start()?, None),
             LoadFrom::Checkpoint(dir) => {
-                let state = checkpoint::load(&self.run_dir.join(dir), self.engine.spec()).map_err(|e| checkpoint_failure(&e))?;
+                let state = checkpoint::load(&self.run_dir.join(dir), &self.model).map_err(|e| checkpoint_failure(&e))?;
                 (state.version, state.seed, state.weights, Some(state.optimizer))
             }
         };
@@ -79,6 +79,11 @@ impl Workshop {
             return Err(Failure { error, fatal: true, fault: Fault::Worker, aftermath: Aftermath::WeightsLost });
         }
         Ok((weights, optimizer))
+    }
+
+    /// What training begins with.
+    fn start(&self) -> Result<WeightSet, Failure> {
+        self.model.start(self.training.seed).map_err(|e| model_failure(&e))
     }
 
     async fn step(self: Arc<Self>, request: StepRequest) -> Result<Outcome, Failure> {

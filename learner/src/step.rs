@@ -3,7 +3,8 @@
 //! Invariants
 //! - **S1** a step is a pure function of the engine's weights and moments and of the request.
 //! - **S2** before its first update, every sampled token's log-prob is compared with the one stored by the sampler; those that
-//!   the step's base policy drew must be equal, others are counted apart ([`Origin`]).
+//!   the step's base policy drew must be equal, others are counted apart ([`Origin`]). Where the training pass draws
+//!   (dropout), they are those of a pass that does not.
 //! - **S3** a value that is not finite stops the step before the update it would have entered; weights and moments then
 //!   are those after [`StepFailure::updates`] updates, so with 0 the state is as before the step.
 use crate::aggregator::{payload_digest, stats};
@@ -14,6 +15,7 @@ use crate::metrics::Tally;
 use crate::training::Training;
 use cohort_actors::crash::{LEARNER_BACKWARD, crash_point};
 use cohort_engine::{AdamW, Backend, EngineError, Forward, Upstream};
+use cohort_kernels::sampling::key;
 use cohort_protocol::messages::learner::{Fault, StepRequest};
 use cohort_protocol::{GroupId, SampleIx};
 use thiserror::Error;
@@ -39,6 +41,7 @@ pub fn run(
             learning_rate: training.learning_rate(request.intent.step, epoch),
             max_grad_norm: training.max_grad_norm,
             compare: epoch == 0,
+            draws: key(training.seed, [low(request.intent.step.0), high(request.intent.step.0), epoch, 0]),
         };
         let mut watch = |index| {
             watch(epoch, index);
@@ -101,6 +104,8 @@ pub struct Objective<'a> {
     pub max_grad_norm: Option<f64>,
     /// Whether to compare log-probs with the stored ones.
     pub compare: bool,
+    /// Key of what the training pass draws, where the engine draws.
+    pub draws: u64,
 }
 
 /// The policy that a step starts from, which a correction holds against the one that sampled. Its log-probs are those of the
@@ -158,13 +163,28 @@ fn accumulate(
 ) -> Result<Tally, StepError> {
     let mut metrics = Tally::default();
     for (index, part) in plan.micro_batches.iter().enumerate() {
+        let draws = engine.draws();
+        let mut exact = None;
+        if objective.compare && draws {
+            // What the sampler stored, and what a correction compares with it, are log-probs without draws.
+            let forward = engine.forward(&part.batch, false).map_err(engine_error("forward"))?;
+            check_forward(part, &forward)?;
+            compare(part, &forward, &mut metrics);
+            exact = Some(widen(&forward.logp));
+        }
+        if draws {
+            let own = |(GroupId(group), SampleIx(sample)): &(GroupId, SampleIx)| {
+                key(objective.draws, [low(*group), high(*group), u32::from(*sample), 0])
+            };
+            engine.key_draws(&part.ids.iter().map(own).collect::<Vec<_>>());
+        }
         let forward = engine.forward(&part.batch, true).map_err(engine_error("forward"))?;
         check_forward(part, &forward)?;
-        if objective.compare {
+        if objective.compare && !draws {
             compare(part, &forward, &mut metrics);
         }
         let columns = Columns::new(part, &forward, logp_ref.map(|l| &l[index][..]), |logp| {
-            proximal.as_deref_mut().map(|proximal| proximal.of(index, part, logp))
+            proximal.as_deref_mut().map(|proximal| proximal.of(index, part, exact.as_deref().unwrap_or(logp)))
         });
         let (d_logp, d_entropy) = gradient(plan, part, &columns, objective, &mut metrics)?;
         // A group without signal has gradient 0 everywhere: its backward pass would add nothing.
@@ -295,6 +315,14 @@ fn check_forward(part: &MicroBatch, forward: &Forward) -> Result<(), StepError> 
 fn place(part: &MicroBatch, i: usize) -> String {
     let (group, SampleIx(sample)) = part.owner(i);
     format!("group {group}, sample {sample}")
+}
+
+const fn low(word: u64) -> u32 {
+    (word & 0xffff_ffff) as u32
+}
+
+const fn high(word: u64) -> u32 {
+    (word >> 32) as u32
 }
 
 fn widen(values: &[f32]) -> Vec<f64> {

@@ -1,9 +1,10 @@
 //! The `[model]` section of the configuration.
+use crate::lora::{LoraConfig, LoraConfigError};
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 /// Which model is trained, and what computes it.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(default, deny_unknown_fields)]
 pub struct ModelConfig {
     /// Where the model comes from: `builtin://order-desk` (default), a Hugging Face directory, a `.gguf` file,
@@ -16,6 +17,8 @@ pub struct ModelConfig {
     pub dtype: DtypeKind,
     /// Where it is computed: `cpu` (default) or `cuda` (needs `engine = "candle"` and a CUDA build).
     pub device: DeviceKind,
+    /// Train low-rank adapters beside the frozen model instead of the model itself. Needs `engine = "native"`.
+    pub lora: Option<LoraConfig>,
 }
 
 /// An engine by name.
@@ -74,7 +77,7 @@ pub enum DeviceKind {
 }
 
 /// Settings that exclude each other.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
+#[derive(Debug, Clone, PartialEq, thiserror::Error)]
 pub enum ModelConfigError {
     /// The native engine has no GPU kernels.
     #[error("model.device = \"cuda\" needs model.engine = \"candle\": the native engine computes on the CPU")]
@@ -82,6 +85,12 @@ pub enum ModelConfigError {
     /// The candle engine computes in f32.
     #[error("model.dtype = \"bf16\" needs model.engine = \"native\": the candle engine computes in f32")]
     CandleInBf16,
+    /// Adapters are the native engine's.
+    #[error("model.lora needs model.engine = \"native\" and a model that computes: {0} trains no adapters")]
+    LoraElsewhere(&'static str),
+    /// The adapters' settings.
+    #[error(transparent)]
+    Lora(#[from] LoraConfigError),
     /// No path.
     #[error("model.path is empty: give builtin://order-desk, a directory, a .gguf file or hf://org/name")]
     EmptyPath,
@@ -94,6 +103,7 @@ impl Default for ModelConfig {
             engine: EngineKind::Native,
             dtype: DtypeKind::F32,
             device: DeviceKind::Cpu,
+            lora: None,
         }
     }
 }
@@ -110,6 +120,15 @@ impl ModelConfig {
         if self.engine == EngineKind::Candle && self.dtype == DtypeKind::Bf16 {
             return Err(ModelConfigError::CandleInBf16);
         }
+        if let Some(lora) = &self.lora {
+            lora.check()?;
+            if self.engine == EngineKind::Candle {
+                return Err(ModelConfigError::LoraElsewhere("the candle engine"));
+            }
+            if self.path.starts_with("stub://") {
+                return Err(ModelConfigError::LoraElsewhere("a stub"));
+            }
+        }
         Ok(())
     }
 }
@@ -125,8 +144,14 @@ mod tests {
         assert_eq!(on_gpu.check(), Err(ModelConfigError::NativeOnCuda));
         let in_bf16 = ModelConfig { dtype: DtypeKind::Bf16, ..ModelConfig::default() };
         assert_eq!(in_bf16.check(), Ok(()));
-        assert_eq!(ModelConfig { engine: EngineKind::Candle, ..in_bf16 }.check(), Err(ModelConfigError::CandleInBf16));
-        assert_eq!(ModelConfig { engine: EngineKind::Candle, ..on_gpu }.check(), Ok(()));
+        assert_eq!(ModelConfig { engine: EngineKind::Candle, ..in_bf16.clone() }.check(), Err(ModelConfigError::CandleInBf16));
+        assert_eq!(ModelConfig { engine: EngineKind::Candle, ..on_gpu.clone() }.check(), Ok(()));
+        let adapted = ModelConfig { lora: Some(LoraConfig::default()), ..ModelConfig::default() };
+        assert_eq!(adapted.check(), Ok(()));
+        let elsewhere = ModelConfig { engine: EngineKind::Candle, ..adapted.clone() };
+        assert_eq!(elsewhere.check(), Err(ModelConfigError::LoraElsewhere("the candle engine")));
+        let wrong = ModelConfig { lora: Some(LoraConfig { rank: 0, ..LoraConfig::default() }), ..adapted };
+        assert!(wrong.check().unwrap_err().to_string().contains("model.lora.rank = 0"));
         assert_eq!(ModelConfig { path: " ".into(), ..ModelConfig::default() }.check(), Err(ModelConfigError::EmptyPath));
     }
 

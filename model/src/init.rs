@@ -32,6 +32,13 @@ pub fn random_weights(spec: &DecoderSpec, seed: u64) -> WeightSet {
     )
 }
 
+/// Values uniform in `±bound`, keyed by (seed, name, index): 24 bits each, times the bound.
+pub(crate) fn uniform(seed: u64, name: &str, len: usize, bound: f32) -> Vec<f32> {
+    let key = name.bytes().fold(mix(seed), |key, byte| mix(key ^ u64::from(byte)));
+    let draw = |index: u64| (mix(key.wrapping_add(mix(index))) >> 40) as f32 / 8_388_608.0 - 1.0;
+    (0..len as u64).map(|index| draw(index) * bound).collect()
+}
+
 /// The `index`-th standard normal of a stream.
 fn normal(key: u64, index: u64) -> f32 {
     let mut sum = 0i64;

@@ -1,10 +1,13 @@
 //! Opens a model by its path: everything but the values is read and checked at once, the values when asked for.
 use crate::builtin::{EmbeddedModel, embedded};
 use crate::chat::{ChatContext, ChatTemplate};
-use crate::hf::{Object, Shards, parse_object, read_object, read_object_if_there, spec_from_config, weights_from};
+use crate::hf::{Object, Shards, canonical, parse_object, read_object, read_object_if_there, spec_from_config, weights_from};
 use crate::init::random_weights;
+use crate::lora::{Adapter, is_adapter};
+use crate::safetensors_file::read_file;
+use crate::spec::TensorSpec;
 use crate::tokenizer::Tokenizer;
-use crate::{DecoderSpec, Family, ModelError, WeightSet, gguf, hub};
+use crate::{DecoderSpec, Family, Lora, LoraConfig, ModelError, WeightSet, gguf, hub};
 use serde_json::{Value, json};
 use std::collections::BTreeSet;
 use std::fs::File;
@@ -34,6 +37,17 @@ pub struct ModelFiles {
     pub pad: Option<u32>,
     pub(crate) settings: Settings,
     values: Values,
+    pub(crate) adapters: Option<Adapters>,
+}
+
+/// What is trained beside a frozen model.
+#[derive(Debug, Clone)]
+pub(crate) struct Adapters {
+    pub(crate) lora: Lora,
+    /// The frozen model's own source.
+    pub(crate) base: String,
+    /// Where they begin; fresh ones where there is none.
+    directory: Option<PathBuf>,
 }
 
 /// Settings that pass through to directories written from this model.
@@ -54,7 +68,7 @@ enum Values {
 }
 
 impl ModelFiles {
-    /// Opens `builtin://order-desk`, a Hugging Face directory, a `.gguf` file, `hf://org/name[@revision]`,
+    /// Opens `builtin://order-desk`, a Hugging Face directory, an adapter's in PEFT's layout, a `.gguf` file, `hf://org/name[@revision]`,
     /// `random://tiny?seed=N` (`tiny-qwen2` and so on for other families; or `stub://name`, whose weights nothing computes with: the same tiny model).
     pub fn open(path: &str) -> Result<Self, ModelError> {
         match path.split_once("://") {
@@ -74,7 +88,73 @@ impl ModelFiles {
         }
     }
 
-    /// All values as f32 in the canonical layout.
+    /// The same model, frozen, with adapters to train beside it.
+    ///
+    /// Errors: settings that do not fit this model, or not the adapter that they name; a model that has adapters already.
+    pub fn adapted(self, config: &LoraConfig) -> Result<Self, ModelError> {
+        let place = "model.lora";
+        if self.adapters.is_some() {
+            let remedy = "give its frozen model as model.path, and the adapter as model.lora.adapter".to_owned();
+            return Err(ModelError::Missing { place: self.source, what: "a model without adapters".into(), remedy });
+        }
+        let lora = Lora::of(config, &self.spec, place)?;
+        let directory = (!config.adapter.is_empty()).then(|| PathBuf::from(&config.adapter));
+        if let Some(dir) = &directory {
+            let there = Lora::of(&Adapter::open(dir)?.config, &self.spec, &config.adapter)?;
+            if (there.rank, there.alpha, &there.targets) != (lora.rank, lora.alpha, &lora.targets) {
+                let names = |lora: &Lora| lora.targets.iter().map(|t| t.name()).collect::<Vec<_>>().join(", ");
+                let problem = format!(
+                    "it has rank {}, alpha {} and modules {}; the configuration says {}, {} and {}",
+                    there.rank,
+                    there.alpha,
+                    names(&there),
+                    lora.rank,
+                    lora.alpha,
+                    names(&lora)
+                );
+                let (key, value) = ("adapter".to_owned(), config.adapter.clone());
+                return Err(ModelError::Value { place: place.into(), key, value, problem });
+            }
+        }
+        let base = self.source.clone();
+        Ok(Self { adapters: Some(Adapters { lora, base, directory }), ..self })
+    }
+
+    /// The adapters' settings, where there are adapters: then they are what is trained, travels and is saved.
+    #[must_use]
+    pub fn lora(&self) -> Option<&Lora> {
+        self.adapters.as_ref().map(|adapters| &adapters.lora)
+    }
+
+    /// Every tensor that is trained.
+    #[must_use]
+    pub fn trained(&self) -> Vec<TensorSpec> {
+        match self.lora() {
+            Some(lora) => lora.tensors(&self.spec),
+            None => self.spec.tensors(),
+        }
+    }
+
+    /// What training starts from: the weights, or the adapters beside them (fresh ones keyed by `seed`).
+    pub fn start(&self, seed: u64) -> Result<WeightSet, ModelError> {
+        match &self.adapters {
+            None => self.weights(),
+            Some(Adapters { lora, directory: Some(dir), .. }) => Adapter::weights(dir, lora, &self.spec),
+            Some(Adapters { lora, .. }) => Ok(lora.initial(&self.spec, seed)),
+        }
+    }
+
+    /// Reads back what [`ModelFiles::save`] wrote into a directory.
+    pub fn saved(&self, dir: &Path) -> Result<WeightSet, ModelError> {
+        if let Some(lora) = self.lora() {
+            return Adapter::weights(dir, lora, &self.spec);
+        }
+        let path = dir.join("model.safetensors");
+        let shape = |source| ModelError::Shape { place: path.display().to_string(), source };
+        canonical(&self.spec, read_file(&path)?).map_err(shape)
+    }
+
+    /// All values as f32 in the canonical layout; with adapters, those of the frozen model.
     pub fn weights(&self) -> Result<WeightSet, ModelError> {
         match &self.values {
             Values::Directory(shards) => shards.weights(&self.spec),
@@ -118,6 +198,9 @@ impl ModelFiles {
     }
 
     fn open_directory(dir: &Path) -> Result<Self, ModelError> {
+        if is_adapter(dir) {
+            return Self::open_adapter(dir);
+        }
         let config_path = dir.join("config.json");
         if !config_path.is_file() {
             let remedy = "give a directory written by save_pretrained, or a .gguf file".to_owned();
@@ -145,6 +228,18 @@ impl ModelFiles {
             false => template_of(&settings.tokenizer_config),
         };
         Self::assemble(dir.display().to_string(), spec, tokenizer, settings, template, Values::Directory(shards))
+    }
+
+    /// A directory in PEFT's layout: the frozen model that it names, with its adapters.
+    fn open_adapter(dir: &Path) -> Result<Self, ModelError> {
+        let Adapter { base, config } = Adapter::open(dir)?;
+        let known = base.contains("://") || Path::new(&base).exists();
+        let path = if known { base } else { format!("hf://{base}") };
+        let own = |there: &str| std::fs::canonicalize(there).ok() == std::fs::canonicalize(dir).ok();
+        if own(&path) {
+            return Err(ModelError::corrupt(dir.display().to_string(), "it names itself as its frozen model"));
+        }
+        Ok(Self { source: dir.display().to_string(), ..Self::open(&path)?.adapted(&config)? })
     }
 
     fn open_gguf(path: &Path) -> Result<Self, ModelError> {
@@ -248,7 +343,7 @@ impl ModelFiles {
         };
         let chat = template.map(|source| ChatTemplate::new(&source, context)).transpose()?.map(Arc::new);
         let eos = eos.into_iter().collect();
-        Ok(Self { source, spec, tokenizer: Arc::new(tokenizer), chat, eos, bos, pad, settings, values })
+        Ok(Self { source, spec, tokenizer: Arc::new(tokenizer), chat, eos, bos, pad, settings, values, adapters: None })
     }
 }
 

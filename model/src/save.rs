@@ -1,6 +1,7 @@
 //! Writes a model as the directory that transformers' `AutoModelForCausalLM` and `AutoTokenizer` load.
 use crate::hf::{Object, stored};
-use crate::load::ModelFiles;
+use crate::load::{Adapters, ModelFiles};
+use crate::lora;
 use crate::safetensors_file::{SaveDtype, write_file};
 use crate::{DecoderSpec, Family, ModelError, WeightSet};
 use serde_json::{Value, json};
@@ -11,18 +12,33 @@ use std::path::Path;
 impl ModelFiles {
     /// Writes `config.json`, `model.safetensors`, `tokenizer.json`, `tokenizer_config.json` (with the chat template),
     /// `generation_config.json` and `special_tokens_map.json` into `dir`, which is made if need be. Every file is synced;
-    /// names appear one by one, so write into a temporary directory and rename it for an atomic result.
+    /// names appear one by one, so write into a temporary directory and rename it for an atomic result. With adapters the
+    /// first two are PEFT's `adapter_config.json` and `adapter_model.safetensors`.
     pub fn save(&self, dir: &Path, weights: &WeightSet, dtype: SaveDtype) -> Result<(), ModelError> {
         let place = dir.display().to_string();
-        weights.check(&self.spec).map_err(|source| ModelError::Shape { place: place.clone(), source })?;
+        weights.fits(&self.trained()).map_err(|source| ModelError::Shape { place: place.clone(), source })?;
         std::fs::create_dir_all(dir).map_err(ModelError::io("make", dir))?;
-        let stored = stored(&self.spec, weights).map_err(|source| ModelError::Shape { place, source })?;
-        write_file(&dir.join("model.safetensors"), &stored, dtype)?;
+        if let Some(Adapters { lora, base, .. }) = &self.adapters {
+            let settings = lora::save(dir, base, lora, weights, dtype)?;
+            write_json(&dir.join(lora::CONFIG), settings)?;
+        } else {
+            let stored = stored(&self.spec, weights).map_err(|source| ModelError::Shape { place, source })?;
+            write_file(&dir.join("model.safetensors"), &stored, dtype)?;
+            write_json(&dir.join("config.json"), self.config_json(dtype))?;
+        }
         write_bytes(&dir.join("tokenizer.json"), self.tokenizer.json())?;
-        write_json(&dir.join("config.json"), self.config_json(dtype))?;
         write_json(&dir.join("tokenizer_config.json"), self.tokenizer_config_json())?;
         write_json(&dir.join("generation_config.json"), self.generation_config_json())?;
         write_json(&dir.join("special_tokens_map.json"), self.special_tokens_json())
+    }
+
+    /// Writes a directory that stands by itself: the whole model with these weights, without adapters.
+    ///
+    /// Errors: as [`ModelFiles::save`].
+    pub fn save_whole(&self, dir: &Path, weights: &WeightSet, dtype: SaveDtype) -> Result<(), ModelError> {
+        let mut whole = self.clone();
+        whole.adapters = None;
+        whole.save(dir, weights, dtype)
     }
 
     /// The source's config.json with the numbers of the spec; unknown keys pass through.

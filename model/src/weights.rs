@@ -1,6 +1,7 @@
 //! Canonical weights in memory: named f32 tensors.
 use crate::DecoderSpec;
-use std::collections::BTreeMap;
+use crate::spec::TensorSpec;
+use std::collections::{BTreeMap, HashSet};
 
 /// A named tensor's values, row-major.
 #[derive(Debug, Clone, PartialEq)]
@@ -45,14 +46,19 @@ pub enum ShapeError {
 impl WeightSet {
     /// Checks names and shapes against an architecture.
     pub fn check(&self, spec: &DecoderSpec) -> Result<(), ShapeError> {
-        let specs = spec.tensors();
-        for want in &specs {
+        self.fits(&spec.tensors())
+    }
+
+    /// Checks that these tensors are there with these shapes, and no others.
+    pub fn fits(&self, specs: &[TensorSpec]) -> Result<(), ShapeError> {
+        for want in specs {
             let Some(tensor) = self.0.get(&want.name) else { return Err(ShapeError::Missing { name: want.name.clone() }) };
             if tensor.shape != want.shape || tensor.data.len() != want.shape.iter().product::<usize>() {
                 return Err(ShapeError::Shape { name: want.name.clone(), got: tensor.shape.clone(), want: want.shape.clone() });
             }
         }
-        match self.0.keys().find(|name| !specs.iter().any(|s| &s.name == *name)) {
+        let names: HashSet<&str> = specs.iter().map(|s| s.name.as_str()).collect();
+        match self.0.keys().find(|name| !names.contains(name.as_str())) {
             Some(name) => Err(ShapeError::Unexpected { name: name.clone() }),
             None => Ok(()),
         }

@@ -182,7 +182,7 @@ mod tests {
             greedy: sample == 0,
             constraint: Some(grammar.begin()),
             penalties: Penalties { presence: f32::from(sample % 3) / 4.0, ..Penalties::OFF },
-            truncation: Truncation { top_p: if sample % 2 == 0 { 0.9 } else { 1.0 }, ..Truncation::OFF },
+            truncation: Truncation { top_p: if sample.is_multiple_of(2) { 0.9 } else { 1.0 }, ..Truncation::OFF },
             stop_ids: files.eos.clone(),
             ..Decoding::plain(1.0, 160, DrawKey { seed: 3, group: 1, sample })
         }

@@ -2,8 +2,9 @@
 use anyhow::{Context, Result, bail, ensure};
 use cohort_engine::{PackedBatch, PackedSequence};
 use cohort_model::hf::{self, spec_from_config};
+use cohort_model::lora::Adapter;
 use cohort_model::safetensors_file::read_file;
-use cohort_model::{DecoderSpec, ModelFiles, WeightSet};
+use cohort_model::{DecoderSpec, Lora, ModelFiles, WeightSet};
 use serde_json::Value;
 use std::path::{Path, PathBuf};
 
@@ -90,6 +91,46 @@ impl TinyModel {
     #[must_use]
     pub fn all(&self, value: impl Fn(&GoldenSequence) -> &Vec<f32>) -> Vec<f32> {
         self.sequences.iter().flat_map(|s| value(s).clone()).collect()
+    }
+}
+
+/// Adapters that PEFT made beside a [`TinyModel`], with what it computes (make_tiny_lora.py).
+#[derive(Debug, Clone)]
+pub struct TinyLora {
+    /// The frozen model, and what it was run on.
+    pub model: TinyModel,
+    /// The adapters' settings.
+    pub lora: Lora,
+    /// Their values.
+    pub adapters: WeightSet,
+    /// Logits of all sequences at every position.
+    pub logits: Vec<f32>,
+    /// Log-probs of all sequences.
+    pub logp: Vec<f32>,
+    /// Gradients of `sum(weight * logp)` by the adapters.
+    pub gradients: WeightSet,
+}
+
+impl TinyLora {
+    /// All that there are, by the model's name.
+    pub const NAMES: [&str; 2] = ["llama_untied", "qwen2"];
+
+    /// Reads one of [`TinyLora::NAMES`].
+    pub fn open(name: &str) -> Result<Self> {
+        let model = TinyModel::open(name)?;
+        let dir = golden_dir().join(format!("tiny_{name}/lora"));
+        let lora = Lora::of(&Adapter::open(&dir)?.config, &model.spec, name)?;
+        let adapters = Adapter::weights(&dir, &lora, &model.spec)?;
+        let mut golden = read_file(&dir.join("golden.safetensors"))?;
+        let mut all = |what: &str| {
+            let of = |i| golden.0.remove(&format!("{what}.{i}")).map(|t| t.data).context(format!("{what}.{i}"));
+            Ok::<_, anyhow::Error>((0..model.sequences.len()).map(of).collect::<Result<Vec<_>>>()?.concat())
+        };
+        let (logits, logp) = (all("logits")?, all("logp")?);
+        let named = golden.0.into_iter().filter_map(|(name, t)| Some((name.strip_prefix("grad.")?.to_owned(), t)));
+        let gradients = WeightSet(named.collect());
+        gradients.fits(&lora.tensors(&model.spec))?;
+        Ok(Self { model, lora, adapters, logits, logp, gradients })
     }
 }
 

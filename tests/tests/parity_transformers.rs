@@ -4,7 +4,7 @@ use cohort_engine::candle::CandleEngine;
 use cohort_engine::native::NativeEngine;
 use cohort_engine::{Backend, Extend, PackedBatch, PackedSequence, Upstream};
 use cohort_model::{DecoderSpec, DeviceKind, hf};
-use cohort_tests::golden::{TinyModel, smollm2, smollm2_prompts, worst_tensor, worst_value};
+use cohort_tests::golden::{TinyLora, TinyModel, smollm2, smollm2_prompts, worst_tensor, worst_value};
 
 const KV: usize = 64 << 20;
 
@@ -37,6 +37,27 @@ fn tiny_models_give_transformers_numbers() -> Result<()> {
             assert!(logits < 1e-4 && logp < 1e-4 && entropy < 1e-4, "{name} {engine_name}");
             assert!(gradient < 1e-3, "{name} {engine_name}: {tensor} {gradient:e}");
         }
+    }
+    Ok(())
+}
+
+#[test]
+fn adapters_give_pefts_numbers() -> Result<()> {
+    for name in TinyLora::NAMES {
+        let golden = TinyLora::open(name)?;
+        let engine = NativeEngine::new(golden.model.spec.clone(), 2, KV)?;
+        let mut engine = engine.adapted(&golden.lora, &golden.model.weights)?;
+        engine.import(&golden.adapters)?;
+        let logits = worst_value(&logits_of(&mut engine, &golden.model)?, &golden.logits);
+        let logp = worst_value(&engine.forward(&golden.model.batch(), true)?.logp, &golden.logp);
+        let weight = golden.model.all(|s| &s.weight);
+        engine.backward(Upstream { d_logp: &weight, d_entropy: None })?;
+        let (tensor, gradient) = worst_tensor(&engine.gradients()?, &golden.gradients)?;
+        eprintln!("{name} with adapters: logits {logits:e}, logp {logp:e}, gradient {gradient:e} ({tensor})");
+        assert!(logits < 1e-4 && logp < 1e-4, "{name}");
+        assert!(gradient < 1e-3, "{name}: {tensor} {gradient:e}");
+        // The learner's name of the adapters is that of what it exports.
+        assert_eq!(engine.export()?, golden.adapters);
     }
     Ok(())
 }

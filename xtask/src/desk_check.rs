@@ -240,6 +240,7 @@ async fn train_step(
                 learning_rate: training.learning_rate(StepId(step), 0),
                 max_grad_norm: training.max_grad_norm,
                 compare: true,
+                draws: 0,
             };
             update(engine, &plan, &objective, None, None, &mut |_| ())
         })

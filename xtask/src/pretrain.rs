@@ -86,6 +86,7 @@ pub(crate) fn run(args: &Args) -> Result<()> {
             learning_rate: rate(args, step),
             max_grad_norm: Some(1.0),
             compare: false,
+            draws: 0,
         };
         let metrics = update(&mut engine, &plan, &objective, None, None, &mut |_| ())?.finish();
         if step % 50 == 0 || step + 1 == args.steps {

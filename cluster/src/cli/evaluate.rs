@@ -12,6 +12,7 @@ use crate::config::{Config, Inputs, Resolved};
 use crate::ledger::RunPaths;
 use crate::progress::{EvaluationReport, ExampleDialogue};
 use crate::run::wiring::Wiring;
+use cohort_model::lora::is_adapter;
 use cohort_protocol::{
     AttemptId, Epoch, GroupId, GroupLease, LeasePurpose, PolicyVersion, RunId, SampleIx, SampledItem, SamplingParams, Turn,
     TurnRole,
@@ -72,8 +73,13 @@ struct Report {
 pub(super) fn run(args: &Args, out: &mut dyn Write) -> Result<Exit, CliError> {
     let (model, step) = model(&args.checkpoint)?;
     let resolved = configuration(args, &model)?;
-    let wiring = Wiring::open(Arc::new(resolved.config.clone()), RunId(0), Path::new(&model))?;
-    let weights = wiring.files.weights()?;
+    let mut config = resolved.config.clone();
+    if is_adapter(Path::new(&model)) {
+        // The checkpoint brings its adapters' settings with it.
+        config.model.lora = None;
+    }
+    let wiring = Wiring::open(Arc::new(config), RunId(0), Path::new(&model))?;
+    let weights = wiring.files.start(wiring.config.training.seed)?;
     let sha256 = weights.sha256();
     let stage = Stage {
         engine: wiring.sampling_engine()?,

@@ -1,6 +1,7 @@
 //! `cluster inspect MODEL`.
 use super::{CliError, Exit, json_line};
 use crate::preflight::{Need, memory_text};
+use cohort_model::family::Positions;
 use cohort_model::{DecoderSpec, ModelFiles};
 use serde::Serialize;
 use std::io::Write;
@@ -75,9 +76,14 @@ fn text(report: &Report<'_>, out: &mut dyn Write) -> Result<(), CliError> {
     let s = report.spec;
     writeln!(out, "{}", report.model)?;
     writeln!(out, "  parameters     {} ({})", report.parameters, short(report.parameters))?;
+    writeln!(out, "  family         {}", s.family.model_type())?;
     writeln!(out, "  blocks         {} of width {}, MLP {}", s.layers, s.hidden, s.intermediate)?;
     writeln!(out, "  attention      {} heads of {}, {} key/value heads", s.heads, s.head_dim, s.kv_heads)?;
-    writeln!(out, "  context        {} tokens, RoPE base {}", s.max_context, s.rope_theta)?;
+    let positions = match s.family.traits().positions {
+        Positions::Rotary => format!("RoPE base {}", s.rope_theta),
+        Positions::Learned => "learned positions".to_owned(),
+    };
+    writeln!(out, "  context        {} tokens, {positions}", s.max_context)?;
     let tied = if s.tied_embeddings { "tied" } else { "untied" };
     writeln!(out, "  vocabulary     {} ({} in the tokenizer), embeddings {tied}", s.vocab, report.tokens)?;
     let names: Vec<String> = report.eos.iter().map(|e| format!("{} ({})", e.token.as_deref().unwrap_or("?"), e.id)).collect();

@@ -10,6 +10,7 @@ mod docs;
 mod doctor;
 mod evaluate;
 mod exit;
+mod export;
 mod generate;
 mod graded;
 mod hash;
@@ -78,6 +79,8 @@ enum Command {
     Replay(replay::Args),
     /// Hashes of a checkpoint's weights, optimizer, random state and data cursor
     Hash(hash::Args),
+    /// Write a model, adapters merged, as a directory that transformers loads
+    Export(export::Args),
     /// What a model is: architecture, size, tokenizer, memory
     Inspect(inspect::Args),
     /// Version, build and kernel path
@@ -142,6 +145,7 @@ fn dispatch(command: Command, out: &mut dyn Write) -> Result<u8, CliError> {
         Command::Audit(args) => audit::run(&args, out),
         Command::Replay(args) => replay::run(&args, out),
         Command::Hash(args) => hash::run(&args, out),
+        Command::Export(args) => export::run(&args, out),
         Command::Inspect(args) => inspect::run(&args, out),
         Command::Version(args) => version::run(&args, out),
         Command::Completions(args) => completions::run(&args, out),

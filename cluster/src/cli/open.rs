@@ -43,9 +43,14 @@ impl ModelArgs {
         let dtype = self.dtype;
         let kv_bytes = kv_budget(&spec, dtype, options.max_running)?;
         let weights = files.weights()?;
+        let adapters = files.lora().map(|lora| Ok::<_, CliError>((lora.clone(), files.start(0)?))).transpose()?;
         let make = move || -> Result<Box<dyn Backend>, EngineError> {
-            let mut engine = NativeEngine::new(spec, threads, kv_bytes)?.of(dtype).for_sampling();
-            engine.import(&weights)?;
+            let engine = NativeEngine::new(spec, threads, kv_bytes)?.of(dtype);
+            let mut engine = match &adapters {
+                Some((lora, _)) => engine.adapted(lora, &weights)?,
+                None => engine.for_sampling(),
+            };
+            engine.import(adapters.as_ref().map_or(&weights, |(_, values)| values))?;
             Ok(Box::new(engine))
         };
         Ok(Opened { files, engine: EngineHandle::start(make, options)? })

@@ -49,6 +49,7 @@ fn the_overview_fits_a_screen() {
       audit        Prove that every group was consumed once, dropped with a reason, or is in flight
       replay       Take a run's steps again from its ledger, to the same weights
       hash         Hashes of a checkpoint's weights, optimizer, random state and data cursor
+      export       Write a model, adapters merged, as a directory that transformers loads
       inspect      What a model is: architecture, size, tokenizer, memory
       version      Version, build and kernel path
       completions  Write a completion script for a shell

@@ -4,8 +4,9 @@ use super::tree::{Node, Value};
 use std::path::{Path, PathBuf};
 
 /// Keys that hold a path.
-const PATHS: [&[&str]; 5] = [
+const PATHS: [&[&str]; 6] = [
     &["model", "path"],
+    &["model", "lora", "adapter"],
     &["agent", "constraint", "file"],
     &["environment", "path"],
     &["environment", "heldout_path"],
@@ -19,7 +20,7 @@ pub(super) fn make_absolute(tree: &mut Node) {
         let Some(node) = tree.get_mut(&path) else { continue };
         let Value::String(path) = &node.value else { continue };
         // `run_root` is where the user works, not where the configuration lies.
-        let folder = if keys[1] == "run_root" { None } else { node.origin.folder() };
+        let folder = if keys.last() == Some(&"run_root") { None } else { node.origin.folder() };
         if let Some(absolute) = absolute(path, folder, &node.origin) {
             node.value = Value::String(absolute);
         }

@@ -10,7 +10,7 @@ use cohort_engine::{Backend, EngineError, EngineHandle, EngineOptions, WeightRin
 use cohort_learner::LearnerArgs;
 use cohort_learner::config::ConfigError;
 use cohort_model::config::EngineKind;
-use cohort_model::{ModelConfig, ModelError, ModelFiles};
+use cohort_model::{Lora, ModelConfig, ModelError, ModelFiles};
 use cohort_protocol::messages::handshake::Hello;
 use cohort_protocol::version::{PROTOCOL, PROTOCOL_MIN};
 use cohort_protocol::{Role, RunId, WorkerId};
@@ -55,13 +55,21 @@ pub struct Wiring {
     pub run: RunId,
     /// Its directory.
     pub run_dir: PathBuf,
+    /// With adapters: their settings and the frozen weights' digest, for the numerics.
+    frozen: Option<String>,
 }
 
 impl Wiring {
     /// Opens the model. Nothing is computed or written yet.
     pub fn open(config: Arc<Config>, run: RunId, run_dir: &Path) -> Result<Self, WiringError> {
         let files = ModelFiles::open(&config.model.path)?;
-        Ok(Self { config, files, run, run_dir: run_dir.to_owned() })
+        let files = match &config.model.lora {
+            Some(lora) => files.adapted(lora)?,
+            None => files,
+        };
+        // Adapters alone travel: that all compute beside the same frozen weights is part of the run's identity.
+        let frozen = files.lora().map(|lora| Ok::<_, ModelError>(adapted(lora, files.weights()?.digest()))).transpose()?;
+        Ok(Self { config, files, run, run_dir: run_dir.to_owned(), frozen })
     }
 
     /// What decides bits, one line: equal bits are promised for equal lines only.
@@ -71,7 +79,8 @@ impl Wiring {
         let (engine, dtype, device) = (config.model.engine, config.model.dtype, config.model.device);
         let training = cohort_learner::training::Training::try_from(&config.training).map(|t| t.numerics()).unwrap_or_default();
         let stub = if self.is_stub() { " stub" } else { "" };
-        format!("engine={engine:?} dtype={dtype:?} device={device:?}{stub} {training}").to_lowercase()
+        let frozen = self.frozen.as_deref().unwrap_or_default();
+        format!("engine={engine:?} dtype={dtype:?} device={device:?}{stub}{frozen} {training}").to_lowercase()
     }
 
     /// Scripted answers instead of a model.
@@ -141,7 +150,7 @@ impl Wiring {
         if !cohort_learner::training::Training::try_from(&self.config.training)?.loss.needs_reference() {
             return Ok(None);
         }
-        let (backend, weights) = (self.backend(Use::Sampling)?, self.files.weights()?);
+        let (backend, weights) = (self.backend(Use::Reference)?, self.files.weights()?);
         let make = move || {
             let mut backend = backend()?;
             backend.import(&weights)?;
@@ -203,17 +212,32 @@ impl Wiring {
             true => Some((registry::stub_script(&self.config.agent, &self.files)?, self.files.weights()?)),
             false => None,
         };
+        let adapters = match self.files.lora().filter(|_| purpose != Use::Reference) {
+            Some(lora) => Some((lora.clone(), self.files.weights()?)),
+            None => None,
+        };
         Ok(move || -> Result<Box<dyn Backend>, EngineError> {
             Ok(match (stub, kind, device) {
                 (Some((script, weights)), _, _) => Box::new(StubBackend::new(spec, script, weights)?),
                 (None, EngineKind::Native, _) => {
                     let engine = NativeEngine::new(spec, threads, kv_bytes)?.of(dtype).recomputing(recompute);
-                    Box::new(if purpose == Use::Sampling { engine.for_sampling() } else { engine })
+                    Box::new(match (adapters, purpose) {
+                        (Some((lora, frozen)), _) => engine.adapted(&lora, &frozen)?,
+                        (None, Use::All) => engine,
+                        (None, Use::Sampling | Use::Reference) => engine.for_sampling(),
+                    })
                 }
                 (None, EngineKind::Candle, device) => Box::new(CandleEngine::new(spec, device, kv_bytes)?),
             })
         })
     }
+}
+
+/// Adapters and what they stand beside, for the numerics.
+fn adapted(lora: &Lora, frozen: u64) -> String {
+    let modules: Vec<&str> = lora.targets.iter().map(|target| target.name()).collect();
+    let Lora { rank, alpha, dropout, .. } = lora;
+    format!(" lora={rank}/{alpha}/{dropout}/{} frozen={frozen:016x}", modules.join("+"))
 }
 
 /// What an engine is for.
@@ -223,6 +247,8 @@ enum Use {
     All,
     /// Sampling and scoring.
     Sampling,
+    /// Scoring with the frozen model.
+    Reference,
 }
 
 /// Bytes for keys and values: what the run's sequences can fill, at most half of the free memory.

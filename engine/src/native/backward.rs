@@ -5,6 +5,7 @@
 use super::block::{self, Batch, Memory, Model};
 use super::forward::Pending;
 use super::layout::Part;
+use super::lora::{self, Adapters, LowRank, Pass};
 use super::norm::{self, Place};
 use super::workspace::{BackwardSpace, Kept, KeptBlock, Workspace};
 use crate::Upstream;
@@ -13,8 +14,26 @@ use cohort_kernels::linear::{self, Output, RowPacked};
 use cohort_kernels::rope::{self, Direction};
 use cohort_kernels::{Buffer, bias, embedding, gelu, head, rmsnorm, swiglu};
 use cohort_model::family::{Mlp, Positions};
+use std::ops::Range;
 
-/// Adds the gradients of one forward pass to the arena `gradients`.
+/// Where gradients go: to every parameter, or to adapters alone.
+pub(super) struct Gradients<'a> {
+    /// In the layout of the adapters where there are some, else of the parameters.
+    pub(super) arena: &'a mut [f32],
+    pub(super) adapters: Option<&'a Adapters>,
+}
+
+impl Gradients<'_> {
+    /// A parameter's; empty where it is frozen.
+    pub(super) fn of(&mut self, range: Range<usize>) -> &mut [f32] {
+        match self.adapters {
+            Some(_) => &mut [],
+            None => &mut self.arena[range],
+        }
+    }
+}
+
+/// Adds the gradients of one forward pass.
 pub(super) fn backward(
     model: Model<'_>,
     pending: &mut Pending,
@@ -22,26 +41,29 @@ pub(super) fn backward(
     work: &mut Workspace,
     space: &mut BackwardSpace,
     upstream: Upstream<'_>,
-    gradients: &mut [f32],
+    mut gradients: Gradients<'_>,
 ) {
     let rows = pending.batch.rows();
     let width = model.spec.hidden;
     space.reserve(model, rows);
-    ends(model, pending, work, &mut space.dx[..rows * width], upstream, gradients);
+    ends(model, pending, work, &mut space.dx[..rows * width], upstream, &mut gradients);
     for layer in (0..model.spec.layers).rev() {
         if kept.recompute && layer + 1 < model.spec.layers {
             repeat(model, layer, &pending.batch, kept, work);
         }
-        let mut block = Block { model, layer, rows, gradients };
+        let mut block = Block { model, layer, rows, batch: &pending.batch, gradients: &mut gradients };
         let mut kept = kept.block(model, layer, rows, true);
         block.mlp(&mut kept, space);
-        block.attention(&pending.batch, &mut kept, space);
+        block.attention(&mut kept, space);
     }
-    let (batch, dx) = (&pending.batch, &space.dx[..rows * width]);
-    embedding::scatter_add(model.cpu, &mut gradients[model.layout.embedding()], model.spec.vocab, width, &batch.tokens, dx);
-    if model.spec.family.traits().positions == Positions::Learned {
-        let gradient = &mut gradients[model.layout.positions()];
-        embedding::scatter_add(model.cpu, gradient, model.spec.max_context, width, &batch.positions, dx);
+    let (spec, batch, dx) = (model.spec, &pending.batch, &space.dx[..rows * width]);
+    let gradient = gradients.of(model.layout.embedding());
+    if !gradient.is_empty() {
+        embedding::scatter_add(model.cpu, gradient, spec.vocab, width, &batch.tokens, dx);
+    }
+    let gradient = gradients.of(model.layout.positions());
+    if !gradient.is_empty() {
+        embedding::scatter_add(model.cpu, gradient, spec.max_context, width, &batch.positions, dx);
     }
 }
 
@@ -60,7 +82,7 @@ fn ends(
     work: &mut Workspace,
     dx: &mut [f32],
     upstream: Upstream<'_>,
-    gradients: &mut [f32],
+    gradients: &mut Gradients<'_>,
 ) {
     let (cpu, width, vocab) = (model.cpu, model.spec.hidden, model.spec.vocab);
     let target = |index: usize| head::Upstream {
@@ -71,7 +93,7 @@ fn ends(
     };
     let targets: Vec<_> = (0..pending.targets.len()).map(target).collect();
     let mut d_hidden = Buffer::zeroed(pending.hidden.len());
-    let gradient = &mut gradients[model.layout.head()];
+    let gradient = gradients.of(model.layout.head());
     let hidden = (&pending.hidden[..], width);
     head::backward(cpu, &mut work.head, hidden, (model.head(), vocab), &targets, &mut d_hidden, gradient);
 
@@ -86,14 +108,15 @@ fn ends(
 }
 
 /// One block of the model and where its gradients go.
-struct Block<'a> {
+struct Block<'a, 'g> {
     model: Model<'a>,
     layer: usize,
     rows: usize,
-    gradients: &'a mut [f32],
+    batch: &'a Batch,
+    gradients: &'a mut Gradients<'g>,
 }
 
-impl Block<'_> {
+impl Block<'_, '_> {
     /// `[out, in]` of a matrix.
     fn shape(&self, part: Part) -> (usize, usize) {
         let (spec, (wide, narrow)) = (self.model.spec, self.model.widths());
@@ -107,16 +130,20 @@ impl Block<'_> {
         }
     }
 
-    /// Adds to the gradient of a matrix whose input was packed.
-    fn weight(&mut self, part: Part, input: &RowPacked, dy: &[f32]) {
+    /// Adds to the gradient of a matrix, or of its adapters.
+    fn weight(&mut self, part: Part, pass: Pass<'_>, space: &mut LowRank) {
+        if let Some(adapters) = self.gradients.adapters {
+            let place = (self.layer, part);
+            return lora::backward(self.model, adapters, place, self.batch, pass, space, self.gradients.arena);
+        }
         let out = self.shape(part).0;
-        let gradient = &mut self.gradients[self.model.layout.block(self.layer, part)];
-        linear::backward_weight(self.model.cpu, input, dy, out, gradient);
+        let gradient = self.gradients.of(self.model.layout.block(self.layer, part));
+        linear::backward_weight(self.model.cpu, pass.packed, pass.dy, out, gradient);
     }
 
     /// Adds to the gradient of a projection's bias, where the family has one.
     fn bias(&mut self, part: Part, dy: &[f32]) {
-        let gradient = &mut self.gradients[self.model.layout.block(self.layer, part)];
+        let gradient = self.gradients.of(self.model.layout.block(self.layer, part));
         if !gradient.is_empty() {
             bias::backward(self.model.cpu, dy, gradient);
         }
@@ -130,16 +157,17 @@ impl Block<'_> {
         let d_raw = &mut d_raw[..raw.len()];
         d_raw.fill(0.0);
         let weight = self.model.vector(self.layer, part);
-        let d_weight = &mut self.gradients[self.model.layout.block(self.layer, part)];
+        let d_weight = self.gradients.of(self.model.layout.block(self.layer, part));
         rmsnorm::backward(self.model.cpu, rmsnorm::Backward { dy, x: raw, weight, rstd, dx: d_raw, d_weight });
         dy.copy_from_slice(d_raw);
     }
 
     /// The gradient of a matrix's input.
-    fn input(&self, part: Part, dy: &[f32], output: Output, dx: &mut [f32]) {
+    fn input(&self, part: Part, dy: &[f32], output: Output, dx: &mut [f32], space: &mut LowRank) {
         let (out, inner) = self.shape(part);
         let weight = self.model.matrix(self.layer, part, inner);
         linear::backward_input(self.model.cpu, dy, out, weight, inner, output, dx);
+        lora::drop_gradient(self.model, (self.layer, part), self.batch, dy, dx, space);
     }
 
     /// Computes a norm's result again and packs it.
@@ -161,24 +189,26 @@ impl Block<'_> {
         }
         space.packed.pack(cpu, self.model.format(), product, spec.intermediate);
         self.bias(Part::DownBias, dx);
-        self.weight(Part::Down, &space.packed, dx);
-        self.input(Part::Down, dx, Output::Set, d_product);
+        self.weight(Part::Down, Pass { x: product, packed: &space.packed, dy: dx }, &mut space.low_rank);
+        self.input(Part::Down, dx, Output::Set, d_product, &mut space.low_rank);
         self.repeat_norm(place, kept.middle, norm, kept.mlp_rstd, &mut space.packed);
         if gated {
             swiglu::backward(cpu, d_product, kept.gate, kept.up);
-            self.weight(Part::Gate, &space.packed, kept.gate);
-            self.input(Part::Gate, kept.gate, Output::Set, d_norm);
+            self.weight(Part::Gate, Pass { x: norm, packed: &space.packed, dy: kept.gate }, &mut space.low_rank);
+            self.input(Part::Gate, kept.gate, Output::Set, d_norm, &mut space.low_rank);
         } else {
             gelu::backward(cpu, d_product, kept.up);
         }
         self.bias(Part::UpBias, kept.up);
-        self.weight(Part::Up, &space.packed, kept.up);
-        self.input(Part::Up, kept.up, if gated { Output::Continue } else { Output::Set }, d_norm);
+        self.weight(Part::Up, Pass { x: norm, packed: &space.packed, dy: kept.up }, &mut space.low_rank);
+        let output = if gated { Output::Continue } else { Output::Set };
+        self.input(Part::Up, kept.up, output, d_norm, &mut space.low_rank);
         let rows = norm::Rows { dy: d_norm, x: kept.middle, rstd: kept.mlp_rstd, dx };
         norm::backward(self.model, place, rows, self.gradients);
     }
 
-    fn attention(&mut self, batch: &Batch, kept: &mut KeptBlock<'_>, space: &mut BackwardSpace) {
+    fn attention(&mut self, kept: &mut KeptBlock<'_>, space: &mut BackwardSpace) {
+        let batch = self.batch;
         let (cpu, hidden, (wide, narrow)) = (self.model.cpu, self.model.spec.hidden, self.model.widths());
         let (dx, norm) = (&mut space.dx[..self.rows * hidden], &mut space.norm[..self.rows * hidden]);
         let (d_norm, d_attended) = (&mut space.d_norm[..self.rows * hidden], &mut space.d_attended[..self.rows * wide]);
@@ -186,8 +216,8 @@ impl Block<'_> {
         let (dk, dv) = (&mut space.dk[..self.rows * narrow], &mut space.dv[..self.rows * narrow]);
         space.packed.pack(cpu, self.model.format(), kept.attended, wide);
         self.bias(Part::OutputBias, dx);
-        self.weight(Part::Output, &space.packed, dx);
-        self.input(Part::Output, dx, Output::Set, d_attended);
+        self.weight(Part::Output, Pass { x: kept.attended, packed: &space.packed, dy: dx }, &mut space.low_rank);
+        self.input(Part::Output, dx, Output::Set, d_attended, &mut space.low_rank);
         let mut families = families(batch, (wide, narrow), kept, d_attended, (&mut *dq, &mut *dk, &mut *dv));
         attention::backward(cpu, self.model.heads(), &mut families);
         if self.model.spec.family.traits().positions == Positions::Rotary {
@@ -203,8 +233,8 @@ impl Block<'_> {
             (Part::Value, Part::ValueBias, &*dv, Output::Continue),
         ] {
             self.bias(bias, dy);
-            self.weight(part, &space.packed, dy);
-            self.input(part, dy, output, d_norm);
+            self.weight(part, Pass { x: norm, packed: &space.packed, dy }, &mut space.low_rank);
+            self.input(part, dy, output, d_norm, &mut space.low_rank);
         }
         let rows = norm::Rows { dy: d_norm, x: kept.input, rstd: kept.input_rstd, dx };
         norm::backward(self.model, Place::Input(self.layer), rows, self.gradients);

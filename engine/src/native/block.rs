@@ -2,6 +2,7 @@
 //!
 //! This one function serves prefill, decode and training, which is why they agree to the bit (B1).
 use super::layout::{Layout, Part};
+use super::lora::{self, Adapters, LowRank};
 use super::norm::{self, Place};
 use super::weights::Weights;
 use cohort_kernels::attention::{self, Append, Heads, PAGE, Span};
@@ -20,6 +21,8 @@ pub(super) struct Model<'a> {
     pub(super) layout: &'a Layout,
     pub(super) weights: &'a Weights,
     pub(super) rope: &'a RopeTable,
+    /// What is trained, where it is not the parameters.
+    pub(super) adapters: Option<&'a Adapters>,
 }
 
 impl<'a> Model<'a> {
@@ -87,11 +90,13 @@ pub(super) struct Batch {
     pub(super) tokens: Vec<u32>,
     pub(super) positions: Vec<u32>,
     pub(super) runs: Vec<Run>,
+    /// Key of each row's sequence, where this pass draws; else empty.
+    pub(super) keys: Vec<u64>,
 }
 
 impl Batch {
     pub(super) fn new() -> Self {
-        Self { tokens: Vec::new(), positions: Vec::new(), runs: Vec::new() }
+        Self { tokens: Vec::new(), positions: Vec::new(), runs: Vec::new(), keys: Vec::new() }
     }
 
     /// Adds tokens of one sequence from a position on. `prefix`: see [`Run::prefix`].
@@ -99,6 +104,11 @@ impl Batch {
         self.runs.push(Run { row: self.tokens.len(), rows: tokens.len(), start, prefix });
         self.tokens.extend_from_slice(tokens);
         self.positions.extend((start..start + tokens.len()).map(|p| p as u32));
+    }
+
+    /// Names the rows of the last sequence for draws.
+    pub(super) fn key(&mut self, key: u64) {
+        self.keys.resize(self.tokens.len(), key);
     }
 
     pub(super) fn rows(&self) -> usize {
@@ -165,6 +175,7 @@ pub(super) struct Activations<'a> {
     pub(super) gate: &'a mut [f32],
     pub(super) up: &'a mut [f32],
     pub(super) product: &'a mut [f32],
+    pub(super) low_rank: &'a mut LowRank,
     /// The residual stream before attention and before the MLP, where the backward pass wants it.
     pub(super) residuals: Option<(&'a mut [f32], &'a mut [f32])>,
 }
@@ -200,24 +211,24 @@ pub(super) fn forward(
         before_attention.copy_from_slice(x);
     }
     norm::forward(model, Place::Input(layer), x, a.norm, a.input_rstd);
-    project(model, layer, a);
+    project(model, layer, batch, a);
     if model.spec.family.traits().positions == Positions::Rotary {
         rope::rotate(model.cpu, model.rope, &batch.positions, Direction::Forward, a.q);
         rope::rotate(model.cpu, model.rope, &batch.positions, Direction::Forward, a.k);
     }
     attend(model, layer, batch, memory, a);
-    add_projection(model, layer, (Part::Output, Part::OutputBias), a.attended, x);
+    add_projection(model, layer, batch, (Part::Output, a.attended), x, a.low_rank);
 
     if let Some((_, before_mlp)) = &mut a.residuals {
         before_mlp.copy_from_slice(x);
     }
     norm::forward(model, Place::Mlp(layer), x, a.norm, a.mlp_rstd);
-    widen(model, layer, a);
-    add_projection(model, layer, (Part::Down, Part::DownBias), a.product, x);
+    widen(model, layer, batch, a);
+    add_projection(model, layer, batch, (Part::Down, a.product), x, a.low_rank);
 }
 
 /// Queries, keys and values of the rows, with the family's biases and norms, not yet turned.
-fn project(model: Model<'_>, layer: usize, a: &mut Activations<'_>) {
+fn project(model: Model<'_>, layer: usize, batch: &Batch, a: &mut Activations<'_>) {
     let (cpu, spec) = (model.cpu, model.spec);
     let (wide, narrow) = model.widths();
     let normed = spec.family.traits().head_norms;
@@ -228,8 +239,10 @@ fn project(model: Model<'_>, layer: usize, a: &mut Activations<'_>) {
         Projection { weight: model.matrix(layer, Part::Value, spec.hidden), out: narrow, y: &mut *a.v },
     ];
     linear::forward(cpu, a.norm, spec.hidden, Output::Set, &mut projections);
-    for (part, y) in [(Part::QueryBias, q), (Part::KeyBias, k), (Part::ValueBias, &mut *a.v)] {
-        add_bias(model, layer, part, y);
+    let own = [(Part::Query, Part::QueryBias, q), (Part::Key, Part::KeyBias, k), (Part::Value, Part::ValueBias, &mut *a.v)];
+    for (part, bias, y) in own {
+        lora::drop_inputs(model, (layer, part), batch, a.norm, y, a.low_rank);
+        add_bias(model, layer, bias, y);
     }
     if normed {
         let (raw, eps) = (&mut a.raw, spec.norm_eps);
@@ -239,7 +252,7 @@ fn project(model: Model<'_>, layer: usize, a: &mut Activations<'_>) {
 }
 
 /// What the MLP's last projection reads.
-fn widen(model: Model<'_>, layer: usize, a: &mut Activations<'_>) {
+fn widen(model: Model<'_>, layer: usize, batch: &Batch, a: &mut Activations<'_>) {
     let (cpu, spec) = (model.cpu, model.spec);
     let up = Projection { weight: model.matrix(layer, Part::Up, spec.hidden), out: spec.intermediate, y: &mut *a.up };
     match spec.family.traits().mlp {
@@ -247,6 +260,8 @@ fn widen(model: Model<'_>, layer: usize, a: &mut Activations<'_>) {
             let weight = model.matrix(layer, Part::Gate, spec.hidden);
             let gate = Projection { weight, out: spec.intermediate, y: &mut *a.gate };
             linear::forward(cpu, a.norm, spec.hidden, Output::Set, &mut [gate, up]);
+            lora::drop_inputs(model, (layer, Part::Gate), batch, a.norm, a.gate, a.low_rank);
+            lora::drop_inputs(model, (layer, Part::Up), batch, a.norm, a.up, a.low_rank);
             swiglu::forward(cpu, a.gate, a.up, a.product);
         }
         Mlp::Gelu => {
@@ -258,11 +273,22 @@ fn widen(model: Model<'_>, layer: usize, a: &mut Activations<'_>) {
 }
 
 /// Adds a projection of `input` to the residual stream, then its bias.
-fn add_projection(model: Model<'_>, layer: usize, (part, bias): (Part, Part), input: &[f32], x: &mut [f32]) {
+fn add_projection(
+    model: Model<'_>,
+    layer: usize,
+    batch: &Batch,
+    (part, input): (Part, &[f32]),
+    x: &mut [f32],
+    space: &mut LowRank,
+) {
     let hidden = model.spec.hidden;
-    let inner = if part == Part::Output { model.widths().0 } else { model.spec.intermediate };
+    let (inner, bias) = match part {
+        Part::Output => (model.widths().0, Part::OutputBias),
+        _ => (model.spec.intermediate, Part::DownBias),
+    };
     let weight = model.matrix(layer, part, inner);
     linear::forward(model.cpu, input, inner, Output::Add, &mut [Projection { weight, out: hidden, y: &mut *x }]);
+    lora::drop_inputs(model, (layer, part), batch, input, x, space);
     add_bias(model, layer, bias, x);
 }
 

@@ -31,14 +31,16 @@ pub(super) struct Scores {
     pub(super) entropy: Vec<f32>,
 }
 
-/// Runs sequences through the network. With `kept`, the blocks' activations stay there and the rest is returned.
+/// Runs sequences through the network. With `kept`, the blocks' activations stay there and the rest is returned. `keys` are
+/// those of each sequence's draws, or none.
 pub(super) fn score(
     model: Model<'_>,
     work: &mut Workspace,
     sequences: &[PackedSequence],
     mut kept: Option<&mut Kept>,
+    keys: &[u64],
 ) -> (Scores, Pending) {
-    let mut batch = Batch::new();
+    let (mut batch, mut keys) = (Batch::new(), keys.iter());
     let (mut rows, mut targets) = (Vec::new(), Vec::new());
     // Of a family that the caller cut, the first one left is computed whole, and later ones share what it shared.
     let (mut family, mut common) = (0, 0);
@@ -55,6 +57,9 @@ pub(super) fn score(
             targets.push(Target { token: sequence.tokens[*target as usize], temperature: sequence.temperature });
         }
         batch.push(&sequence.tokens[shared..], shared, (shared > 0).then_some(family));
+        if let Some(key) = keys.next() {
+            batch.key(*key);
+        }
     }
     work.reserve(model, batch.rows(), kept.is_some());
     if let Some(kept) = &mut kept {

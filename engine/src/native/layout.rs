@@ -6,12 +6,13 @@
 use crate::EngineError;
 use crate::parts::{Part as Shown, Visit};
 use cohort_kernels::{Cpu, linear};
+use cohort_model::spec::TensorSpec;
 use cohort_model::{DecoderSpec, Tensor, WeightSet};
 use std::collections::HashMap;
 use std::ops::Range;
 
 /// Tensors of a block; a family has some of them.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub(super) enum Part {
     InputNorm,
     InputNormBias,
@@ -115,19 +116,10 @@ pub(super) struct Layout {
 }
 
 impl Layout {
+    /// The parameters of a decoder.
     pub(super) fn new(spec: &DecoderSpec) -> Self {
-        let mut len = 0;
-        let place = |tensor: cohort_model::spec::TensorSpec| {
-            let (size, room) = match tensor.shape[..] {
-                [out, inner] => (linear::packed_len(out, inner), linear::packed_len(out, inner.next_multiple_of(2))),
-                _ => (tensor.shape.iter().product(), tensor.shape.iter().product()),
-            };
-            let range = len..len + size;
-            len = (len + room).next_multiple_of(32);
-            Slot { name: tensor.name, shape: tensor.shape, range }
-        };
-        let slots: Vec<Slot> = spec.tensors().into_iter().map(place).collect();
-        let ranges: HashMap<&str, &Range<usize>> = slots.iter().map(|slot| (slot.name.as_str(), &slot.range)).collect();
+        let plain = Self::of(spec.tensors());
+        let ranges: HashMap<&str, &Range<usize>> = plain.slots.iter().map(|slot| (slot.name.as_str(), &slot.range)).collect();
         let range = |name: &str| ranges.get(name).map_or(0..0, |range| (*range).clone());
         let block = |layer| PARTS.map(|(_, name)| range(&format!("model.layers.{layer}.{name}")));
         let embedding = range("model.embed_tokens.weight");
@@ -138,7 +130,32 @@ impl Layout {
             final_norm_bias: range("model.norm.bias"),
             head: if spec.tied_embeddings { embedding.clone() } else { range("lm_head.weight") },
             embedding,
+            len: plain.len,
+            slots: plain.slots,
+        }
+    }
+
+    /// Any tensors, one after the other.
+    pub(super) fn of(tensors: Vec<TensorSpec>) -> Self {
+        let mut len = 0;
+        let place = |tensor: TensorSpec| {
+            let (size, room) = match tensor.shape[..] {
+                [out, inner] => (linear::packed_len(out, inner), linear::packed_len(out, inner.next_multiple_of(2))),
+                _ => (tensor.shape.iter().product(), tensor.shape.iter().product()),
+            };
+            let range = len..len + size;
+            len = (len + room).next_multiple_of(32);
+            Slot { name: tensor.name, shape: tensor.shape, range }
+        };
+        let slots = tensors.into_iter().map(place).collect();
+        Self {
             slots,
+            blocks: Vec::new(),
+            embedding: 0..0,
+            positions: 0..0,
+            final_norm: 0..0,
+            final_norm_bias: 0..0,
+            head: 0..0,
             len,
         }
     }
@@ -181,8 +198,10 @@ impl Layout {
     }
 
     /// Refuses a set of other tensors or with values that are not finite.
-    pub(super) fn check(&self, spec: &DecoderSpec, set: &WeightSet) -> Result<(), EngineError> {
-        set.check(spec).map_err(|error| EngineError::Input(error.to_string()))?;
+    pub(super) fn check(&self, set: &WeightSet) -> Result<(), EngineError> {
+        let spec = |slot: &Slot| TensorSpec { name: slot.name.clone(), shape: slot.shape.clone() };
+        let specs: Vec<TensorSpec> = self.slots.iter().map(spec).collect();
+        set.fits(&specs).map_err(|error| EngineError::Input(error.to_string()))?;
         for slot in &self.slots {
             if let Some(bad) = self.tensor(set, slot).iter().position(|value| !value.is_finite()) {
                 return Err(EngineError::NonFinite(format!(

@@ -9,12 +9,13 @@
 //!   attention, keys and values, gradients and moments, is f32.
 //!
 //! Files: `layout` where tensors lie; `weights` parameters in either format; `kv` pages; `block` one block forward; `norm` the residual stream's norms; `forward`
-//! passes; `workspace` buffers; `backward` the way back; `optimizer` gradients, moments, update.
+//! passes; `workspace` buffers; `backward` the way back; `optimizer` gradients, moments, update; `lora` adapters beside frozen parameters.
 mod backward;
 mod block;
 mod forward;
 mod kv;
 mod layout;
+mod lora;
 mod norm;
 mod optimizer;
 #[cfg(test)]
@@ -24,14 +25,17 @@ mod workspace;
 
 use crate::parts::{self, Visit};
 use crate::{AdamW, Backend, EngineError, Extend, Forward, KvId, PackedBatch, PackedSequence, Upstream, input};
+use backward::Gradients;
 use block::Model;
 use cohort_kernels::rope::RopeTable;
 use cohort_kernels::{Cpu, Format, Path};
 use cohort_model::family::Positions;
-use cohort_model::{DecoderSpec, DtypeKind, WeightSet};
+use cohort_model::spec::TensorSpec;
+use cohort_model::{DecoderSpec, DtypeKind, Lora, WeightSet};
 use forward::{PASS_ROWS, Pending};
 use kv::KvStore;
 use layout::Layout;
+use lora::Adapters;
 use optimizer::Training;
 use weights::Weights;
 use workspace::{BackwardSpace, Kept, Workspace};
@@ -49,6 +53,10 @@ pub struct NativeEngine {
     backward: BackwardSpace,
     pending: Option<Pending>,
     training: Training,
+    /// What is trained, where it is not the parameters.
+    adapters: Option<Adapters>,
+    /// Keys of the next training pass's draws.
+    keys: Vec<u64>,
 }
 
 /// Priority of the compute threads below the control threads.
@@ -83,6 +91,8 @@ impl NativeEngine {
             backward: BackwardSpace::default(),
             pending: None,
             training: Training::default(),
+            adapters: None,
+            keys: Vec::new(),
         })
     }
 
@@ -95,6 +105,52 @@ impl NativeEngine {
         };
         let weights = Weights::zeroed(&self.layout, format, false);
         Self { weights, pending: None, ..self }
+    }
+
+    /// The same engine with adapters to train beside frozen parameters: from now on it imports, exports, digests and updates
+    /// adapters only. They are zero until [`Backend::import`].
+    ///
+    /// # Errors
+    /// [`EngineError::Input`] and [`EngineError::NonFinite`] as importing `frozen` has them, and where matrices are kept in
+    /// bf16 alone.
+    pub fn adapted(mut self, lora: &Lora, frozen: &WeightSet) -> Result<Self, EngineError> {
+        self.layout.check(frozen)?;
+        self.weights.import(&self.cpu, &self.layout, frozen, None);
+        let adapters = Adapters::new(lora, &self.spec, &self.layout, self.weights.arena()?);
+        Ok(Self { adapters: Some(adapters), pending: None, ..self })
+    }
+
+    /// All parameters as products read them: with adapters, merged.
+    ///
+    /// # Errors
+    /// [`EngineError::Input`] where matrices are kept in bf16 alone.
+    pub fn merged(&self) -> Result<WeightSet, EngineError> {
+        Ok(self.layout.unpack(&self.cpu, self.weights.arena()?))
+    }
+
+    /// Replaces what is trained.
+    fn take(&mut self, set: &WeightSet, digest: Option<u64>) -> Result<(), EngineError> {
+        self.trained_layout().check(set)?;
+        self.pending = None;
+        let (cpu, layout) = (&self.cpu, &self.layout);
+        let Some(adapters) = &mut self.adapters else {
+            self.weights.import(cpu, layout, set, digest);
+            return Ok(());
+        };
+        adapters.import(cpu, set);
+        adapters.merge(cpu, layout, &mut self.weights)
+    }
+
+    /// Layout and values of what is trained.
+    fn trained(&self) -> Result<(&Layout, &[f32]), EngineError> {
+        match &self.adapters {
+            Some(adapters) => Ok((&adapters.layout, &adapters.values)),
+            None => Ok((&self.layout, self.weights.arena()?)),
+        }
+    }
+
+    fn trained_layout(&self) -> &Layout {
+        self.adapters.as_ref().map_or(&self.layout, |adapters| &adapters.layout)
     }
 
     /// An engine in bf16 that keeps its matrices in bf16 alone, for half the memory: it samples and scores, and refuses to
@@ -121,11 +177,18 @@ impl NativeEngine {
         if bit > 31 {
             return Err(EngineError::Input(format!("bit {bit} of an f32, which has 32")));
         }
-        let place = self.layout.locate(name, index)?;
-        self.weights.change(&self.cpu, &self.layout, |arena| {
-            arena[place] = f32::from_bits(arena[place].to_bits() ^ 1 << bit);
-            Ok(())
-        })?;
+        let place = self.trained_layout().locate(name, index)?;
+        let flip = |values: &mut [f32]| values[place] = f32::from_bits(values[place].to_bits() ^ 1 << bit);
+        match &mut self.adapters {
+            Some(adapters) => {
+                flip(&mut adapters.values);
+                adapters.merge(&self.cpu, &self.layout, &mut self.weights)?;
+            }
+            None => self.weights.change(&self.cpu, &self.layout, |arena| {
+                flip(arena);
+                Ok(())
+            })?,
+        }
         self.pending = None;
         Ok(())
     }
@@ -158,7 +221,14 @@ fn check_spec(spec: &DecoderSpec) -> Result<(), EngineError> {
 /// The parts of the engine that a pass reads; a macro since the other fields stay free to change meanwhile.
 macro_rules! model {
     ($engine:expr) => {
-        Model { cpu: &$engine.cpu, spec: &$engine.spec, layout: &$engine.layout, weights: &$engine.weights, rope: &$engine.rope }
+        Model {
+            cpu: &$engine.cpu,
+            spec: &$engine.spec,
+            layout: &$engine.layout,
+            weights: &$engine.weights,
+            rope: &$engine.rope,
+            adapters: $engine.adapters.as_ref(),
+        }
     };
 }
 
@@ -180,30 +250,34 @@ impl Backend for NativeEngine {
     }
 
     fn import(&mut self, weights: &WeightSet) -> Result<(), EngineError> {
-        self.layout.check(&self.spec, weights)?;
-        self.weights.import(&self.cpu, &self.layout, weights, None);
-        self.pending = None;
-        Ok(())
+        self.take(weights, None)
     }
 
     fn import_named(&mut self, weights: &WeightSet, digest: u64) -> Result<(), EngineError> {
-        self.layout.check(&self.spec, weights)?;
-        self.weights.import(&self.cpu, &self.layout, weights, Some(digest));
-        self.pending = None;
-        Ok(())
+        self.take(weights, Some(digest))
     }
 
     fn export(&self) -> Result<WeightSet, EngineError> {
-        Ok(self.layout.unpack(&self.cpu, self.weights.arena()?))
+        let (layout, values) = self.trained()?;
+        Ok(layout.unpack(&self.cpu, values))
+    }
+
+    fn tensors(&self) -> Result<Vec<TensorSpec>, EngineError> {
+        let slots = self.trained_layout().slots();
+        Ok(slots.iter().map(|slot| TensorSpec { name: slot.name.clone(), shape: slot.shape.clone() }).collect())
     }
 
     fn each_part(&self, visit: Visit<'_>) -> Result<(), EngineError> {
-        self.layout.each_part(&self.cpu, self.weights.arena()?, visit);
+        let (layout, values) = self.trained()?;
+        layout.each_part(&self.cpu, values, visit);
         Ok(())
     }
 
     fn digest(&self) -> Result<u64, EngineError> {
-        self.weights.imported().map_or_else(|| parts::digest(self), Ok)
+        match (&self.adapters, self.weights.imported()) {
+            (None, Some(digest)) => Ok(digest),
+            _ => parts::digest(self),
+        }
     }
 
     fn kv_open(&mut self) -> Result<KvId, EngineError> {
@@ -235,8 +309,22 @@ impl Backend for NativeEngine {
         forward::extend(model!(self), &mut self.workspace, &mut self.kv, work, logits)
     }
 
+    fn draws(&self) -> bool {
+        self.adapters.as_ref().is_some_and(Adapters::draws)
+    }
+
+    fn key_draws(&mut self, keys: &[u64]) {
+        if self.draws() {
+            self.keys = keys.to_vec();
+        }
+    }
+
     fn forward(&mut self, batch: &PackedBatch, train: bool) -> Result<Forward, EngineError> {
         input::batch(&self.spec, batch)?;
+        if train && !self.keys.is_empty() && self.keys.len() != batch.sequences.len() {
+            let (keys, sequences) = (std::mem::take(&mut self.keys).len(), batch.sequences.len());
+            return Err(EngineError::Input(format!("{keys} keys of draws for {sequences} sequences")));
+        }
         if train {
             self.weights.arena()?;
         }
@@ -248,10 +336,14 @@ impl Backend for NativeEngine {
             let (now, later) = rest.split_at(count);
             rest = later;
             let kept = train.then_some(&mut self.kept);
-            let (scores, pending) = forward::score(model!(self), &mut self.workspace, now, kept);
+            let keys = if train { &self.keys[..] } else { &[] };
+            let (scores, pending) = forward::score(model!(self), &mut self.workspace, now, kept, keys);
             result.logp.extend(scores.logp);
             result.entropy.extend(scores.entropy);
             self.pending = if train { Some(pending) } else { self.pending.take() };
+        }
+        if train {
+            self.keys.clear();
         }
         if let Some(at) = result.logp.iter().position(|logp| !logp.is_finite()) {
             self.pending = None;
@@ -275,7 +367,8 @@ impl Backend for NativeEngine {
         if !forward::finite(upstream.d_logp) || !upstream.d_entropy.is_none_or(forward::finite) {
             return Err(EngineError::NonFinite("a gradient of the loss by a log-prob or an entropy is not finite".into()));
         }
-        let gradients = self.training.gradients_mut(&self.layout);
+        let layout = self.adapters.as_ref().map_or(&self.layout, |adapters| &adapters.layout);
+        let gradients = Gradients { arena: self.training.gradients_mut(layout), adapters: self.adapters.as_ref() };
         let (kept, work, space) = (&mut self.kept, &mut self.workspace, &mut self.backward);
         backward::backward(model!(self), pending, kept, work, space, upstream, gradients);
         self.pending = None;
@@ -292,32 +385,41 @@ impl Backend for NativeEngine {
 
     fn update(&mut self, optimizer: &AdamW, lr: f64, grad_scale: f64) -> Result<(), EngineError> {
         let (cpu, layout, training) = (&self.cpu, &self.layout, &mut self.training);
-        self.weights.change(cpu, layout, |arena| training.update(cpu, layout, arena, optimizer, lr, grad_scale))?;
+        match &mut self.adapters {
+            None => self.weights.change(cpu, layout, |arena| training.update(cpu, layout, arena, optimizer, lr, grad_scale))?,
+            Some(adapters) => {
+                training.update(cpu, &adapters.layout, &mut adapters.values, optimizer, lr, grad_scale)?;
+                adapters.merge(cpu, layout, &mut self.weights)?;
+            }
+        }
         self.pending = None;
         Ok(())
     }
 
     fn gradients(&self) -> Result<WeightSet, EngineError> {
-        let unpack = |gradients| self.layout.unpack(&self.cpu, gradients);
-        Ok(self.training.gradients().map_or_else(|| self.layout.zeros(), unpack))
+        let layout = self.trained_layout();
+        let unpack = |gradients| layout.unpack(&self.cpu, gradients);
+        Ok(self.training.gradients().map_or_else(|| layout.zeros(), unpack))
     }
 
     fn optimizer_export(&self) -> Result<(WeightSet, WeightSet, u64), EngineError> {
-        let unpack = |arena| self.layout.unpack(&self.cpu, arena);
+        let layout = self.trained_layout();
+        let unpack = |arena| layout.unpack(&self.cpu, arena);
         let (first, second) = match self.training.moments() {
             Some((first, second)) => (unpack(first), unpack(second)),
-            None => (self.layout.zeros(), self.layout.zeros()),
+            None => (layout.zeros(), layout.zeros()),
         };
         Ok((first, second, self.training.updates))
     }
 
     fn optimizer_import(&mut self, first: &WeightSet, second: &WeightSet, updates: u64) -> Result<(), EngineError> {
+        let layout = self.adapters.as_ref().map_or(&self.layout, |adapters| &adapters.layout);
         for set in [first, second] {
-            self.layout.check(&self.spec, set)?;
+            layout.check(set)?;
         }
-        let moments = self.training.moments_mut(&self.layout);
-        self.layout.pack(&self.cpu, first, moments.0);
-        self.layout.pack(&self.cpu, second, moments.1);
+        let moments = self.training.moments_mut(layout);
+        layout.pack(&self.cpu, first, moments.0);
+        layout.pack(&self.cpu, second, moments.1);
         self.training.updates = updates;
         Ok(())
     }

@@ -1,4 +1,5 @@
 //! The norms of the residual stream, of the family's kind.
+use super::backward::Gradients;
 use super::block::Model;
 use super::layout::Part;
 use cohort_kernels::layernorm::{self, Affine};
@@ -51,17 +52,20 @@ pub(super) struct Rows<'a> {
     pub(super) dx: &'a mut [f32],
 }
 
-/// Adds to the gradients of the input and, in the arena `gradients`, of weight and bias.
-pub(super) fn backward(model: Model<'_>, place: Place, rows: Rows<'_>, gradients: &mut [f32]) {
+/// Adds to the gradients of the input and, where they are trained, of weight and bias.
+pub(super) fn backward(model: Model<'_>, place: Place, rows: Rows<'_>, gradients: &mut Gradients<'_>) {
     let Rows { dy, x, rstd, dx } = rows;
     let (own, own_bias) = place.ranges(model);
     let weight = model.weights.vector(own.clone());
-    let d_weight = &mut gradients[own];
+    let d_weight = gradients.of(own);
     match model.spec.family.traits().norm {
         Norm::Rms => rmsnorm::backward(model.cpu, rmsnorm::Backward { dy, x, weight, rstd, dx, d_weight }),
         Norm::Layer => {
             layernorm::backward(model.cpu, layernorm::Backward { dy, x, weight, rstd, dx, d_weight });
-            bias::backward(model.cpu, dy, &mut gradients[own_bias]);
+            let d_bias = gradients.of(own_bias);
+            if !d_bias.is_empty() {
+                bias::backward(model.cpu, dy, d_bias);
+            }
         }
     }
 }

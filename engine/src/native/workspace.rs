@@ -1,5 +1,6 @@
 //! Buffers of the passes, kept between calls: one block's working set, and what training keeps of every block.
 use super::block::{Activations, Model, Raw};
+use super::lora::LowRank;
 use cohort_kernels::Buffer;
 use cohort_kernels::head::Head;
 use cohort_kernels::linear::RowPacked;
@@ -16,6 +17,7 @@ pub(super) struct Workspace {
     pub(super) head: Head,
     norm: Buffer,
     product: Buffer,
+    low_rank: LowRank,
     block: Kept,
 }
 
@@ -188,6 +190,7 @@ impl Workspace {
             mlp_rstd: block.mlp_rstd,
             gate: block.gate,
             up: block.up,
+            low_rank: &mut self.low_rank,
             residuals: residuals.then_some((block.input, block.middle)),
         };
         (&mut self.x[..rows * model.spec.hidden], &mut self.pages, activations)
@@ -211,6 +214,7 @@ pub(super) struct BackwardSpace {
     pub(super) dv: Buffer,
     /// Gradient of queries or of keys before their norm.
     pub(super) d_raw: Buffer,
+    pub(super) low_rank: LowRank,
     /// A projection's input in the order that the weight gradient reads.
     pub(super) packed: RowPacked,
 }

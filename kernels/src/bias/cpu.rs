@@ -13,7 +13,7 @@ const COLUMNS: usize = 64;
 /// When `y` is not made of rows of `n`.
 pub fn forward(cpu: &Cpu, bias: &[f32], y: &mut [f32]) {
     let n = bias.len();
-    assert_eq!(y.len() % n.max(1), 0, "rows of {n}");
+    assert!(y.len().is_multiple_of(n.max(1)), "rows of {n}");
     cpu.pool().parts(y, ROWS * n, |_, y| add(cpu.path(), bias, y));
 }
 
@@ -33,7 +33,7 @@ kernel! {
 /// When `dy` is not made of rows of `n`.
 pub fn backward(cpu: &Cpu, dy: &[f32], d_bias: &mut [f32]) {
     let n = d_bias.len();
-    assert_eq!(dy.len() % n.max(1), 0, "rows of {n}");
+    assert!(dy.len().is_multiple_of(n.max(1)), "rows of {n}");
     cpu.pool().parts(d_bias, COLUMNS, |part, sums| columns(cpu.path(), dy, n, part * COLUMNS, sums));
 }
 

@@ -6,7 +6,7 @@ use crate::path::kernel;
 /// Values of a task.
 const PART: usize = 8192;
 /// `2 sqrt(2 / pi)`.
-const TWICE: f32 = 1.595_769_1;
+const TWICE: f32 = 1.595_769;
 const CUBIC: f32 = 0.044_715;
 
 /// `h = gelu(x)`.

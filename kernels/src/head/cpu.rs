@@ -94,7 +94,7 @@ pub struct Upstream {
     pub d_entropy: f32,
 }
 
-/// Writes dL/dhidden and adds to the packed gradient of `weight`.
+/// Writes dL/dhidden and adds to the packed gradient of `weight`, which may be empty where it is not wanted.
 ///
 /// # Panics
 /// When a length does not fit.
@@ -108,10 +108,13 @@ pub fn backward(
     d_weight: &mut [f32],
 ) {
     assert_eq!((hidden.len(), d_hidden.len()), (upstream.len() * inner, upstream.len() * inner), "head of width {inner}");
-    assert!(weight.fits(vocab, inner) && d_weight.len() == packed_len(vocab, inner), "head {vocab} x {inner}");
+    let wanted = !d_weight.is_empty();
+    assert!(weight.fits(vocab, inner) && (!wanted || d_weight.len() == packed_len(vocab, inner)), "head {vocab} x {inner}");
     let blocks = hidden.chunks(ROWS * inner).zip(d_hidden.chunks_mut(ROWS * inner)).zip(upstream.chunks(ROWS));
     for ((hidden, d_hidden), upstream) in blocks {
-        head.packed.pack(cpu, weight.format(), hidden, inner);
+        if wanted {
+            head.packed.pack(cpu, weight.format(), hidden, inner);
+        }
         let mut output = Output::Set;
         for first in (0..vocab).step_by(CHUNK) {
             let width = CHUNK.min(vocab - first);
@@ -123,8 +126,10 @@ pub fn backward(
                     *value += up.d_logp / up.target.temperature;
                 }
             });
-            let gradient = &mut d_weight[first / PANEL * PANEL * inner..][..packed_len(width, inner)];
-            linear::backward_weight(cpu, &head.packed, dz, width, gradient);
+            if wanted {
+                let gradient = &mut d_weight[first / PANEL * PANEL * inner..][..packed_len(width, inner)];
+                linear::backward_weight(cpu, &head.packed, dz, width, gradient);
+            }
             linear::backward_input(cpu, dz, width, weight.rows(first, width, inner), inner, output, d_hidden);
             output = Output::Continue;
         }

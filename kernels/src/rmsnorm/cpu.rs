@@ -43,7 +43,7 @@ pub struct Backward<'a> {
     pub rstd: &'a [f32],
     /// dL/dx is added to it.
     pub dx: &'a mut [f32],
-    /// dL/dw is added to it, rows ascending. `[n]`
+    /// dL/dw is added to it, rows ascending; empty where it is not wanted. `[n]`
     pub d_weight: &'a mut [f32],
 }
 
@@ -55,7 +55,8 @@ pub fn backward(cpu: &Cpu, job: Backward<'_>) {
     let Backward { dy, x, weight, rstd, dx, d_weight } = job;
     let n = weight.len();
     let size = rstd.len() * n;
-    assert_eq!((dy.len(), x.len(), dx.len(), d_weight.len()), (size, size, size, n), "rmsnorm of rows of {n}");
+    assert_eq!((dy.len(), x.len(), dx.len()), (size, size, size), "rmsnorm of rows of {n}");
+    assert!(d_weight.is_empty() || d_weight.len() == n, "rmsnorm of rows of {n}");
     let rows = dy.chunks(ROWS * n).zip(x.chunks(ROWS * n)).zip(rstd.chunks(ROWS));
     let mut jobs: Vec<_> = rows.zip(dx.chunks_mut(ROWS * n)).collect();
     cpu.pool().each(&mut jobs, |_, (((dy, x), rstd), dx)| {

@@ -23,8 +23,15 @@ pub fn uniform(seed: u64, draw: Draw) -> f64 {
     (bits as f64 + 0.5) * (1.0 / (1u64 << 52) as f64)
 }
 
+/// A key for the draws of one use of a sequence, from 128 bits that name it.
+#[must_use]
+pub fn key(seed: u64, name: [u32; 4]) -> u64 {
+    let [a, b, ..] = philox([seed as u32, (seed >> 32) as u32], name);
+    u64::from(a) << 32 | u64::from(b)
+}
+
 /// One block of Philox4x32-10.
-pub(super) fn philox(mut key: [u32; 2], mut counter: [u32; 4]) -> [u32; 4] {
+pub(crate) fn philox(mut key: [u32; 2], mut counter: [u32; 4]) -> [u32; 4] {
     for round in 0..10 {
         if round > 0 {
             key = [key[0].wrapping_add(0x9e37_79b9), key[1].wrapping_add(0xbb67_ae85)];

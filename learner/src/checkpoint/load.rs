@@ -1,13 +1,13 @@
 //! Reading: verify, then load; and which one to load.
 use super::manifest::{sha256, verify};
-use super::{CONFIG, CURSOR, CheckpointError, OPTIMIZER, OptimizerState, RNG, TrainState, WEIGHTS, list};
-use cohort_model::{DecoderSpec, hf, safetensors_file};
+use super::{ADAPTER_WEIGHTS, CONFIG, CURSOR, CheckpointError, OPTIMIZER, OptimizerState, RNG, TrainState, WEIGHTS, list};
+use cohort_model::{ModelError, ModelFiles, WeightSet, hf, safetensors_file};
 use cohort_protocol::PolicyVersion;
 use serde::{Deserialize, Serialize};
 use std::path::{Path, PathBuf};
 
-/// Verifies and loads a checkpoint of a model with this architecture.
-pub fn load(dir: &Path, spec: &DecoderSpec) -> Result<TrainState, CheckpointError> {
+/// Verifies and loads a checkpoint of this model, or of its adapters.
+pub fn load(dir: &Path, model: &ModelFiles) -> Result<TrainState, CheckpointError> {
     let version = verify(dir)?.version;
     let foreign = |what: &str| {
         let what = what.to_owned();
@@ -16,11 +16,15 @@ pub fn load(dir: &Path, spec: &DecoderSpec) -> Result<TrainState, CheckpointErro
             why: format!("{what}: {e}"),
         }
     };
-    let weights = hf::canonical(spec, safetensors_file::read_file(&dir.join(WEIGHTS))?).map_err(foreign(WEIGHTS))?;
+    let weights = model.saved(dir).map_err(|error| match error {
+        ModelError::Shape { source, .. } => foreign("weights")(source),
+        other => other.into(),
+    })?;
+    let trained = model.trained();
     let optimizer = optimizer(dir)?;
     let (first, second, updates) = optimizer.into_parts();
-    first.check(spec).map_err(foreign("first moments"))?;
-    second.check(spec).map_err(foreign("second moments"))?;
+    first.fits(&trained).map_err(foreign("first moments"))?;
+    second.fits(&trained).map_err(foreign("second moments"))?;
     let optimizer = OptimizerState::new(first, second, updates);
     let rng: Rng = serde_json::from_slice(&read(dir, RNG)?).map_err(|e| CheckpointError::damaged(dir, format!("{RNG}: {e}")))?;
     let cursor_json = String::from_utf8_lossy(&read(dir, CURSOR)?).trim_end().to_owned();
@@ -72,17 +76,25 @@ pub struct Hashes {
 /// Verifies a checkpoint and hashes its parts.
 pub fn hash(dir: &Path) -> Result<Hashes, CheckpointError> {
     verify(dir)?;
-    let config = dir.join(CONFIG);
-    let place = config.display().to_string();
-    let object =
-        serde_json::from_slice(&read(dir, CONFIG)?).map_err(|e| CheckpointError::damaged(dir, format!("{CONFIG}: {e}")))?;
-    let weights = hf::canonical(&hf::spec_from_config(&object, &place)?, safetensors_file::read_file(&dir.join(WEIGHTS))?);
     Ok(Hashes {
-        weights: weights.map_err(|e| CheckpointError::damaged(dir, format!("{WEIGHTS}: {e}")))?.sha256(),
+        weights: trained(dir)?.sha256(),
         optimizer: optimizer(dir)?.tensors.sha256(),
         rng: sha256(&read(dir, RNG)?),
         cursor: sha256(&read(dir, CURSOR)?),
     })
+}
+
+/// The weights or adapters of a verified checkpoint.
+fn trained(dir: &Path) -> Result<WeightSet, CheckpointError> {
+    let adapter = dir.join(ADAPTER_WEIGHTS);
+    if adapter.is_file() {
+        return Ok(safetensors_file::read_file(&adapter)?);
+    }
+    let place = dir.join(CONFIG).display().to_string();
+    let object =
+        serde_json::from_slice(&read(dir, CONFIG)?).map_err(|e| CheckpointError::damaged(dir, format!("{CONFIG}: {e}")))?;
+    let weights = hf::canonical(&hf::spec_from_config(&object, &place)?, safetensors_file::read_file(&dir.join(WEIGHTS))?);
+    weights.map_err(|e| CheckpointError::damaged(dir, format!("{WEIGHTS}: {e}")))
 }
 
 fn optimizer(dir: &Path) -> Result<OptimizerState, CheckpointError> {

@@ -85,8 +85,8 @@ pub fn verify(dir: &Path) -> Result<Manifest, CheckpointError> {
     if let Some(named) = version_of(dir).filter(|&v| v != manifest.version) {
         return damaged(format!("its name says version {named}, its manifest {}", manifest.version));
     }
-    if let Some(name) = REQUIRED.iter().find(|name| !manifest.files.contains_key(**name)) {
-        return damaged(format!("{name} is not in the manifest"));
+    if let Some(names) = REQUIRED.iter().find(|names| !names.iter().any(|name| manifest.files.contains_key(*name))) {
+        return damaged(format!("{} is not in the manifest", names.join(" or ")));
     }
     let mut there = names(dir)?;
     there.remove(MANIFEST);

@@ -3,6 +3,7 @@
 //! | file | what |
 //! |---|---|
 //! | `model.safetensors`, `config.json`, `tokenizer.json`, .. | the policy in the canonical layout, as transformers loads it |
+//! | `adapter_model.safetensors`, `adapter_config.json` | with `model.lora` instead of the first two: the adapters, as PEFT loads them |
 //! | `optimizer.safetensors` | AdamW's moments (`exp_avg.*`, `exp_avg_sq.*`) and the number of updates |
 //! | `rng.json` | the run's seed: every draw is keyed by it and by its own place, so there is no other state |
 //! | `cursor.json` | where the coordinator stands in the data |
@@ -37,10 +38,13 @@ const RNG: &str = "rng.json";
 const CURSOR: &str = "cursor.json";
 const WEIGHTS: &str = "model.safetensors";
 const CONFIG: &str = "config.json";
+const ADAPTER_WEIGHTS: &str = "adapter_model.safetensors";
+const ADAPTER_CONFIG: &str = "adapter_config.json";
 const MANIFEST: &str = "manifest.json";
 const MANIFEST_SUM: &str = "manifest.sha256";
-/// Files that a checkpoint cannot be without.
-const REQUIRED: [&str; 6] = [WEIGHTS, CONFIG, "tokenizer.json", OPTIMIZER, RNG, CURSOR];
+/// Files that a checkpoint cannot be without; of each line, one.
+const REQUIRED: [&[&str]; 6] =
+    [&[WEIGHTS, ADAPTER_WEIGHTS], &[CONFIG, ADAPTER_CONFIG], &["tokenizer.json"], &[OPTIMIZER], &[RNG], &[CURSOR]];
 
 /// Everything that the next step depends on.
 #[derive(Debug, Clone, PartialEq)]

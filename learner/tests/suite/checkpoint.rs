@@ -3,7 +3,7 @@ use crate::toy::weights;
 use cohort_learner::checkpoint::{
     CheckpointError, FOLDER, LastGood, OptimizerState, TrainState, hash, last_good, list, load, save, verify,
 };
-use cohort_model::{ModelFiles, WeightSet};
+use cohort_model::{LoraConfig, ModelFiles, WeightSet};
 use cohort_protocol::PolicyVersion;
 use proptest::prelude::*;
 use std::fs;
@@ -43,7 +43,7 @@ fn what_is_saved_comes_back() {
     let run = tempfile::tempdir().unwrap();
     let (model, dir) = (model(), saved(run.path(), 7));
     let want = state(&model, 7);
-    let got = load(&dir, &model.spec).unwrap();
+    let got = load(&dir, &model).unwrap();
     assert!(got == want, "the state has changed on the disk");
     assert_eq!(got.optimizer.updates(), 7 + (1 << 40));
     let hashes = hash(&dir).unwrap();
@@ -115,12 +115,35 @@ fn a_cursor_that_is_no_object_leaves_nothing_behind() {
 }
 
 #[test]
+fn adapters_are_saved_in_pefts_layout_and_come_back() {
+    let run = tempfile::tempdir().unwrap();
+    let frozen = model();
+    let model = frozen.clone().adapted(&LoraConfig { rank: 2, ..LoraConfig::default() }).unwrap();
+    let [weights, first, second] = [1, 2, 3].map(|seed| model.start(seed).unwrap());
+    let want = TrainState { weights, optimizer: OptimizerState::new(first, second, 5), ..state(&frozen, 4) };
+    let dir = run.path().join(save(run.path(), &model, &want, 3).unwrap().dir);
+    let there = names(&dir);
+    assert!(there.contains(&"adapter_config.json".to_owned()) && there.contains(&"adapter_model.safetensors".to_owned()));
+    assert!(!there.contains(&"model.safetensors".to_owned()));
+    assert!(load(&dir, &model).unwrap() == want, "the state has changed on the disk");
+    assert_eq!(hash(&dir).unwrap().weights, want.weights.sha256());
+    // By itself the directory is the frozen model with these adapters.
+    let opened = ModelFiles::open(dir.to_str().unwrap()).unwrap();
+    assert_eq!((opened.lora(), opened.start(9).unwrap()), (model.lora(), want.weights));
+    assert_eq!(opened.weights().unwrap(), model.weights().unwrap());
+    let other = frozen.adapted(&LoraConfig { rank: 3, ..LoraConfig::default() }).unwrap();
+    assert!(matches!(load(&dir, &other).unwrap_err(), CheckpointError::Foreign { .. }));
+    fs::remove_file(dir.join("adapter_model.safetensors")).unwrap();
+    assert!(verify(&dir).unwrap_err().to_string().contains("adapter_model.safetensors is missing"));
+}
+
+#[test]
 fn another_architecture_does_not_fit() {
     let run = tempfile::tempdir().unwrap();
     let dir = saved(run.path(), 1);
-    let mut spec = model().spec;
-    spec.intermediate += 1;
-    let error = load(&dir, &spec).unwrap_err();
+    let mut other = model();
+    other.spec.intermediate += 1;
+    let error = load(&dir, &other).unwrap_err();
     assert!(matches!(error, CheckpointError::Foreign { .. }), "{error}");
 }
 
@@ -129,7 +152,7 @@ fn damaged(dir: &Path, word: &str) {
         Err(CheckpointError::Damaged { why, .. }) => assert!(why.contains(word), "{why}"),
         other => panic!("{word}: {other:?}"),
     }
-    assert!(load(dir, &model().spec).is_err());
+    assert!(load(dir, &model()).is_err());
     assert!(hash(dir).is_err());
 }
 

@@ -275,7 +275,7 @@ fn supervised_training_goes_through_the_same_update() {
     let rows: Vec<Sample> = (0..20).map(|i| Sample::supervised(i, &[1, 2, 3, 4, 5], &[0, 1, 1, 1, 1])).collect();
     let plan = Plan::new(rows, Packing { micro_batch_tokens: 32, share_prompts: true });
     let optimizer = training(|_| {}).optimizer;
-    let objective = Objective { loss: &Sft, optimizer, learning_rate: 0.05, max_grad_norm: Some(1.0), compare: false };
+    let objective = Objective { loss: &Sft, optimizer, learning_rate: 0.05, max_grad_norm: Some(1.0), compare: false, draws: 0 };
     for _ in 0..100 {
         step::update(&mut toy, &plan, &objective, None, None, &mut |_| {}).unwrap();
     }

@@ -110,7 +110,7 @@ impl Reader<'_> {
         match self.number("head_dim")? {
             Some(width) => Ok(width),
             None if family == Family::Qwen3 => Ok(128),
-            None if heads > 0 && hidden % heads == 0 => Ok(hidden / heads),
+            None if heads > 0 && hidden.is_multiple_of(heads) => Ok(hidden / heads),
             None => {
                 let problem = "must divide hidden_size where head_dim is not given";
                 Err(self.bad("num_attention_heads", &Value::from(heads), problem))

@@ -9,7 +9,7 @@ use serde_json::Value;
 pub(super) fn spec(read: &Reader<'_>) -> Result<DecoderSpec, ModelError> {
     refuse_variants(read)?;
     let (hidden, heads) = (read.needed("n_embd")?, read.needed("n_head")?);
-    if heads == 0 || hidden % heads != 0 {
+    if heads == 0 || !hidden.is_multiple_of(heads) {
         return Err(read.bad("n_head", &Value::from(heads), &format!("must divide n_embd = {hidden}")));
     }
     #[expect(clippy::cast_possible_truncation, reason = "an epsilon; the model computes in f32")]

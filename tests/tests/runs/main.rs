@@ -1,5 +1,6 @@
 //! Whole runs of the real program: the same bits however they are run and disturbed, and what may change between launches.
 //! A tiny random model is trained; what is tried here does not depend on its size.
+mod adapters;
 mod asynchronous;
 mod bits;
 mod disks;

@@ -1,7 +1,7 @@
 //! New weights on their way to the rollout workers of one host: named, written into the shared ring once, taken in.
 use super::{Subject, median, since};
 use anyhow::Result;
-use cohort_engine::SharedRing;
+use cohort_engine::{EngineError, SharedRing};
 use serde_json::{Value, json};
 use std::sync::Arc;
 use std::time::Instant;
@@ -18,7 +18,7 @@ pub(crate) async fn on_one_host(subject: &Subject) -> Result<Value> {
     let mut fetched = WORKERS.map(|_| Vec::new());
     for run in 0..=subject.runs as u64 {
         let start = Instant::now();
-        engine.name(run).await?;
+        engine.advance(run, |_| Ok::<_, EngineError>(())).await??;
         let to_name = since(start);
         engine.publish(ring.clone(), (run % 2) as u32, run).await?;
         let to_all = since(start);
