@@ -210,7 +210,17 @@ impl EngineHandle {
         .await?
     }
 
-    /// Names the weights in memory and gives them out.
+    /// Names the weights in memory.
+    pub async fn name(&self, version: u64) -> Result<Label, EngineError> {
+        self.with_core(move |core| {
+            let label = Label { version, digest: core.backend.digest()? };
+            core.label = Some(label);
+            Ok(label)
+        })
+        .await?
+    }
+
+    /// As [`EngineHandle::name`], and gives the weights out.
     pub async fn snapshot(&self, version: u64) -> Result<(WeightSet, Label), EngineError> {
         self.with_core(move |core| {
             let weights = core.backend.export()?;

@@ -2,7 +2,7 @@
 //! with seeds; the coordinator moves messages and bytes around it.
 //!
 //! Files, one idea each: `plan` what is wanted; `event` vocabulary; `state` the loop; `wave` groups under way;
-//! `membership` who is there; `leases` who generates; `scoring` who scores; `steps` what the learner does;
+//! `membership` who is there; `weights` who has which; `leases` who generates; `scoring` who scores; `steps` what the learner does;
 //! `stream` how an asynchronous run takes groups; `evaluation` held-out rounds; `ring` weight slots; `staleness` how old data
 //! may be; `accounts` what is counted for reports.
 
@@ -19,6 +19,7 @@ pub mod state;
 pub mod steps;
 pub mod stream;
 pub mod wave;
+pub mod weights;
 
 pub use event::{Command, ConnId, DeliveryId, Event, Fact, Outcome, RecordId, ScoresSummary, TrajectoriesSummary, Work};
 pub use plan::{Deadlines, EvaluationPlan, OnFailure, Plan};
