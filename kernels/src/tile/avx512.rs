@@ -21,7 +21,6 @@ macro_rules! wide_tiles {
         };
 
         #[target_feature(enable = $features)]
-        #[expect(clippy::needless_range_loop, reason = "the index is also a stride's factor")]
         unsafe fn tile<const R: usize, const V: usize, const AHEAD: bool>(store: Store, t: &Tile, ahead: *const f32) {
             let mut acc = [[_mm512_setzero_ps(); V]; R];
             // SAFETY: the caller's promise about the tile's strides.

@@ -1,7 +1,7 @@
 //! Pairs of bf16 in 512-bit registers: each step multiplies two pairs at once, in the order of C2.
 use super::avx512::{heights, wide_tiles};
 use super::{MAX_ROWS, Store, Tile, pairs};
-use std::arch::x86_64::{__m512, _mm512_castps_si512, _mm512_dpbf16_ps};
+use std::arch::x86_64::{__m512, __m512bh, __m512i, _mm512_castps_si512, _mm512_dpbf16_ps};
 use std::sync::OnceLock;
 
 #[inline]
@@ -9,7 +9,8 @@ use std::sync::OnceLock;
 fn multiply(a: __m512, b: __m512, acc: __m512) -> __m512 {
     let (a, b) = (_mm512_castps_si512(a), _mm512_castps_si512(b));
     // SAFETY: 512 bits either way.
-    unsafe { _mm512_dpbf16_ps(acc, std::mem::transmute(a), std::mem::transmute(b)) }
+    let [a, b] = [a, b].map(|words| unsafe { std::mem::transmute::<__m512i, __m512bh>(words) });
+    _mm512_dpbf16_ps(acc, a, b)
 }
 
 wide_tiles!("avx512f,avx512bf16", multiply);
