@@ -141,9 +141,3 @@ pub(crate) unsafe fn run_ahead(
         }
     }
 }
-
-/// There are no dot products of pairs to agree.
-#[cfg(not(target_arch = "x86_64"))]
-pub(crate) fn pairs_agree() -> bool {
-    false
-}

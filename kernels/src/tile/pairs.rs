@@ -27,7 +27,7 @@ pub(super) unsafe fn run(path: Path, rows: usize, vecs: usize, store: Store, t: 
             Set::Avx512 | Set::Avx512Bf16 => avx512(rows, vecs, store, t),
             #[cfg(target_arch = "x86_64")]
             Set::Avx2 => avx2(rows, vecs, store, t),
-            Set::Portable => portable(rows, vecs, store, t),
+            _ => portable(rows, vecs, store, t),
         }
     }
 }
