@@ -1,5 +1,5 @@
 //! How many groups there were and what became of them, and how much of the time learner and rollout workers had nothing to
-//! do: for status, metrics and summary. The proof is the ledger's ([`crate::ledger::audit`]).
+//! do: for status, metrics and summary. The proof is the ledger's ([`crate::ledger::audit()`]).
 use crate::ledger::Past;
 use std::collections::BTreeMap;
 use std::time::{Duration, Instant};
