@@ -108,20 +108,33 @@ mod tests {
     async fn dropping_a_stream_frees_its_memory_before_the_next_step() {
         let engine = engine();
         let mut session = engine.session();
-        let mut stream = session.stream(&[1, 2], decoding(900)).await.unwrap();
+        // The engine's thread waits at the third token until the command below is in its queue.
+        let (reached, at_third) = oneshot::channel();
+        let (go_on, may_go_on) = std::sync::mpsc::channel();
+        let (mut reached, mut seen) = (Some(reached), 0);
+        let watch = move |_token: u32| {
+            seen += 1;
+            if seen == 3 {
+                reached.take().unwrap().send(()).unwrap();
+                may_go_on.recv().unwrap();
+            }
+            false
+        };
+        let watched = Decoding { watch: Some(Box::new(watch)), ..decoding(900) };
+        let mut stream = session.stream(&[1, 2], watched).await.unwrap();
         stream.next().await.unwrap();
-        // The engine stands still between two steps while the stream goes.
+        at_third.await.unwrap();
+        // It stands still between two steps while the stream goes.
         let (entered, standing) = oneshot::channel();
         let (go, gone) = std::sync::mpsc::channel();
         let pause = engine.with_backend(move |backend| {
             entered.send(backend.kv_len(KvId(1))).unwrap();
             gone.recv().unwrap();
         });
-        let (held, ()) = tokio::join!(standing, async {
-            tokio::pin!(pause);
-            // Polled once: the command is on its way.
-            tokio::select! { biased; _ = &mut pause => {}, () = std::future::ready(()) => {} }
-        });
+        tokio::pin!(pause);
+        assert!(std::future::poll_fn(|cx| std::task::Poll::Ready(pause.as_mut().poll(cx))).await.is_pending());
+        go_on.send(()).unwrap();
+        let held = standing.await;
         assert!(held.unwrap() >= 2);
         let before = engine.tokens_sampled();
         drop(stream);
