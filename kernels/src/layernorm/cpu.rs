@@ -1,6 +1,7 @@
 //! Rows in parallel; the weight's gradient in parallel over columns, each a chain over the rows.
 use crate::lanes::{block, blocks, dot, each, splat, sum};
 use crate::path::kernel;
+use crate::rmsnorm::Backward;
 use crate::{Cpu, scratch};
 
 /// Rows of a task: enough work to be worth handing over.
@@ -62,22 +63,6 @@ fn variance(x: &[f32], mean: f32) -> f32 {
         sums = each(|i| (v[i] - mean).mul_add(v[i] - mean, sums[i]));
     }
     sum(sums) / x.len() as f32
-}
-
-/// Operands of [`backward`]. `[rows, n]` where not said otherwise.
-pub struct Backward<'a> {
-    /// dL/dy.
-    pub dy: &'a [f32],
-    /// The forward's input.
-    pub x: &'a [f32],
-    /// `[n]`
-    pub weight: &'a [f32],
-    /// The forward's `rstd`. `[rows]`
-    pub rstd: &'a [f32],
-    /// dL/dx is added to it.
-    pub dx: &'a mut [f32],
-    /// dL/dw is added to it, rows ascending; empty where it is not wanted. `[n]`
-    pub d_weight: &'a mut [f32],
 }
 
 /// The gradients of input and weight; the bias's is [`bias::backward`](crate::bias::backward) of `dy`.

@@ -5,4 +5,5 @@ mod parity;
 #[cfg(test)]
 mod reference;
 
-pub use cpu::{Affine, Backward, backward, forward};
+pub use crate::rmsnorm::Backward;
+pub use cpu::{Affine, backward, forward};
