@@ -1,8 +1,10 @@
 //! The message tables, one a direction. A table gives each message its explicit tag; tags are never reused.
 pub mod handshake;
 pub mod learner;
+pub mod node;
 pub mod reward;
 pub mod rollout;
+pub mod weights;
 
 use crate::{Frame, codec::CodecError};
 
@@ -24,6 +26,14 @@ pub enum Direction {
     LearnerToCoordinator = 6,
     /// [`learner::CoordinatorToLearner`].
     CoordinatorToLearner = 7,
+    /// [`node::NodeToHead`].
+    NodeToHead = 8,
+    /// [`node::HeadToNode`].
+    HeadToNode = 9,
+    /// [`weights::FetcherToHolder`].
+    FetcherToHolder = 10,
+    /// [`weights::HolderToFetcher`].
+    HolderToFetcher = 11,
 }
 
 /// A table of messages.

@@ -4,6 +4,7 @@ mod adapters;
 mod asynchronous;
 mod bits;
 mod disks;
+mod hosts;
 mod kills;
 mod settings;
 

@@ -9,6 +9,7 @@ mod decode;
 mod grpo;
 mod learn;
 mod prefix;
+mod spread;
 mod weights;
 
 use anyhow::{Context, Result, bail};
@@ -26,7 +27,7 @@ pub(crate) struct BenchArgs {
     /// Print one JSON object on the last line.
     #[arg(long)]
     json: bool,
-    /// Only these, comma separated: decode, prefill, train, grpo, prefix, weights.
+    /// Only these, comma separated: decode, prefill, train, grpo, prefix, weights, spread.
     #[arg(long, value_delimiter = ',')]
     only: Vec<String>,
     /// Number format of matrix products: f32 or bf16.
@@ -102,7 +103,7 @@ pub(crate) fn run(args: &BenchArgs) -> Result<()> {
     if cfg!(debug_assertions) {
         bail!("a debug build is not measured: use `cargo xtask bench`, which builds in release");
     }
-    const ALL: [&str; 6] = ["decode", "prefill", "train", "grpo", "prefix", "weights"];
+    const ALL: [&str; 7] = ["decode", "prefill", "train", "grpo", "prefix", "weights", "spread"];
     if let Some(unknown) = args.only.iter().find(|o| !ALL.contains(&o.as_str())) {
         bail!("--only {unknown}: expected some of {}", ALL.join(", "));
     }
@@ -133,6 +134,10 @@ pub(crate) fn run(args: &BenchArgs) -> Result<()> {
     }
     if wanted("weights") {
         add("weights", runtime.block_on(weights::on_one_host(&subject))?);
+    }
+    if wanted("spread") {
+        let hosts = tokio::runtime::Builder::new_multi_thread().enable_all().build()?;
+        add("spread", hosts.block_on(spread::between_hosts(args.runs.max(5)))?);
     }
     if wanted("prefix") {
         add("prefix", runtime.block_on(prefix::sharing(&subject))?);
