@@ -69,7 +69,7 @@ fn elements_are_found_in_every_format() {
     for (_, out, inner) in SHAPES {
         let w = noise(7, out * inner);
         let weights = Weights::new(&cpu, &w, out, inner);
-        let rounded: Vec<f32> = w.chunks(inner).flat_map(|row| reference::dequantized(row)).collect();
+        let rounded: Vec<f32> = w.chunks(inner).flat_map(reference::dequantized).collect();
         for (i, value) in w.iter().enumerate() {
             let at = |format| weights.matrix(format).at(i / inner, i % inner, inner);
             assert_eq!((at(Format::F32), at(Format::Bf16)), (*value, widen(round(*value))));
