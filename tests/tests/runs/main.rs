@@ -4,6 +4,7 @@ mod adapters;
 mod asynchronous;
 mod bits;
 mod disks;
+mod int8;
 mod kills;
 mod settings;
 
