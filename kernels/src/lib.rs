@@ -18,6 +18,7 @@ pub mod dropout;
 pub mod embedding;
 pub mod gelu;
 pub mod head;
+pub mod int8;
 mod lanes;
 pub mod layernorm;
 pub mod linear;

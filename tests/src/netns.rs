@@ -1,6 +1,7 @@
 //! Hosts made of network namespaces: each with its own addresses and its own loopback, joined by a bridge. For tests of what
 //! crosses a network. Needs root and `ip`; a test that cannot have them says so loudly.
 use anyhow::{Context, Result, bail, ensure};
+use std::io::Write;
 use std::process::Command;
 
 /// A network of its own, removed when dropped.
@@ -16,7 +17,8 @@ impl Network {
     pub fn new(hosts: usize) -> Result<Option<Self>> {
         let network = Self { tag: format!("ct{}", std::process::id() % 100_000), hosts };
         if let Err(why) = network.wire() {
-            eprintln!("SKIPPED: no network namespaces here ({why:#}); run as root with iproute2 installed to have this tested");
+            // Past the capture of the test's output.
+            writeln!(std::io::stderr(), "SKIPPED: hosts on a network: {why:#}; run the tests as root, with iproute2 installed")?;
             return Ok(None);
         }
         Ok(Some(network))

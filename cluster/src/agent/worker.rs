@@ -142,7 +142,7 @@ async fn work(
             cohort_reward_workers::run_worker(args, dialer, shutdown).await.map_err(Failure::from)
         }
         Role::Learner => {
-            let engine = wiring.engine().map_err(Failure::from)?;
+            let engine = wiring.learning_engine().map_err(Failure::from)?;
             let args = wiring.learner(engine, ring(options)?).map_err(Failure::from)?;
             cohort_learner::run_worker(args, dialer, shutdown).await.map_err(Failure::from)
         }

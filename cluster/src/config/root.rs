@@ -5,9 +5,10 @@ use super::sections::{ClusterConfig, LoggingConfig};
 use super::tree::Node;
 use cohort_learner::config::{CorrectionConfig, LossConfig, TrainingConfig};
 use cohort_learner::training::Training;
-use cohort_model::config::ModelConfig;
+use cohort_model::Quantization;
+use cohort_model::config::{EngineKind, ModelConfig};
 use cohort_reward_workers::{Registry, RewardError, RewardsConfig};
-use cohort_rollout::{AgentConfig, EnvironmentConfig, RolloutError, registry};
+use cohort_rollout::{AgentConfig, EnvironmentConfig, RolloutConfig, RolloutError, registry};
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 use std::path::Path;
@@ -23,6 +24,8 @@ pub struct Config {
     pub model: ModelConfig,
     /// What turns a dialogue into prompts and completions.
     pub agent: AgentConfig,
+    /// How the policy is computed where it samples.
+    pub rollout: RolloutConfig,
     /// Where prompts come from and what answers the agent.
     pub environment: EnvironmentConfig,
     /// How the policy is trained.
@@ -48,10 +51,24 @@ impl Config {
         let corrects = !matches!(self.training.correction, CorrectionConfig::None {});
         // Cross-entropy reads no ratio: there is nothing to correct.
         let reads_ratio = !matches!(self.training.loss, LossConfig::Sft {});
-        let Some(key) = self.agent.narrowed().filter(|_| reads_ratio && !corrects) else { return Ok(()) };
+        if !reads_ratio || corrects {
+            return Ok(());
+        }
+        let quantized = (self.rollout.quantization != Quantization::None).then(|| "rollout.quantization".to_owned());
+        let Some(key) = quantized.or_else(|| self.agent.narrowed().map(|key| format!("agent.{key}"))) else { return Ok(()) };
         let why = "draws tokens from another distribution than the policy's own, for which training must correct: set \
                    training.correction.type to \"tis\" or \"mis\", or leave the key out";
-        Err((format!("agent.{key}"), why.to_owned()))
+        Err((key, why.to_owned()))
+    }
+
+    fn check_quantization(&self) -> Result<(), (String, String)> {
+        let problem = match &self.model {
+            _ if self.rollout.quantization == Quantization::None => return Ok(()),
+            model if model.path.starts_with("stub://") => "needs a model that computes: a stub's answers are scripted",
+            model if model.engine != EngineKind::Native => "needs model.engine = \"native\": the candle engine samples in f32",
+            _ => return Ok(()),
+        };
+        Err(("rollout.quantization".to_owned(), problem.to_owned()))
     }
 
     /// What the sections say about themselves: the path of the first bad value, and why it is bad.
@@ -88,6 +105,7 @@ impl Config {
             return Err(("cluster.listen".to_owned(), why.to_owned()));
         }
         self.model.check().map_err(|error| ("model".to_owned(), error.to_string()))?;
+        self.check_quantization()?;
         Training::try_from(&self.training).map_err(|error| (error.path.clone(), format!("{} {}", error.value, error.rule)))?;
         if !registry::AGENTS.contains(&self.agent.r#type.as_str()) {
             let kind = &self.agent.r#type;

@@ -5,6 +5,7 @@ mod asynchronous;
 mod bits;
 mod disks;
 mod hosts;
+mod int8;
 mod kills;
 mod settings;
 

@@ -16,7 +16,7 @@ use anyhow::{Context, Result, bail};
 use clap::Args;
 use cohort_engine::native::NativeEngine;
 use cohort_engine::{Backend, EngineHandle, EngineOptions};
-use cohort_model::{DecoderSpec, DtypeKind, ModelFiles};
+use cohort_model::{DecoderSpec, DtypeKind, ModelFiles, Quantization};
 use serde_json::{Map, Value, json};
 use std::path::PathBuf;
 use std::time::Instant;
@@ -33,6 +33,9 @@ pub(crate) struct BenchArgs {
     /// Number format of matrix products: f32 or bf16.
     #[arg(long, default_value = "f32")]
     dtype: DtypeKind,
+    /// Number format of the products of sampling: none (as --dtype) or int8.
+    #[arg(long, default_value = "none")]
+    quantization: Quantization,
     /// Model: directory, GGUF file or `builtin://order-desk`.
     #[arg(long)]
     model: Option<String>,
@@ -55,6 +58,7 @@ pub(crate) struct Subject {
     pub(crate) spec: DecoderSpec,
     pub(crate) threads: usize,
     pub(crate) dtype: DtypeKind,
+    quantization: Quantization,
     pub(crate) runs: usize,
     pub(crate) batch: Option<usize>,
     files: ModelFiles,
@@ -63,9 +67,10 @@ pub(crate) struct Subject {
 impl Subject {
     /// An engine of its own with the model's weights.
     pub(crate) fn engine(&self) -> Result<EngineHandle> {
-        let (spec, threads, dtype, weights) = (self.spec.clone(), self.threads, self.dtype, self.files.weights()?);
+        let (spec, threads, weights) = (self.spec.clone(), self.threads, self.files.weights()?);
+        let (dtype, quantization) = (self.dtype, self.quantization);
         let make = move || {
-            let mut engine = NativeEngine::new(spec, threads, 2 << 30)?.of(dtype);
+            let mut engine = NativeEngine::new(spec, threads, 2 << 30)?.of(dtype).sampling(quantization);
             engine.import(&weights)?;
             Ok(Box::new(engine) as Box<dyn Backend>)
         };
@@ -80,11 +85,12 @@ impl Subject {
         (0..rows).map(|r| (0..len).map(|t| token((r * len + t + 1) as u64)).collect()).collect()
     }
 
-    /// Bytes that a weight of a matrix takes where products read it.
+    /// Bytes that a weight of a matrix takes where sampling reads it.
     pub(crate) fn weight_bytes(&self) -> f64 {
-        match self.dtype {
-            DtypeKind::F32 => 4.0,
-            DtypeKind::Bf16 => 2.0,
+        match (self.quantization, self.dtype) {
+            (Quantization::Int8, _) => 36.0 / 32.0,
+            (Quantization::None, DtypeKind::F32) => 4.0,
+            (Quantization::None, DtypeKind::Bf16) => 2.0,
         }
     }
 
@@ -110,14 +116,22 @@ pub(crate) fn run(args: &BenchArgs) -> Result<()> {
     let model = args.model.clone().unwrap_or_else(default_model);
     let files = ModelFiles::open(&model).with_context(|| format!("--model {model}"))?;
     let batch = args.batch.as_deref().map(str::parse).transpose()?;
-    let subject =
-        Subject { spec: files.spec.clone(), threads: args.threads, dtype: args.dtype, runs: args.runs.max(5), batch, files };
+    let subject = Subject {
+        spec: files.spec.clone(),
+        threads: args.threads,
+        dtype: args.dtype,
+        quantization: args.quantization,
+        runs: args.runs.max(5),
+        batch,
+        files,
+    };
     let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(1).enable_all().build()?;
     let wanted = |name: &str| args.only.is_empty() || args.only.iter().any(|o| o == name);
     let mut report = Map::new();
     report.insert("model".into(), json!(model));
     report.insert("threads".into(), json!(args.threads));
     report.insert("dtype".into(), json!(args.dtype.name()));
+    report.insert("quantization".into(), json!(args.quantization.name()));
     report.insert("ceilings".into(), ceilings::measure(args.threads));
     let mut add = |name: &str, value: Value| {
         eprintln!("{name}: {value}");
