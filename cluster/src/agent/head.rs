@@ -2,12 +2,14 @@
 use super::autoscale::{Autoscale, Seen};
 use super::children::{self, Children};
 use super::control::{self, Call, Place, Request};
+use super::doors::{self, Doors, Ports};
 use super::launcher::Launcher;
 use super::nodes::enrolment::Enrolment;
 use super::nodes::{Elsewhere, Hosts, HostsArgs, HostsSender};
 use super::orders::Orders;
-use super::weights::{holder, shelf::Shelf};
-use super::{AgentError, AgentOptions, SILENCE, SILENCE_VARIABLE, handover, news};
+use super::watched::Watched;
+use super::weights::shelf::Shelf;
+use super::{AgentError, AgentOptions, news};
 use crate::cli::Exit;
 use crate::coordinator::LEARNER_IDLE;
 use crate::http::{self, HttpOptions, Pulse};
@@ -15,18 +17,13 @@ use crate::ledger::RunPaths;
 use crate::progress::{LaunchReport, Progress, ProgressSink, RunStatus};
 use cohort_actors::certs::RunAuthority;
 use cohort_actors::supervision::process::{ProcessStatus, ProcessSupervisor, exit};
-use cohort_actors::transport::quic::{QuicListener, QuicOptions};
-use cohort_actors::{AcceptTerms, ChildId, Escalation, Listener, Shutdown, SupervisionPolicy};
+use cohort_actors::{ChildId, Escalation, Shutdown, SupervisionPolicy};
 use cohort_engine::SharedRing;
-use cohort_protocol::messages::node::RunFacts;
-use cohort_protocol::{Epoch, Role, WorkerId};
+use cohort_protocol::{Role, WorkerId};
 use serde_json::{Value, json};
-use std::collections::{BTreeMap, BTreeSet};
-use std::fs::OpenOptions;
-use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, UdpSocket};
-use std::os::fd::OwnedFd;
+use std::collections::BTreeSet;
 use std::sync::Arc;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 use tokio::sync::mpsc;
 use tokio::task::JoinHandle;
 
@@ -50,33 +47,6 @@ pub async fn run(options: AgentOptions, progress: Arc<dyn ProgressSink>, shutdow
     match outcome? {
         Ok(()) => report(&head.options.paths, children::restarts(&last)),
         Err(escalation) => Err(gave_up(escalation, &last)),
-    }
-}
-
-/// The sockets of a run.
-struct Ports {
-    coordinator: UdpSocket,
-    /// For agents of other hosts, and for weights; none: the run keeps to this host.
-    others: Option<(UdpSocket, UdpSocket)>,
-}
-
-impl Ports {
-    /// Loopback only, unless the configuration says where to listen: agents at that port, workers at the next, weights at
-    /// the one after.
-    fn bind(listen: Option<SocketAddr>) -> Result<Self, AgentError> {
-        let bind = |what, address: SocketAddr| UdpSocket::bind(address).map_err(|source| AgentError::System { what, source });
-        let Some(listen) = listen else {
-            let address = SocketAddr::from((Ipv4Addr::LOCALHOST, 0));
-            return Ok(Self { coordinator: bind("bind the coordinator's port", address)?, others: None });
-        };
-        let next = |n: u16| SocketAddr::new(listen.ip(), if listen.port() == 0 { 0 } else { listen.port().saturating_add(n) });
-        Ok(Self {
-            coordinator: bind("bind the port after cluster.listen, for workers", next(1))?,
-            others: Some((
-                bind("bind cluster.listen, for other hosts", listen)?,
-                bind("bind the second port after cluster.listen, for weights", next(2))?,
-            )),
-        })
     }
 }
 
@@ -119,36 +89,11 @@ impl Head {
         let Ports { coordinator: socket, others } = Ports::bind(options.config.cluster.listen)?;
         let address = socket.local_addr().map_err(system("read the coordinator's port"))?;
         let ring = Arc::new(SharedRing::create(options.slots)?);
-        let (news, teller) = std::io::pipe().map_err(system("open the progress pipe"))?;
-        let (orders_out, orders_in) = std::io::pipe().map_err(system("open the orders pipe"))?;
-        let name = format!("cohort-{:016x}-{}", options.run.0, std::process::id());
-        let ring_memory = OpenOptions::new().read(true).write(true).open(format!("/proc/self/fd/{}", ring.fd()));
-        let items = BTreeMap::from([
-            (handover::Item::Socket as u8, OwnedFd::from(socket)),
-            (handover::Item::Ring as u8, OwnedFd::from(ring_memory.map_err(system("keep the weight ring"))?)),
-            (handover::Item::Progress as u8, OwnedFd::from(teller)),
-            (handover::Item::Orders as u8, OwnedFd::from(orders_out)),
-        ]);
-        handover::serve(&name, items).map_err(system("open the hand-over socket"))?;
         let (stepped, steps) = mpsc::channel(16);
         let progress: Arc<dyn ProgressSink> = Arc::new(Overheard { on: progress, stepped });
-        let heard = news::listen(news, progress.clone()).map_err(system("start the progress reader"))?;
-
+        let (name, heard, orders) = doors::hand_over(&options, socket, &ring, progress.clone())?;
         let shelf = Arc::new(Shelf::default());
-        let mut serving = Vec::new();
-        let mut facts =
-            RunFacts { config: String::new(), coordinator_port: address.port(), weights_port: 0, slots: options.slots };
-        let (mut listener, mut listen) = (None::<Arc<dyn Listener>>, None);
-        if let Some((agents, weights)) = others {
-            let identity = authority.issue(HEAD)?;
-            facts.weights_port = weights.local_addr().map_err(system("read the weights' port"))?.port();
-            facts.config = std::fs::read_to_string(options.paths.config()).map_err(system("read config.toml"))?;
-            let agents = QuicListener::with_strangers(agents, &identity, QuicOptions::default())?;
-            listen = Some(agents.local_addr());
-            listener = Some(Arc::new(agents));
-            let weights: Arc<dyn Listener> = Arc::new(QuicListener::new(weights, &identity, QuicOptions::default())?);
-            serving.push(tokio::spawn(holder::serve(weights, node_terms(&options), ring.clone(), shelf.clone())));
-        }
+        let Doors { facts, listener, listen, mut serving } = Doors::open(&options, &authority, &ring, &shelf, address, others)?;
         let enrolment = Enrolment::open(options.run, certs.join("hosts.json"), authority.clone());
         let enrolment = Arc::new(enrolment.map_err(system("read the hosts' file"))?);
         let cluster = &options.config.cluster;
@@ -189,10 +134,9 @@ impl Head {
             logs: options.logs.clone(),
             handover: name,
             gate: None,
-            coordinator: reachable(address),
+            coordinator: doors::reachable(address),
             authority: Some(authority),
         };
-        let orders = Orders::new(orders_in).map_err(system("prepare the orders pipe"))?;
         let calls = Calls { calls, hosts: hosts.sender(), enrolment };
         let mut head = Self {
             options,
@@ -253,7 +197,7 @@ impl Head {
                 changed = status.changed() => {
                     let now = status.borrow_and_update().clone();
                     self.write_status(&now).map_err(system("write agent.json"))?;
-                    if changed.is_err() || children::coordinator_has_left(&now, watched.draining.by.is_some()) {
+                    if changed.is_err() || children::coordinator_has_left(&now, watched.is_draining()) {
                         self.hosts.farewell("the run is over").await;
                         stop.trigger("the coordinator has left");
                         return ended.await.map_err(supervising);
@@ -294,7 +238,7 @@ impl Head {
                 }
                 // The coordinator alone is told: it drains, saves and ends; its end stops the others. Where it fails on the
                 // way the next one is told too.
-                _ = shutdown.wait(), if watched.draining.by.is_none() => watched.drain(),
+                _ = shutdown.wait(), if !watched.is_draining() => watched.drain(),
             }
         }
     }
@@ -383,85 +327,6 @@ impl Calls {
         });
         passed
     }
-}
-
-/// The coordinator, as its agent watches it.
-struct Watched {
-    pid: Option<u32>,
-    since: Instant,
-    silence: news::Silence,
-    draining: Draining,
-}
-
-/// The run was asked to stop.
-#[derive(Debug, Default)]
-struct Draining {
-    /// When the coordinator must have left.
-    by: Option<Instant>,
-    /// The process that was told.
-    told: Option<u32>,
-}
-
-impl Watched {
-    fn new() -> Self {
-        let now = Instant::now();
-        Self { pid: None, since: now, silence: news::Silence::new(now, silence_limit()), draining: Draining::default() }
-    }
-
-    fn drain(&mut self) {
-        self.draining.by = Some(Instant::now() + children::GRACE_COORDINATOR);
-    }
-
-    /// Notes the process of the coordinator; says whether it is another one.
-    fn restarted(&mut self, pid: Option<u32>) -> bool {
-        let other = pid != self.pid;
-        if other {
-            self.pid = pid;
-            self.since = Instant::now();
-            self.silence.restart(self.since);
-        }
-        other
-    }
-
-    async fn look(&mut self, supervisor: &ProcessSupervisor, last: Instant) {
-        let now = Instant::now();
-        let id = children::coordinator_id;
-        if let Some(by) = self.draining.by {
-            if now > by {
-                // Nothing waits for ever: what it has not saved is in the ledger.
-                supervisor.remove(id()).await;
-                supervisor.kill(id(), "it did not leave in time").await;
-            } else if last > self.since && self.draining.told != self.pid {
-                // Not before it speaks: a SIGTERM that comes too early kills it.
-                self.draining.told = self.pid;
-                supervisor.terminate(id()).await;
-            }
-        } else if let Some(silent) = self.silence.look(now, last) {
-            self.silence.restart(now);
-            supervisor.kill(id(), format!("it said nothing for {:.1} s", silent.as_secs_f64())).await;
-        }
-    }
-}
-
-fn silence_limit() -> Duration {
-    let given = std::env::var(SILENCE_VARIABLE).ok().and_then(|ms| ms.parse().ok());
-    given.map_or(SILENCE, Duration::from_millis)
-}
-
-/// Who may take weights from a host.
-pub(super) fn node_terms(options: &AgentOptions) -> AcceptTerms {
-    let deadline = Duration::from_secs(5);
-    AcceptTerms { run: options.run, epoch: Epoch(0), numerics: String::new(), deadline, roles: AcceptTerms::NODES }
-}
-
-/// Where this host's own workers find a socket that listens on all addresses.
-fn reachable(address: SocketAddr) -> SocketAddr {
-    let ip = match address.ip() {
-        IpAddr::V4(ip) if ip.is_unspecified() => Ipv4Addr::LOCALHOST.into(),
-        IpAddr::V6(ip) if ip.is_unspecified() => Ipv6Addr::LOCALHOST.into(),
-        ip => ip,
-    };
-    SocketAddr::new(ip, address.port())
 }
 
 /// The run's end: as the child that cannot run said by its exit code.

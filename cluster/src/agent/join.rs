@@ -12,8 +12,10 @@
 //! - **J2** while the head node is out of reach the workers go on; they have connections of their own to the coordinator.
 //! - **J3** when the head node says so, or cannot be found for five minutes, every worker is stopped and the agent leaves.
 use super::children::{self, Children};
+use super::doors::node_terms;
 use super::handover;
 use super::head::HEAD;
+use super::membership::Membership;
 use super::nodes::tokens::Token;
 use super::weights::gate::{self, Call};
 use super::weights::{holder, shelf::Shelf, store::Store, taker::Taker};
@@ -22,17 +24,14 @@ use crate::ledger::{LedgerError, RunLock, RunPaths};
 use cohort_actors::certs::{CertError, Identity, SigningKey};
 use cohort_actors::supervision::process::ProcessSupervisor;
 use cohort_actors::transport::quic::{QuicDialer, QuicError, QuicListener, QuicOptions};
-use cohort_actors::{
-    AcceptTerms, ChildId, Dialer, Escalation, LinkError, LinkOptions, LinkSender, Shutdown, SupervisionPolicy, WorkerLink,
-};
+use cohort_actors::{ChildId, Dialer, Escalation, LinkError, LinkOptions, LinkSender, Shutdown, SupervisionPolicy, WorkerLink};
 use cohort_engine::{RingError, SharedRing};
-use cohort_protocol::messages::handshake::{Enrol, Hello};
+use cohort_protocol::messages::handshake::Hello;
 use cohort_protocol::messages::node::{
     CertificateRequest, ChunkFailed, ChunkName, FetchChunk, HeadToNode, NodeReady, NodeToHead, RunFacts,
 };
 use cohort_protocol::version::{PROTOCOL, PROTOCOL_MIN};
-use cohort_protocol::{Epoch, Role, RunId, WorkerId};
-use serde::{Deserialize, Serialize};
+use cohort_protocol::{Role, RunId, WorkerId};
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::fs::OpenOptions;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, UdpSocket};
@@ -45,8 +44,6 @@ use thiserror::Error;
 use tokio::sync::mpsc;
 use tokio::task::JoinHandle;
 
-/// For the head node to answer a token.
-const ENROL: Duration = Duration::from_secs(10);
 /// Chunks on their way, taken and not yet written.
 const TAKING: usize = 64;
 /// For the farewell to reach the head node.
@@ -119,7 +116,7 @@ pub enum JoinError {
     },
 }
 
-fn system(what: &'static str) -> impl Fn(std::io::Error) -> JoinError {
+pub(super) fn system(what: &'static str) -> impl Fn(std::io::Error) -> JoinError {
     move |source| JoinError::System { what, source }
 }
 
@@ -175,44 +172,6 @@ pub async fn run(options: JoinOptions, shutdown: Shutdown) -> Result<(), JoinErr
     let _ = ended.await;
     serving.inspect(JoinHandle::abort);
     outcome
-}
-
-/// What a host remembers of its place: `host.json`.
-#[derive(Debug, Clone, Copy, Serialize, Deserialize)]
-struct Membership {
-    run: u64,
-    node: WorkerId,
-}
-
-impl Membership {
-    /// J1.
-    async fn take(options: &JoinOptions, paths: &RunPaths) -> Result<Self, JoinError> {
-        let file = paths.root().join("host.json");
-        let token = options.token.as_ref().map(|token| Ok::<_, JoinError>((token, token.parse().map_err(JoinError::Token)?)));
-        let token = token.transpose()?;
-        if let Ok(bytes) = std::fs::read(&file) {
-            let damaged = |e| JoinError::System { what: "read host.json", source: std::io::Error::other(e) };
-            let known: Self = serde_json::from_slice(&bytes).map_err(|e| damaged(e.to_string()))?;
-            return match token {
-                Some((_, (run, _))) if run.0 != known.run => {
-                    Err(JoinError::OtherRun { dir: options.dir.clone(), joined: known.run, token: run.0 })
-                }
-                _ => Ok(known),
-            };
-        }
-        let Some((token, (run, secret))) = token else { return Err(JoinError::NoToken { dir: options.dir.clone() }) };
-        let key = SigningKey::generate()?;
-        let dialer = QuicDialer::stranger(HEAD, options.head, run, &token.authority, QuicOptions::default())?;
-        let (host, public_key) = (options.host.clone(), key.public());
-        let request = Enrol { protocol_min: PROTOCOL_MIN, protocol_max: PROTOCOL, run, secret, host, public_key };
-        let enrolled = cohort_actors::enrol(&dialer, request, ENROL).await?;
-        let identity = Identity::assemble(run, enrolled.node, &token.authority, enrolled.certificate, &key)?;
-        identity.save(&children::certificates(paths))?;
-        let known = Self { run: run.0, node: enrolled.node };
-        let bytes = serde_json::to_vec(&known).map_err(|e| system("write host.json")(std::io::Error::other(e)))?;
-        crate::ledger::place::write_atomically(&file, &bytes)?;
-        Ok(known)
-    }
 }
 
 /// An address to listen on that whoever listens at `head` can reach, and, for a head node on this host, nobody else.
@@ -434,10 +393,8 @@ impl<'a> Joined<'a> {
         let mut serving = vec![gate::serve(&gate, self.calls.0.clone()).map_err(system("open the gate for weights"))?];
         let shelf = Arc::new(Shelf::default());
         if let Some(listener) = self.weights_listener.take() {
-            let deadline = Duration::from_secs(5);
-            let terms =
-                AcceptTerms { run: self.run, epoch: Epoch(0), numerics: String::new(), deadline, roles: AcceptTerms::NODES };
-            serving.push(tokio::spawn(holder::serve(Arc::new(listener), terms, ring.clone(), shelf.clone())));
+            let serve = holder::serve(Arc::new(listener), node_terms(self.run), ring.clone(), shelf.clone());
+            serving.push(tokio::spawn(serve));
         }
         let children = Children {
             program: std::env::current_exe().map_err(system("find this program"))?,

@@ -18,20 +18,24 @@
 //! - **N2** what must outlive a child (port, weights, pipes) is held here (`handover`).
 //! - **N3** when the coordinator has ended well, every other child is told to leave, and none survives its agent.
 //!
-//! Files: `head`, `join` the two agents; `launcher` starts hosts; `children` processes and how they are started; `worker` a child's own side; `news`,
+//! Files: `head`, `join` the two agents; `doors` sockets, and where other hosts come in; `watched` the coordinator's process;
+//! `membership` a host's place; `launcher` starts hosts; `children` processes and how they are started; `worker` a child's own side; `news`,
 //! `orders` the pipes from and to the coordinator; `control` requests from users; `autoscale` how many
 //! rollout workers there should be (pure); `nodes/` other hosts as the head node sees
 //! them; `weights/` between hosts.
 mod autoscale;
 mod children;
 pub(crate) mod control;
+mod doors;
 mod handover;
 mod head;
 mod join;
 mod launcher;
+mod membership;
 mod news;
 mod nodes;
 pub(crate) mod orders;
+mod watched;
 pub mod weights;
 mod worker;
 

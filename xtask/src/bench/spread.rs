@@ -2,14 +2,14 @@
 //! loopback, each host giving on what it has. Beside it the same bytes over a bare QUIC stream.
 use super::median;
 use anyhow::{Context, Result, anyhow};
+use cohort_actors::certs::RunAuthority;
+use cohort_actors::transport::quic::{QuicListener, QuicOptions};
+use cohort_actors::{AcceptTerms, Listener, Shutdown};
 use cohort_cluster::agent::weights::manifest::{self, CHUNK};
 use cohort_cluster::agent::weights::shelf::Shelf;
 use cohort_cluster::agent::weights::spread::{Order, Source, Spread};
 use cohort_cluster::agent::weights::store::Store;
 use cohort_cluster::agent::weights::{holder, taker::Taker};
-use cohort_actors::certs::RunAuthority;
-use cohort_actors::transport::quic::{QuicListener, QuicOptions};
-use cohort_actors::{AcceptTerms, Listener, Shutdown};
 use cohort_engine::{SharedRing, WeightRing};
 use cohort_model::{Tensor, WeightSet};
 use cohort_protocol::messages::handshake::Hello;
@@ -49,7 +49,8 @@ fn node(index: u16) -> WorkerId {
 
 fn host(authority: &RunAuthority, index: u16, stop: &Shutdown) -> Result<Host> {
     let (ring, shelf) = (Arc::new(SharedRing::create(1)?), Arc::new(Shelf::default()));
-    let listener = QuicListener::new(UdpSocket::bind((Ipv4Addr::LOCALHOST, 0))?, &authority.issue(node(index))?, QuicOptions::default())?;
+    let listener =
+        QuicListener::new(UdpSocket::bind((Ipv4Addr::LOCALHOST, 0))?, &authority.issue(node(index))?, QuicOptions::default())?;
     let at = listener.local_addr();
     let terms = AcceptTerms {
         run: RUN,
@@ -86,7 +87,8 @@ async fn once(authority: &RunAuthority, weights: &WeightSet, hosts: u16) -> Resu
     }
     let begun = Instant::now();
     let ring = head.ring.clone();
-    let manifest = tokio::task::spawn_blocking(move || manifest::of_slot(&ring, 0, VERSION, CHUNK)).await?.map_err(|e| anyhow!(e))?;
+    let manifest =
+        tokio::task::spawn_blocking(move || manifest::of_slot(&ring, 0, VERSION, CHUNK)).await?.map_err(|e| anyhow!(e))?;
     head.shelf.put(0, manifest.clone());
     let (mut spread, mut orders, mut answers) = (Spread::default(), Vec::new(), Vec::new());
     spread.publish(VERSION, manifest::chunks(&manifest).map_err(|e| anyhow!(e))?);
@@ -147,7 +149,8 @@ async fn bare(bytes: usize) -> Result<f64> {
     let certificate = key.cert.der().clone();
     let private = quinn::rustls::pki_types::PrivatePkcs8KeyDer::from(key.signing_key.serialize_der());
     let local = SocketAddr::from((Ipv4Addr::LOCALHOST, 0));
-    let server = quinn::Endpoint::server(quinn::ServerConfig::with_single_cert(vec![certificate.clone()], private.into())?, local)?;
+    let server =
+        quinn::Endpoint::server(quinn::ServerConfig::with_single_cert(vec![certificate.clone()], private.into())?, local)?;
     let mut roots = quinn::rustls::RootCertStore::empty();
     roots.add(certificate)?;
     let mut client = quinn::Endpoint::client(local)?;
@@ -179,7 +182,8 @@ async fn bare(bytes: usize) -> Result<f64> {
 /// A set of weights of 540 MB, the bytes of SmolLM2-135M in f32.
 pub(crate) async fn between_hosts(runs: usize) -> Result<Value> {
     let parameters = 134_515_008;
-    let data: Vec<f32> = (0..parameters).map(|i| f32::from_bits(0x3c00_0000 ^ (i as u32).wrapping_mul(2_654_435_761) >> 9)).collect();
+    let data: Vec<f32> =
+        (0..parameters).map(|i| f32::from_bits(0x3c00_0000 ^ (i as u32).wrapping_mul(2_654_435_761) >> 9)).collect();
     let weights = WeightSet([("w".to_owned(), Tensor { shape: vec![parameters], data })].into());
     let bytes = 4 * parameters;
     let dir = tempfile::tempdir()?;

@@ -24,6 +24,7 @@ const PATIENCE: Duration = Duration::from_secs(20);
 const REACH: Duration = Duration::from_secs(5);
 
 type Answer = Result<Vec<u8>, String>;
+type Sources = HashMap<(WorkerId, SocketAddr), Arc<OnceCell<Source>>>;
 type Pending = Arc<Mutex<HashMap<ChunkName, oneshot::Sender<Answer>>>>;
 
 /// Connections to sources.
@@ -32,7 +33,7 @@ pub struct Taker {
     identity: Identity,
     hello: Hello,
     shutdown: Shutdown,
-    sources: Mutex<HashMap<(WorkerId, SocketAddr), Arc<OnceCell<Source>>>>,
+    sources: Mutex<Sources>,
 }
 
 /// A connected source.
@@ -112,7 +113,7 @@ impl Taker {
         Ok(Source { sender, pending, reading })
     }
 
-    fn sources(&self) -> std::sync::MutexGuard<'_, HashMap<(WorkerId, SocketAddr), Arc<OnceCell<Source>>>> {
+    fn sources(&self) -> std::sync::MutexGuard<'_, Sources> {
         self.sources.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
