@@ -1,7 +1,7 @@
 //! Protocol versions and their negotiation.
 
 /// The newest version this build speaks.
-pub const PROTOCOL: u16 = 2;
+pub const PROTOCOL: u16 = 3;
 /// The oldest version this build still understands.
 pub const PROTOCOL_MIN: u16 = 2;
 

@@ -47,7 +47,7 @@ impl Children<'_> {
         let cluster = &self.options.config.cluster;
         let places = [
             (Role::Coordinator, 1),
-            (Role::Learner, 1),
+            (Role::Learner, cluster.learner.get()),
             (Role::Reward, cluster.reward.get()),
             (Role::Rollout, cluster.rollout.get()),
         ];

@@ -6,7 +6,8 @@
 //! | coordinator | says nothing for [`SILENCE`] | killed, then as above | nothing committed or accepted |
 //! | rollout worker | any | restarted; its groups are leased again and come out with the same bits | the groups in its hands |
 //! | reward worker | any | restarted; its groups are sent to be graded again | the scores in its hands |
-//! | learner | any | restarted; loads the last checkpoint, replays the committed intents | the step in work |
+//! | learner | any | restarted; loads the last checkpoint, replays the committed intents; its followers join it again | the step in work |
+//! | follower of the learner | any | restarted; takes the lead's state, the step in work is taken again | its part of the step in work |
 //! | any | more than 20 failures in 60 s, or an exit that says "not again" | the run ends, naming the first cause | nothing committed |
 //! | the agent | any | every child leaves within 5 s; `launch --resume` goes on | nothing committed |
 //!
@@ -16,6 +17,7 @@
 //! - **N3** when the coordinator has ended well, every other child is told to leave, and none survives the agent.
 mod children;
 mod handover;
+mod meeting;
 mod news;
 mod worker;
 

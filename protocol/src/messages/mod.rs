@@ -1,6 +1,7 @@
 //! The message tables, one a direction. A table gives each message its explicit tag; tags are never reused.
 pub mod handshake;
 pub mod learner;
+pub mod ranks;
 pub mod reward;
 pub mod rollout;
 
@@ -24,6 +25,8 @@ pub enum Direction {
     LearnerToCoordinator = 6,
     /// [`learner::CoordinatorToLearner`].
     CoordinatorToLearner = 7,
+    /// [`ranks::BetweenRanks`], both ways.
+    BetweenRanks = 12,
 }
 
 /// A table of messages.

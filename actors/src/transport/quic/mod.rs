@@ -118,10 +118,11 @@ pub struct QuicListener {
     acceptor: AbortHandle,
 }
 
-/// A worker's endpoint.
+/// The endpoint of whoever dials: a worker.
 pub struct QuicDialer {
     endpoint: Endpoint,
-    coordinator: SocketAddr,
+    to: WorkerId,
+    at: SocketAddr,
     server_name: String,
     options: QuicOptions,
 }
@@ -184,20 +185,25 @@ impl Listener for QuicListener {
 impl QuicDialer {
     /// Will reach the coordinator of `identity`'s run at `coordinator`. Call it within a tokio runtime.
     pub fn new(coordinator: SocketAddr, identity: &Identity, options: QuicOptions) -> Result<Self, QuicError> {
-        let local = SocketAddr::new(local_ip(coordinator.ip()), 0);
+        Self::to(COORDINATOR, coordinator, identity, options)
+    }
+
+    /// Will reach whoever holds the place `to` of `identity`'s run.
+    pub fn to(to: WorkerId, at: SocketAddr, identity: &Identity, options: QuicOptions) -> Result<Self, QuicError> {
+        let local = SocketAddr::new(local_ip(at.ip()), 0);
         let failed = |source| QuicError::Socket { address: local.to_string(), source };
         let socket = UdpSocket::bind(local).map_err(failed)?;
         let mut endpoint = Endpoint::new(EndpointConfig::default(), None, socket, Arc::new(TokioRuntime)).map_err(failed)?;
         let mut config = quinn::ClientConfig::new(Arc::new(client_tls(identity)?));
         config.transport_config(Arc::new(transport(&options)?));
         endpoint.set_default_client_config(config);
-        Ok(Self { endpoint, coordinator, server_name: name_of(identity.run(), COORDINATOR), options })
+        Ok(Self { endpoint, to, at, server_name: name_of(identity.run(), to), options })
     }
 
     async fn establish(&self) -> Result<Arc<dyn Connection>, TransportError> {
         let peer = self.address();
         let lost = |why: String| TransportError::Lost { peer: peer.clone(), why };
-        let connecting = self.endpoint.connect(self.coordinator, &self.server_name).map_err(|error| lost(error.to_string()))?;
+        let connecting = self.endpoint.connect(self.at, &self.server_name).map_err(|error| lost(error.to_string()))?;
         let quic = connecting.await.map_err(|error| lost(error.to_string()))?;
         let (send, recv) = stream::open_control(&quic).await.map_err(|error| lost(explain(&quic, &error)))?;
         Ok(QuicConnection::start(quic, send, recv, peer.clone(), &self.options, None))
@@ -206,14 +212,16 @@ impl QuicDialer {
 
 impl fmt::Debug for QuicDialer {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("QuicDialer").field("coordinator", &self.coordinator).finish_non_exhaustive()
+        f.debug_struct("QuicDialer").field("to", &self.to).field("at", &self.at).finish_non_exhaustive()
     }
 }
 
 #[async_trait]
 impl Dialer for QuicDialer {
     fn address(&self) -> String {
-        format!("coordinator at {}", self.coordinator)
+        // A run has one coordinator; of other places there are several.
+        let who = if self.to == COORDINATOR { self.to.role.to_string() } else { self.to.to_string() };
+        format!("{who} at {}", self.at)
     }
 
     async fn connect(&self) -> Result<Arc<dyn Connection>, TransportError> {
