@@ -5,6 +5,7 @@ mod asynchronous;
 mod bits;
 mod disks;
 mod kills;
+mod ranks;
 mod settings;
 
 use cohort_tests::launch::Bench;
