@@ -11,7 +11,7 @@ use cohort_protocol::messages::learner::{
     CheckpointRequest, CheckpointSaved, CoordinatorToLearner, Fault, LearnerBeat, LearnerFailed, LearnerToCoordinator, Load,
     LoadFrom, Loaded, PublishRequest, Published, StepRequest, Stepped,
 };
-use cohort_protocol::messages::ranks::{BetweenRanks, Holding, RankFailed, RankState, RankStep};
+use cohort_protocol::messages::ranks::{BetweenRanks, Holding, RankFailed, RankMemory, RankState, RankStep};
 use cohort_protocol::messages::reward::{
     CoordinatorToReward, RewardBeat, RewardToCoordinator, SampleToScore, ScoreReply, ScoreRequest,
 };
@@ -218,6 +218,7 @@ fn between_ranks() -> Vec<(&'static str, BetweenRanks)> {
     let group = GroupPayload { group: GroupId(7), samples: vec![scored], advantages: vec![-1.5] };
     let step = RankStep { intent: intent(), shards: (2, 4), groups: vec![group], sequences: 8, tokens: 320, rank: 1, world: 2 };
     let failed = RankFailed { error: "loss is NaN".into(), fatal: true, fault: Fault::Compute };
+    let memory = RankMemory { host: "0f3a pid:[1]".into(), path: "/proc/7/fd/9".into(), mark: 3 };
     vec![
         ("Beat", BetweenRanks::Beat(31)),
         ("Holds", BetweenRanks::Holds(Some(holding))),
@@ -228,6 +229,8 @@ fn between_ranks() -> Vec<(&'static str, BetweenRanks)> {
         ("Here", BetweenRanks::Here(4)),
         ("Stepped", BetweenRanks::Stepped(holding)),
         ("Failed", BetweenRanks::Failed(failed)),
+        ("Memory", BetweenRanks::Memory(memory)),
+        ("Opened", BetweenRanks::Opened(true)),
     ]
 }
 

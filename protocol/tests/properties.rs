@@ -7,7 +7,7 @@ use cohort_protocol::messages::learner::{
     CheckpointRequest, CheckpointSaved, CoordinatorToLearner, Fault, LearnerBeat, LearnerFailed, LearnerToCoordinator, Load,
     LoadFrom, Loaded, PublishRequest, Published, StepRequest, Stepped,
 };
-use cohort_protocol::messages::ranks::{BetweenRanks, Holding, RankFailed, RankState, RankStep};
+use cohort_protocol::messages::ranks::{BetweenRanks, Holding, RankFailed, RankMemory, RankState, RankStep};
 use cohort_protocol::messages::reward::{
     CoordinatorToReward, RewardBeat, RewardToCoordinator, SampleToScore, ScoreReply, ScoreRequest,
 };
@@ -296,6 +296,8 @@ fn between_ranks() -> impl Strategy<Value = BetweenRanks> {
         any::<u64>().prop_map(BetweenRanks::Here),
         holding().prop_map(BetweenRanks::Stepped),
         (text(), any::<bool>(), fault).prop_map(|(error, fatal, fault)| BetweenRanks::Failed(RankFailed { error, fatal, fault })),
+        (text(), text(), any::<u64>()).prop_map(|(host, path, mark)| BetweenRanks::Memory(RankMemory { host, path, mark })),
+        any::<bool>().prop_map(BetweenRanks::Opened),
     ]
 }
 
@@ -339,7 +341,7 @@ proptest! {
 
     /// Whatever bytes come, decoding ends in a message that encodes to just them, or in an error.
     #[test]
-    fn arbitrary_frames_never_panic(direction in 0u8..14, tag in 0u8..10, body in vec(prop_oneof![Just(0u8), any::<u8>()], 0..160)) {
+    fn arbitrary_frames_never_panic(direction in 0u8..14, tag in 0u8..13, body in vec(prop_oneof![Just(0u8), any::<u8>()], 0..160)) {
         let frame = Frame { direction, tag, body };
         canonical::<Handshake>(&frame);
         canonical::<RolloutToCoordinator>(&frame);

@@ -7,12 +7,14 @@
 //! - **K2** a sum over ranks is made in one tree ([`crate::shards`]), whatever arrives when.
 //! - **K3** after an error the group is of no more use: every further call fails, on every rank.
 mod line;
+mod memory;
 mod solo;
 mod stream;
 
 pub use line::{Line, Pulse};
+pub use memory::Exchange;
 pub use solo::Solo;
-pub use stream::Stream;
+pub use stream::{Peer, Stream};
 
 use cohort_protocol::messages::learner::Fault;
 use cohort_protocol::messages::ranks::RankFailed;

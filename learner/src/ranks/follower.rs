@@ -6,7 +6,7 @@
 //! - **W2** the coordinator is told that it lives, with a counter that stands still when its engine does.
 use super::Ranks;
 use crate::algo::Denominators;
-use crate::collective::{Collective, CollectiveError, Line, Pulse, Stream};
+use crate::collective::{Collective, CollectiveError, Exchange, Line, Peer, Pulse, Stream};
 use crate::error::LearnerError;
 use crate::patience::{Patience, Stillness};
 use crate::step::{self, StepError};
@@ -164,8 +164,9 @@ impl Follower {
         if let Err(why) = told {
             return Ok(why);
         }
+        let mut lead = Peer { line: lead, memory: None };
         loop {
-            let message = match lead.next().await {
+            let message = match lead.line.next().await {
                 Ok(message) => message,
                 Err(why) => return Ok(why),
             };
@@ -173,17 +174,21 @@ impl Follower {
             let done = match message {
                 BetweenRanks::State(state) => self.clone().take_state(&lead, state).await,
                 BetweenRanks::Step(step) => self.clone().take_step(&lead, step).await,
-                other => Err(StepError::Ranks(lead.out_of_step("its orders", &other))),
+                BetweenRanks::Memory(offer) => {
+                    lead.memory = Exchange::open(&offer).map(Arc::new);
+                    Ok(BetweenRanks::Opened(lead.memory.is_some()))
+                }
+                other => Err(StepError::Ranks(lead.line.out_of_step("its orders", &other))),
             };
             self.busy.store(false, Ordering::Relaxed);
             let sent = match done {
-                Ok(answer) => lead.send(&answer, "its answer").await,
+                Ok(answer) => lead.line.send(&answer, "its answer").await,
                 Err(StepError::Ranks(why)) => {
-                    lead.close(&why.to_string());
+                    lead.line.close(&why.to_string());
                     return Ok(why);
                 }
                 Err(StepError::Engine { source: source @ EngineError::Stopped(_), .. }) => return Err(source),
-                Err(error) => self.tell(&lead, &error).await,
+                Err(error) => self.tell(&lead.line, &error).await,
             };
             if let Err(why) = sent {
                 return Ok(why);
@@ -201,7 +206,7 @@ impl Follower {
         Ok(())
     }
 
-    async fn take_state(self: Arc<Self>, lead: &Arc<Line>, state: RankState) -> Result<BetweenRanks, StepError> {
+    async fn take_state(self: Arc<Self>, lead: &Peer, state: RankState) -> Result<BetweenRanks, StepError> {
         let (group, pulse) = (Stream::follower(lead.clone(), 1, 2), self.pulse.clone());
         let taken = self.engine.with_backend(move |engine| receive(engine, group, state.updates, &pulse));
         taken.await.map_err(engine_gone)??;
@@ -209,12 +214,12 @@ impl Follower {
         Ok(BetweenRanks::Holds(Some(Holding { version: state.holding.version, digest: label.digest })))
     }
 
-    async fn take_step(self: Arc<Self>, lead: &Arc<Line>, order: RankStep) -> Result<BetweenRanks, StepError> {
+    async fn take_step(self: Arc<Self>, lead: &Peer, order: RankStep) -> Result<BetweenRanks, StepError> {
         let base = order.intent.base;
         let held = self.held().await.map_err(engine_gone)?;
         if held.map(|held| held.version) != Some(base) {
             let why = format!("it asks for a step from version {base}, this rank holds {held:?}");
-            return Err(CollectiveError::OutOfStep { rank: lead.peer().to_owned(), during: "its orders", why }.into());
+            return Err(CollectiveError::OutOfStep { rank: lead.line.peer().to_owned(), during: "its orders", why }.into());
         }
         let RankStep { intent, shards, groups, sequences, tokens, rank, world } = order;
         let shards = shards.0 as usize..shards.1 as usize;

@@ -1,6 +1,6 @@
 //! The lead's side: who is there, who needs state, who takes which part of a step.
 use crate::batching::Plan;
-use crate::collective::{Collective, CollectiveError, Line, Pulse, Stream};
+use crate::collective::{Collective, CollectiveError, Exchange, Line, Peer, Pulse, Stream};
 use crate::shards;
 use cohort_actors::transport::{Connection, Listener};
 use cohort_actors::{AcceptTerms, accept_worker};
@@ -12,7 +12,7 @@ use cohort_protocol::messages::ranks::{BetweenRanks, Holding, RankState, RankSte
 use cohort_protocol::{PolicyVersion, Role};
 use std::collections::BTreeMap;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 use std::time::Duration;
 use tokio::sync::Notify;
 use tokio::task::JoinSet;
@@ -33,11 +33,39 @@ pub(crate) struct Member {
     line: Arc<Line>,
     /// What it holds; `None`: it has not said so yet.
     holds: Mutex<Option<Option<Holding>>>,
+    /// Memory shared with it, where it is on this host; set when it has said what it holds.
+    memory: OnceLock<Option<Arc<Exchange>>>,
 }
 
 impl Member {
     fn holds(&self) -> Option<Option<Holding>> {
         *self.holds.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Offers memory for its values; where it is elsewhere, or there is none, they travel over the line.
+    async fn share_memory(&self) -> Result<(), CollectiveError> {
+        let made = Exchange::create().and_then(|memory| Ok((memory.offer()?, memory)));
+        let opened = match made {
+            Ok((offer, memory)) => {
+                self.line.send(&BetweenRanks::Memory(offer), JOINING).await?;
+                match self.line.recv(JOINING).await? {
+                    BetweenRanks::Opened(opened) => opened.then_some(memory),
+                    other => return Err(self.line.out_of_step(JOINING, &other)),
+                }
+            }
+            Err(error) => {
+                warn!(target: "cohort::learner", %error, "no_shared_memory");
+                None
+            }
+        };
+        info!(target: "cohort::learner", rank = self.line.peer(), shared = opened.is_some(), "memory_shared");
+        // Once a membership: it has just joined.
+        let _ = self.memory.set(opened.map(Arc::new));
+        Ok(())
+    }
+
+    fn peer(&self) -> Peer {
+        Peer { line: self.line.clone(), memory: self.memory.get().cloned().flatten() }
     }
 
     fn now_holds(&self, holding: Option<Holding>) {
@@ -106,7 +134,7 @@ impl Team {
             Ok(admitted) => {
                 let who = admitted.worker();
                 let line = Line::open(who.to_string(), admitted.connection, &self.args.pulse, self.args.patience, true);
-                let member = Member { index: who.index, line: Arc::new(line), holds: Mutex::new(None) };
+                let member = Member { index: who.index, line: Arc::new(line), holds: Mutex::new(None), memory: OnceLock::new() };
                 let older = self.lock().insert(who.index, Arc::new(member));
                 if let Some(older) = older {
                     older.line.close("it connected again");
@@ -172,6 +200,7 @@ impl Team {
         for member in &members {
             if member.holds().is_none() {
                 member.now_holds(held(&member.line, JOINING).await?);
+                member.share_memory().await?;
             }
             if member.holds() != Some(Some(holding)) {
                 lacking.push(member.clone());
@@ -238,7 +267,7 @@ impl Team {
 
     /// The group of the lead and these followers.
     pub(crate) fn group(members: &[Arc<Member>]) -> Stream {
-        Stream::lead(members.iter().map(|member| member.line.clone()).collect())
+        Stream::lead(members.iter().map(|member| member.peer()).collect())
     }
 }
 

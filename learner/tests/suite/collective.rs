@@ -1,6 +1,6 @@
 //! Collective calls between threads, each rank connected with the lead over the in-process transport.
 use cohort_actors::transport::{Connection, Dialer, Listener, inproc};
-use cohort_learner::collective::{Collective, CollectiveError, Line, Pulse, Stream};
+use cohort_learner::collective::{Collective, CollectiveError, Exchange, Line, Peer, Pulse, Stream};
 use std::sync::Arc;
 use std::time::Duration;
 use tokio::runtime::Runtime;
@@ -15,7 +15,8 @@ struct Group {
     connections: Vec<Arc<dyn Connection>>,
 }
 
-fn group(world: usize, patience: Duration) -> Group {
+/// `shared`: whether values lie in memory that two ranks share.
+fn group(world: usize, patience: Duration, shared: bool) -> Group {
     let runtime = Runtime::new().unwrap();
     let (ranks, connections) = runtime.block_on(async {
         let (mut at_lead, mut followers, mut connections) = (Vec::new(), Vec::new(), Vec::new());
@@ -24,10 +25,14 @@ fn group(world: usize, patience: Duration) -> Group {
             let (theirs, ours) = tokio::join!(dialer.connect(), listener.accept());
             let (theirs, ours) = (theirs.unwrap(), ours.unwrap());
             connections.push(theirs.clone());
-            let line =
-                |peer: String, connection, leads| Arc::new(Line::open(peer, connection, &Pulse::default(), patience, leads));
-            at_lead.push(line(format!("learner-{rank}"), ours, true));
-            followers.push(Stream::follower(line("learner-0".into(), theirs, false), rank, world));
+            let peer = |name: String, connection, leads, memory: Option<Exchange>| Peer {
+                line: Arc::new(Line::open(name, connection, &Pulse::default(), patience, leads)),
+                memory: memory.map(Arc::new),
+            };
+            let memory = shared.then(|| Exchange::create().unwrap());
+            let opened = memory.as_ref().map(|memory| Exchange::open(&memory.offer().unwrap()).unwrap());
+            at_lead.push(peer(format!("learner-{rank}"), ours, true, memory));
+            followers.push(Stream::follower(peer("learner-0".into(), theirs, false, opened), rank, world));
         }
         let mut ranks = vec![Stream::lead(at_lead)];
         ranks.extend(followers);
@@ -57,7 +62,8 @@ fn bits(values: &[f32]) -> Vec<u32> {
 
 #[test]
 fn every_rank_gets_the_sum_of_the_tree() {
-    for (world, len) in [(2, LONG), (3, 1000), (4, 1), (5, 0)] {
+    for (world, len, shared) in [(2, LONG, false), (2, LONG, true), (3, LONG, true), (3, 1000, false), (4, 1, true), (5, 0, true)]
+    {
         let mut nodes: Vec<Vec<f32>> = (0..world).map(|rank| numbers(rank, len)).collect();
         while nodes.len() > 1 {
             let pairs = nodes.chunks(2).map(|pair| match pair {
@@ -66,7 +72,7 @@ fn every_rank_gets_the_sum_of_the_tree() {
             });
             nodes = pairs.collect();
         }
-        let mut group = group(world, Duration::from_secs(20));
+        let mut group = group(world, Duration::from_secs(20), shared);
         let sums = on_all(&mut group.ranks, |rank, group| {
             let mut data = numbers(rank, len);
             group.barrier().unwrap();
@@ -74,13 +80,13 @@ fn every_rank_gets_the_sum_of_the_tree() {
             group.barrier().unwrap();
             bits(&data)
         });
-        assert!(sums.iter().all(|sum| *sum == bits(&nodes[0])), "{world} ranks, {len} values");
+        assert!(sums.iter().all(|sum| *sum == bits(&nodes[0])), "{world} ranks, {len} values, {shared}");
     }
 }
 
 #[test]
 fn the_lead_gives_out_and_gathers() {
-    let mut group = group(3, Duration::from_secs(20));
+    let mut group = group(3, Duration::from_secs(20), true);
     let got = on_all(&mut group.ranks, |rank, group| {
         let mut data = numbers(rank, LONG);
         group.broadcast(&mut data).unwrap();
@@ -93,7 +99,7 @@ fn the_lead_gives_out_and_gathers() {
 
 #[test]
 fn a_lost_rank_ends_the_call_of_all_and_is_named() {
-    let mut group = group(3, Duration::from_secs(20));
+    let mut group = group(3, Duration::from_secs(20), true);
     let lost = group.connections[1].clone();
     let errors = on_all(&mut group.ranks, |rank, group| {
         let mut data = numbers(rank, LONG);
@@ -119,7 +125,7 @@ fn a_lost_rank_ends_the_call_of_all_and_is_named() {
 #[test]
 fn a_rank_that_does_not_move_is_named_within_its_patience() {
     // Longer than the second between two beats, by which rank 1 sees that the lead waits for somebody else.
-    let mut group = group(3, Duration::from_secs(3));
+    let mut group = group(3, Duration::from_secs(3), true);
     // Rank 1 waits for the sum; rank 2 lives, beats, and does nothing.
     let results = on_all(&mut group.ranks[..2], |rank, group| group.all_reduce(&mut numbers(rank, 10)).unwrap_err());
     assert!(matches!(&results[0], CollectiveError::Stuck { rank, .. } if rank == "learner-2"), "{}", results[0]);
@@ -128,7 +134,7 @@ fn a_rank_that_does_not_move_is_named_within_its_patience() {
 
 #[test]
 fn a_rank_that_does_something_else_is_named() {
-    let mut group = group(2, Duration::from_secs(20));
+    let mut group = group(2, Duration::from_secs(20), false);
     let results = on_all(&mut group.ranks, |rank, group| match rank {
         0 => group.all_reduce(&mut [1.0, 2.0]).unwrap_err(),
         _ => group.all_reduce(&mut [1.0, 2.0, 3.0]).unwrap_err(),

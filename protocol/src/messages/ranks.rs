@@ -47,6 +47,17 @@ pub struct RankStep {
     pub world: u32,
 }
 
+/// Memory of the lead's host in which values can be exchanged.
+#[derive(Debug, Clone, PartialEq, Eq, Encode, Decode)]
+pub struct RankMemory {
+    /// Which system and process namespace it is: a follower elsewhere cannot open it.
+    pub host: String,
+    /// Where it is found there.
+    pub path: String,
+    /// What it begins with.
+    pub mark: u64,
+}
+
 /// A rank could not do its part.
 #[derive(Debug, Clone, PartialEq, Eq, Encode, Decode)]
 pub struct RankFailed {
@@ -73,11 +84,16 @@ wire_messages! {
         5 => Values(Column<f32>),
         /// Follower: what it hands in where all are gathered at the lead.
         6 => Note(Vec<u8>),
-        /// Follower: it stands at a barrier. Lead: so does everyone.
+        /// Both ways. At a barrier, from a follower: it stands there; from the lead: so does everyone. Of a piece of a sum: it is
+        /// in the memory that both share.
         7 => Here(u64),
         /// Follower: the step is done; what it holds now.
         8 => Stepped(Holding),
         /// Follower: the step is not done, and this rank is to blame.
         9 => Failed(RankFailed),
+        /// Lead, to one that has joined: memory for its values.
+        10 => Memory(RankMemory),
+        /// Follower: whether it could open it; if not, values travel as messages.
+        11 => Opened(bool),
     } removed []
 }
