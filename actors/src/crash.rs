@@ -23,13 +23,30 @@ pub const SCORE_SENT: &str = "score-sent";
 pub const INTENT_COMMITTED: &str = "intent-committed";
 /// In the learner, after the first micro-batch of a step, its gradients in memory and no update made.
 pub const LEARNER_BACKWARD: &str = "learner-backward";
+/// In a learner rank that follows, pieces of its gradient sent, their sums not yet received.
+pub const FOLLOWER_REDUCE: &str = "follower-reduce";
+/// In the learner rank that leads, the first piece of the gradient summed and sent to the others, the rest not.
+pub const LEAD_REDUCE: &str = "lead-reduce";
+/// In a learner rank that follows, the step done and not yet confirmed to the lead.
+pub const FOLLOWER_STEPPED: &str = "follower-stepped";
 /// In the learner, checkpoint files written and not yet renamed.
 pub const CHECKPOINT: &str = "checkpoint";
 /// In the learner, the header and about half of the tensors of a weight slot written, the slot marked as being written.
 pub const PUBLISH: &str = "publish";
 
 /// Every point there is.
-pub const ALL: [&str; 7] = [MID_DECODE, TRAJECTORY_SENT, SCORE_SENT, INTENT_COMMITTED, LEARNER_BACKWARD, CHECKPOINT, PUBLISH];
+pub const ALL: [&str; 10] = [
+    MID_DECODE,
+    TRAJECTORY_SENT,
+    SCORE_SENT,
+    INTENT_COMMITTED,
+    LEARNER_BACKWARD,
+    FOLLOWER_REDUCE,
+    LEAD_REDUCE,
+    FOLLOWER_STEPPED,
+    CHECKPOINT,
+    PUBLISH,
+];
 
 /// Environment variable that arms points.
 pub const ENV: &str = "COHORT_CRASH";

@@ -26,6 +26,8 @@ pub struct Need {
     pub workers: u64,
     /// The buffers through which new weights reach them.
     pub ring: u64,
+    /// The other learner ranks, and what every rank keeps of shards whose neighbour is not there yet.
+    pub ranks: u64,
 }
 
 /// Tokens of a prompt, with what tools and users say, that are planned for.
@@ -46,12 +48,22 @@ impl Need {
             reference: 0,
             workers: 0,
             ring: 0,
+            ranks: 0,
         }
     }
 
     /// For a run: one engine that both generates and learns, or, with processes, one that learns and one a rollout worker.
     #[must_use]
     pub fn of_run(spec: &DecoderSpec, config: &Config) -> Self {
+        let one = Self::of_lone_learner(spec, config);
+        let ranks = u64::from(config.cluster.learner.get());
+        let shards = u64::from(config.training.logical_shards) / ranks;
+        let waiting = u64::from(shards.max(1).ilog2()) * one.gradients;
+        let rank = one.parameters + one.gradients + one.moments + one.activations + one.reference;
+        Self { ranks: ranks * waiting + (ranks - 1) * rank, ..one }
+    }
+
+    fn of_lone_learner(spec: &DecoderSpec, config: &Config) -> Self {
         let mut engine = Self::of(spec, config.training.micro_batch_tokens.into(), 0);
         let dtype = config.model.dtype;
         let quantization = config.rollout.quantization;
@@ -137,7 +149,7 @@ impl Need {
 
     /// The parts with their names, in order.
     #[must_use]
-    pub fn parts(&self) -> [(&'static str, u64); 8] {
+    pub fn parts(&self) -> [(&'static str, u64); 9] {
         [
             ("parameters", self.parameters),
             ("gradients", self.gradients),
@@ -147,6 +159,7 @@ impl Need {
             ("reference model", self.reference),
             ("rollout processes", self.workers),
             ("weight ring", self.ring),
+            ("learner ranks and shards", self.ranks),
         ]
     }
 }
@@ -330,6 +343,21 @@ mod tests {
             "{}",
             memory.line()
         );
+    }
+
+    #[test]
+    fn every_learner_rank_and_what_it_keeps_of_shards_is_counted() {
+        let (spec, mut config) = (smollm2(), Config::default());
+        let one = Need::of_run(&spec, &config);
+        assert_eq!(one.ranks, 0);
+        config.training.logical_shards = 4;
+        let waiting = one.gradients;
+        assert_eq!(Need::of_run(&spec, &config).ranks, 2 * waiting, "one rank keeps two sums of the tree over four shards");
+        config.cluster.learner = std::num::NonZeroU16::new(2).unwrap();
+        let rank = one.parameters + one.gradients + one.moments + one.activations;
+        let two = Need::of_run(&spec, &config);
+        assert_eq!(two.ranks, rank + 2 * waiting);
+        assert_eq!(two.total(), one.total() + two.ranks);
     }
 
     #[test]

@@ -8,6 +8,7 @@
 use crate::parts::{self, Visit, WeightSource};
 use cohort_model::spec::TensorSpec;
 use cohort_model::{DecoderSpec, WeightSet};
+use std::ops::ControlFlow;
 use thiserror::Error;
 
 /// A sequence's key/value memory.
@@ -182,6 +183,9 @@ pub trait Backend: Send {
     fn grad_norm(&mut self) -> Result<f64, EngineError>;
     /// One optimizer step on gradients times `grad_scale`, then zeroes them. Refuses non-finite gradients untouched.
     fn update(&mut self, optimizer: &AdamW, lr: f64, grad_scale: f64) -> Result<(), EngineError>;
+    /// Shows the accumulated gradients, to be read or replaced, until `visit` breaks off: bucket by bucket, as this engine
+    /// lays them out, in an order that is the same in every engine of equal numerics and architecture.
+    fn each_gradient(&mut self, visit: &mut dyn FnMut(&mut [f32]) -> ControlFlow<()>) -> Result<(), EngineError>;
     /// Accumulated gradients in the canonical layout (tests, inspection).
     fn gradients(&self) -> Result<WeightSet, EngineError>;
     /// First and second moments in the canonical layout and the number of updates done.

@@ -7,6 +7,7 @@ use crate::{AdamW, Backend, EngineError, Extend, Forward, KvId, PackedBatch, Ups
 use cohort_kernels::Path;
 use cohort_model::{DecoderSpec, Tensor, WeightSet};
 use std::collections::BTreeMap;
+use std::ops::ControlFlow;
 
 /// Logit of the canned token; every other token has 0 plus its bias.
 const CERTAIN: f32 = 12.0;
@@ -236,6 +237,12 @@ impl Backend for StubBackend {
         }
         self.updates += 1;
         self.zero_grad();
+        Ok(())
+    }
+
+    fn each_gradient(&mut self, visit: &mut dyn FnMut(&mut [f32]) -> ControlFlow<()>) -> Result<(), EngineError> {
+        // One bucket: whether it is the last does not matter.
+        let _ = visit(&mut self.gradient);
         Ok(())
     }
 

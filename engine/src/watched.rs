@@ -3,6 +3,7 @@ use crate::parts::Visit;
 use crate::{AdamW, Backend, EngineError, Extend, Forward, KvId, PackedBatch, Upstream};
 use cohort_model::spec::TensorSpec;
 use cohort_model::{DecoderSpec, WeightSet};
+use std::ops::ControlFlow;
 
 /// Passes every call on and notes those that may change weights.
 pub(crate) struct Watched<'a> {
@@ -93,6 +94,9 @@ impl Backend for Watched<'_> {
     fn update(&mut self, optimizer: &AdamW, lr: f64, grad_scale: f64) -> Result<(), EngineError> {
         self.changed = true;
         self.inner.update(optimizer, lr, grad_scale)
+    }
+    fn each_gradient(&mut self, visit: &mut dyn FnMut(&mut [f32]) -> ControlFlow<()>) -> Result<(), EngineError> {
+        self.inner.each_gradient(visit)
     }
     fn gradients(&self) -> Result<WeightSet, EngineError> {
         self.inner.gradients()

@@ -38,6 +38,8 @@ pub enum LearnerMsg {
 pub struct LearnerActorArgs {
     /// What jobs work on.
     pub workshop: Arc<Workshop>,
+    /// Where followers find this lead.
+    pub meeting: Option<String>,
     /// The way to the coordinator.
     pub sender: LinkSender<LearnerToCoordinator>,
     /// Told once, when the worker leaves.
@@ -64,10 +66,10 @@ impl Actor for LearnerActor {
     type Arguments = LearnerActorArgs;
 
     async fn pre_start(&self, _myself: ActorRef<LearnerMsg>, args: LearnerActorArgs) -> Result<Self::State, ActorProcessingErr> {
-        let LearnerActorArgs { workshop, sender, exit } = args;
+        let LearnerActorArgs { workshop, meeting, sender, exit } = args;
         let parameters = workshop.engine.spec().parameters() as u64;
         let patience = Patience::new(parameters, workshop.training.packing.micro_batch_tokens as u64);
-        Ok(LearnerActorState { decide: LearnerState::new(patience), workshop, sender, exit: Some(exit), job: None })
+        Ok(LearnerActorState { decide: LearnerState::new(patience, meeting), workshop, sender, exit: Some(exit), job: None })
     }
 
     async fn handle(

@@ -140,48 +140,70 @@ impl MicroBatch {
     }
 }
 
-/// A step's work.
+/// A step's work, or a rank's part of it.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Plan {
-    /// In order.
-    pub micro_batches: Vec<MicroBatch>,
+    /// Micro-batches of each logical shard, in order.
+    pub shards: Vec<Vec<MicroBatch>>,
     /// Counted over the whole step.
     pub totals: Denominators,
 }
 
 impl Plan {
-    /// Packs samples, in order, into micro-batches within the budget. Samples without a target count in the divisors and are
-    /// not computed.
+    /// One shard of these samples.
     #[must_use]
     pub fn new(samples: impl IntoIterator<Item = Sample>, packing: Packing) -> Self {
-        let mut plan = Self { micro_batches: Vec::new(), totals: Denominators { sequences: 0, tokens: 0 } };
-        let mut open = MicroBatch::default();
-        for sample in samples {
-            plan.totals.sequences += 1;
-            plan.totals.tokens += sample.targets.len() as u64;
-            if sample.targets.is_empty() {
-                continue;
-            }
-            let mut shared = if packing.share_prompts { open.common(&sample) } else { 0 };
-            let tokens = open.batch.tokens() + sample.tokens.len() - shared as usize;
-            if !open.ids.is_empty() && tokens > packing.micro_batch_tokens {
-                plan.micro_batches.push(std::mem::take(&mut open));
-                shared = 0;
-            }
-            open.push(sample, shared);
-        }
-        if !open.ids.is_empty() {
-            plan.micro_batches.push(open);
-        }
-        plan
+        let mut totals = Denominators { sequences: 0, tokens: 0 };
+        Self { shards: vec![pack(samples, packing, &mut totals)], totals }
     }
 
-    /// The plan of a step over these groups, from the policy version `base`.
+    /// The plan of a step from the policy version `base` over shards of these groups. The divisors are those of these groups.
     #[must_use]
-    pub fn of_groups(groups: &[GroupPayload], base: PolicyVersion, packing: Packing) -> Self {
-        let samples = groups.iter().flat_map(|g| g.samples.iter().zip(&g.advantages));
-        Self::new(samples.map(|(scored, &advantage)| Sample::from_trajectory(scored, advantage, base)), packing)
+    pub fn of_shards<'a>(shards: impl IntoIterator<Item = &'a [GroupPayload]>, base: PolicyVersion, packing: Packing) -> Self {
+        let mut totals = Denominators { sequences: 0, tokens: 0 };
+        let shards = shards.into_iter().map(|groups| {
+            let samples = groups.iter().flat_map(|g| g.samples.iter().zip(&g.advantages));
+            let samples = samples.map(|(scored, &advantage)| Sample::from_trajectory(scored, advantage, base));
+            pack(samples, packing, &mut totals)
+        });
+        Self { shards: shards.collect(), totals }
     }
+
+    /// The micro-batches of all shards, in order.
+    pub fn micro_batches(&self) -> impl Iterator<Item = &MicroBatch> {
+        self.shards.iter().flatten()
+    }
+
+    /// The part of some of its shards, with the divisors of the whole.
+    #[must_use]
+    pub fn part(mut self, shards: Range<usize>) -> Self {
+        self.shards = self.shards.drain(shards).collect();
+        self
+    }
+}
+
+/// Packs samples, in order, into micro-batches within the budget. Samples without a target count in the divisors and are not
+/// computed.
+fn pack(samples: impl IntoIterator<Item = Sample>, packing: Packing, totals: &mut Denominators) -> Vec<MicroBatch> {
+    let (mut parts, mut open) = (Vec::new(), MicroBatch::default());
+    for sample in samples {
+        totals.sequences += 1;
+        totals.tokens += sample.targets.len() as u64;
+        if sample.targets.is_empty() {
+            continue;
+        }
+        let mut shared = if packing.share_prompts { open.common(&sample) } else { 0 };
+        let tokens = open.batch.tokens() + sample.tokens.len() - shared as usize;
+        if !open.ids.is_empty() && tokens > packing.micro_batch_tokens {
+            parts.push(std::mem::take(&mut open));
+            shared = 0;
+        }
+        open.push(sample, shared);
+    }
+    if !open.ids.is_empty() {
+        parts.push(open);
+    }
+    parts
 }
 
 /// By token; what no span covers was not sampled and is not looked at.
@@ -233,11 +255,11 @@ mod tests {
         let group = |id, prompt: &'static [u32]| (0..3u32).map(move |i| member(id, prompt, &[50 + i, 60]));
         let samples: Vec<Sample> = group(1, &[7, 8, 9]).chain(group(2, &[7, 8, 9])).collect();
         let shared = |plan: &Plan| -> Vec<Vec<u32>> {
-            plan.micro_batches.iter().map(|m| m.batch.sequences.iter().map(|s| s.shared).collect()).collect()
+            plan.micro_batches().map(|m| m.batch.sequences.iter().map(|s| s.shared).collect()).collect()
         };
         let plan = Plan::new(samples.clone(), packing(18));
         assert_eq!(shared(&plan), [vec![0, 3, 3, 0, 3, 3]], "other groups share nothing, though their prompts are equal");
-        assert_eq!(plan.micro_batches[0].batch.tokens(), 18);
+        assert_eq!(plan.shards[0][0].batch.tokens(), 18);
         assert_eq!(shared(&Plan::new(samples.clone(), packing(7))), [vec![0, 3], vec![0], vec![0, 3], vec![0]]);
         let apart = Plan::new(samples, Packing { share_prompts: false, ..packing(18) });
         assert_eq!(shared(&apart), [vec![0; 3], vec![0; 3]]);
@@ -246,7 +268,7 @@ mod tests {
     #[test]
     fn what_is_sampled_alike_is_not_shared() {
         let plan = Plan::new([member(1, &[7, 8], &[5, 5, 6]), member(1, &[7, 8], &[5, 5, 9])], packing(100));
-        assert_eq!(plan.micro_batches[0].batch.sequences[1].shared, 2, "every sampled token keeps a gradient of its own");
+        assert_eq!(plan.shards[0][0].batch.sequences[1].shared, 2, "every sampled token keeps a gradient of its own");
     }
 
     #[test]
@@ -258,7 +280,7 @@ mod tests {
     #[test]
     fn an_oversized_sequence_goes_alone() {
         let plan = Plan::new([sample(0, &[0, 1]), sample(1, &[0, 0, 0, 0, 0, 1]), sample(2, &[0, 1])], packing(4));
-        let rows: Vec<Vec<u64>> = plan.micro_batches.iter().map(|m| m.ids.iter().map(|id| id.0.0).collect()).collect();
+        let rows: Vec<Vec<u64>> = plan.micro_batches().map(|m| m.ids.iter().map(|id| id.0.0).collect()).collect();
         assert_eq!(rows, [vec![0], vec![1], vec![2]]);
     }
 
@@ -266,7 +288,7 @@ mod tests {
     fn a_sample_without_targets_still_counts() {
         let plan = Plan::new([sample(0, &[0, 0]), sample(1, &[0, 1])], packing(64));
         assert_eq!(plan.totals, Denominators { sequences: 2, tokens: 1 });
-        assert_eq!(plan.micro_batches[0].ids.len(), 1);
+        assert_eq!(plan.shards[0][0].ids.len(), 1);
     }
 
     proptest! {
@@ -278,11 +300,11 @@ mod tests {
             let samples: Vec<Sample> = masks.iter().enumerate().map(|(i, m)| sample(i as u64, m)).collect();
             let plan = Plan::new(samples.clone(), packing(budget));
             let kept: Vec<&Sample> = samples.iter().filter(|s| !s.targets.is_empty()).collect();
-            let ids: Vec<_> = plan.micro_batches.iter().flat_map(|m| m.ids.clone()).collect();
+            let ids: Vec<_> = plan.micro_batches().flat_map(|m| m.ids.clone()).collect();
             prop_assert_eq!(ids, kept.iter().map(|s| s.id).collect::<Vec<_>>());
             prop_assert_eq!(plan.totals.sequences, samples.len() as u64);
             prop_assert_eq!(plan.totals.tokens, kept.iter().map(|s| s.targets.len() as u64).sum::<u64>());
-            for m in &plan.micro_batches {
+            for m in plan.micro_batches() {
                 prop_assert!(m.batch.tokens() <= budget || m.ids.len() == 1);
                 prop_assert_eq!(m.logp_old.len(), m.batch.targets());
                 for (range, sequence) in m.sequences.iter().zip(&m.batch.sequences) {

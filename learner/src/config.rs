@@ -33,6 +33,10 @@ pub struct TrainingConfig {
     pub inner_epochs: u32,
     /// Tokens computed together by the learner; a longer sequence goes alone. Part of the run's numerics. Default 4096.
     pub micro_batch_tokens: u32,
+    /// Parts of a step's groups whose gradients are accumulated apart and then summed in one fixed tree. Learner ranks
+    /// (`cluster.learner`) share them: equal values give equal bits for any number of ranks. At most `groups_per_step`. Part of
+    /// the run's numerics. Default 1.
+    pub logical_shards: u32,
     /// Compute what the samples of a group have in common before their first sampled token, the prompt, once, forward and
     /// backward. Part of the run's numerics. Default true.
     pub share_prompts: bool,
@@ -69,6 +73,7 @@ impl Default for TrainingConfig {
             keep_stale_kv: false,
             inner_epochs: 1,
             micro_batch_tokens: 4096,
+            logical_shards: 1,
             share_prompts: true,
             recompute_activations: false,
             seed: 42,

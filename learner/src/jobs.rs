@@ -2,19 +2,27 @@
 //!
 //! Invariant **J1**: a job that fails says what it leaves ([`Aftermath`]); only a load and a step with several inner
 //! epochs can leave weights that are no version.
+use crate::batching::Plan;
 use crate::checkpoint::{self, CheckpointError, OptimizerState, TrainState};
+use crate::collective::{Collective, CollectiveError, Solo};
 use crate::publish::publish;
+use crate::ranks::{Team, TeamError};
+use crate::shards;
 use crate::state::{Aftermath, Failure, Job, Outcome};
 use crate::step::{self, StepError};
 use crate::training::Training;
 use cohort_engine::{Backend, EngineError, EngineHandle, WeightRing};
 use cohort_model::{ModelError, ModelFiles, WeightSet};
 use cohort_protocol::messages::learner::{CheckpointRequest, Fault, Load, LoadFrom, PublishRequest, StepRequest};
+use cohort_protocol::messages::ranks::Holding;
 use cohort_protocol::{PolicyVersion, StepCommit};
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Instant;
+
+/// Tries of a step that loses a rank each time, after which the coordinator hears of it.
+const TRIES: u32 = 10;
 
 /// What jobs work on.
 #[derive(Debug)]
@@ -33,6 +41,8 @@ pub struct Workshop {
     pub run_dir: PathBuf,
     /// Micro-batches done since the start, those of the reference included.
     pub micro_batches: Arc<AtomicU64>,
+    /// The followers, where this learner leads some.
+    pub team: Option<Arc<Team>>,
 }
 
 impl Workshop {
@@ -86,39 +96,82 @@ impl Workshop {
         self.model.start(self.training.seed).map_err(|e| model_failure(&e))
     }
 
+    /// With followers, as often as it takes to find ranks that stand to its end.
     async fn step(self: Arc<Self>, request: StepRequest) -> Result<Outcome, Failure> {
-        let logp_ref = match (&self.reference, self.training.loss.needs_reference()) {
-            (Some(reference), true) => Some(self.reference_logp(reference, &request).await?),
-            _ => None,
+        let plan = step::plan(&self.training, &request).map_err(|e| step_failure(&e, Aftermath::Intact))?;
+        let (request, plan) = (Arc::new(request), Arc::new(plan));
+        let mut tries = 1;
+        loop {
+            match self.clone().attempt(request.clone(), plan.clone()).await {
+                Err(Attempt::Abandoned(why)) if tries < TRIES => {
+                    if let Some(team) = &self.team {
+                        team.disband(&why);
+                    }
+                    tries += 1;
+                }
+                Err(Attempt::Abandoned(why)) => return Err(step_failure(&why.into(), Aftermath::Intact)),
+                Err(Attempt::Failed(failure)) => return Err(failure),
+                Ok(outcome) => return Ok(outcome),
+            }
+        }
+    }
+
+    async fn attempt(self: Arc<Self>, request: Arc<StepRequest>, plan: Arc<Plan>) -> Result<Outcome, Attempt> {
+        let intact = |e: EngineError| engine_failure(&e, Aftermath::Intact);
+        let members = match &self.team {
+            Some(team) => team.form(&self.engine, request.intent.base).await.map_err(|e| match e {
+                TeamError::Ranks(why) => abandoned(why.into(), Aftermath::Intact),
+                TeamError::Engine(e) => Attempt::Failed(intact(e)),
+            })?,
+            None => Vec::new(),
         };
-        let (shop, intent, hash) = (self.clone(), request.intent.clone(), request.hash);
-        let version = intent.base.next();
+        let own = shards::of_rank(self.training.logical_shards, 0, members.len() + 1);
+        let own = if members.is_empty() { plan.clone() } else { Arc::new(plan.as_ref().clone().part(own)) };
+        if let Some(team) = &self.team {
+            team.begin(&members, &request, &plan).await.map_err(|why| abandoned(why.into(), Aftermath::Intact))?;
+        }
+        let mut group: Box<dyn Collective> = match &members[..] {
+            [] => Box::new(Solo),
+            members => Box::new(Team::group(members)),
+        };
+        let logp_ref = self.reference_logp(&own).await.map_err(Attempt::Failed)?;
+        let (shop, version, asked) = (self.clone(), request.intent.base.next(), request.clone());
         let stepped = self.engine.advance(version.0, move |engine| {
             let mut watch = |_, _| {
                 shop.micro_batches.fetch_add(1, Ordering::Relaxed);
             };
-            step::run(engine, &shop.training, &request, logp_ref.as_deref(), &mut watch)
+            let logp_ref = logp_ref.as_deref();
+            let taken = step::take(engine, &shop.training, &asked.intent, &own, logp_ref, group.as_mut(), &mut watch);
+            // Where it is this rank that failed, the others hear of it.
+            taken.inspect_err(|failure| group.abort(&failure.to_string()))
         });
         // Named in the same breath: a sampler that shares the engine never draws from weights without a name.
-        let (metrics, label) = stepped.await.map_err(|e| engine_failure(&e, Aftermath::WeightsLost))?.map_err(|failure| {
-            let aftermath = if failure.updates == 0 { Aftermath::Intact } else { Aftermath::WeightsLost };
-            step_failure(&failure.error, aftermath)
-        })?;
-        let weights_sha256 = if hash { self.name(version).await?.1 } else { String::new() };
+        let (epochs, label) =
+            stepped.await.map_err(|e| Attempt::Failed(engine_failure(&e, Aftermath::WeightsLost)))?.map_err(|failure| {
+                let aftermath = if failure.updates == 0 { Aftermath::Intact } else { Aftermath::WeightsLost };
+                abandoned(failure.error, aftermath)
+            })?;
+        if let Some(team) = &self.team {
+            let made = Holding { version, digest: label.digest };
+            team.end(&members, made).await.map_err(|(rank, digest)| Attempt::Failed(diverged(&request, made, &rank, digest)))?;
+        }
+        let metrics = step::summary(&request, &epochs);
+        let weights_sha256 = if request.hash { self.name(version).await.map_err(Attempt::Failed)?.1 } else { String::new() };
         let weights_digest = label.digest;
-        Ok(Outcome::Stepped(StepCommit { step: intent.step, version, weights_sha256, weights_digest, metrics }))
+        Ok(Outcome::Stepped(StepCommit { step: request.intent.step, version, weights_sha256, weights_digest, metrics }))
     }
 
-    async fn reference_logp(&self, reference: &EngineHandle, request: &StepRequest) -> Result<Vec<Vec<f32>>, Failure> {
-        let plan = step::plan(&self.training, request).map_err(|e| step_failure(&e, Aftermath::Intact))?;
-        let done = self.micro_batches.clone();
+    /// The reference's log-probs, where the loss needs them.
+    async fn reference_logp(&self, plan: &Arc<Plan>) -> Result<Option<Vec<Vec<f32>>>, Failure> {
+        let Some(reference) = self.reference.as_ref().filter(|_| self.training.loss.needs_reference()) else { return Ok(None) };
+        let (plan, done) = (plan.clone(), self.micro_batches.clone());
         let forward = reference.with_backend(move |backend: &mut dyn Backend| {
             step::reference_logp(backend, &plan, &mut || {
                 done.fetch_add(1, Ordering::Relaxed);
             })
         });
         let logp = forward.await.map_err(|e| engine_failure(&e, Aftermath::Intact))?;
-        logp.map_err(|e| step_failure(&e, Aftermath::Intact))
+        logp.map(Some).map_err(|e| step_failure(&e, Aftermath::Intact))
     }
 
     async fn hash(self: Arc<Self>, commit: StepCommit) -> Result<Outcome, Failure> {
@@ -159,6 +212,31 @@ impl Workshop {
         let (weights, label) = self.engine.snapshot(version.0).await.map_err(lost)?;
         Ok((label.digest, blocking(move || Ok(weights.sha256())).await?))
     }
+}
+
+/// How a try of a step ended that did not succeed.
+enum Attempt {
+    /// A rank was lost or stuck, and nothing of the step is in the weights: try again.
+    Abandoned(CollectiveError),
+    /// For good.
+    Failed(Failure),
+}
+
+fn abandoned(error: StepError, aftermath: Aftermath) -> Attempt {
+    match error {
+        StepError::Ranks(why) if aftermath == Aftermath::Intact && !why.is_fatal() => Attempt::Abandoned(why),
+        error => Attempt::Failed(step_failure(&error, aftermath)),
+    }
+}
+
+/// F3: one of the ranks computes something else.
+fn diverged(request: &StepRequest, made: Holding, rank: &str, digest: u64) -> Failure {
+    let error = format!(
+        "step {} gave weights {:016x} here and {digest:016x} on {rank}: one of the machines computes wrongly, or their builds differ; \
+         test its memory, or leave it out",
+        request.intent.step, made.digest
+    );
+    Failure { error, fatal: true, fault: Fault::Compute, aftermath: Aftermath::WeightsLost }
 }
 
 async fn blocking<T: Send + 'static>(work: impl FnOnce() -> Result<T, Failure> + Send + 'static) -> Result<T, Failure> {

@@ -9,9 +9,10 @@
 //!
 //! Files: `config` what a user writes, `training` what it means; `aggregator/` scored samples to complete groups;
 //! `advantage/` rewards to advantages; `algo/` the objectives; `batching` groups to micro-batches; `schedule` learning
-//! rates; `step` one step, the whole of it; `checkpoint/` directories on the disk; `publish` weights to the ring; `sinks/`
+//! rates; `step` one step, the whole of it; `shards` how any number of ranks comes to the same sum, `collective/` what they do
+//! together; `checkpoint/` directories on the disk; `publish` weights to the ring; `sinks/`
 //! where metrics go; `state` what the worker decides, `patience` how long a job may stand still, `actor` and `jobs` how it
-//! is done, `worker` its session with the coordinator;
+//! is done, `worker` its session with the coordinator; `ranks/` several learners as one;
 //! `exact` exp and cos with one answer everywhere; `metrics` how values of one name come together.
 pub mod actor;
 pub mod advantage;
@@ -19,6 +20,7 @@ pub mod aggregator;
 pub mod algo;
 pub mod batching;
 pub mod checkpoint;
+pub mod collective;
 pub mod config;
 pub mod error;
 pub mod exact;
@@ -26,7 +28,9 @@ pub mod jobs;
 pub mod metrics;
 pub mod patience;
 pub mod publish;
+pub mod ranks;
 pub mod schedule;
+pub mod shards;
 pub mod sinks;
 pub mod state;
 pub mod step;
@@ -38,5 +42,6 @@ pub mod worker;
 pub use actor::LearnerActor;
 pub use config::{ConfigError, TrainingConfig};
 pub use error::LearnerError;
+pub use ranks::{Ranks, Rendezvous};
 pub use training::Training;
 pub use worker::{LearnerArgs, run_worker};

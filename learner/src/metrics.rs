@@ -3,6 +3,9 @@
 //! Invariant **K1**: names keep the order in which they were first seen and values are added in call order, so equal
 //! inputs give equal bits.
 
+use crate::collective::{Collective, CollectiveError};
+use cohort_protocol::codec;
+
 /// How values of one name come together.
 #[derive(Debug, Clone, Copy, PartialEq)]
 enum Entry {
@@ -85,6 +88,63 @@ impl Tally {
     }
 }
 
+/// A tally's bytes on their way to rank 0: name, kind, the kind's values.
+type Packed = Vec<(String, u8, f64, f64)>;
+
+impl Tally {
+    fn pack(&self) -> Packed {
+        let pack = |entry| match entry {
+            Entry::Sum(value) => (0, value, 0.0),
+            Entry::Mean { sum, weight } => (1, sum, weight),
+            Entry::Min(value) => (2, value, 0.0),
+            Entry::Max(value) => (3, value, 0.0),
+        };
+        let named = |(name, entry): &(String, Entry)| {
+            let (kind, a, b) = pack(*entry);
+            (name.clone(), kind, a, b)
+        };
+        self.0.iter().map(named).collect()
+    }
+
+    fn unpack(packed: Packed) -> Result<Self, String> {
+        let entry = |(name, kind, a, b)| match kind {
+            0 => Ok((name, Entry::Sum(a))),
+            1 => Ok((name, Entry::Mean { sum: a, weight: b })),
+            2 => Ok((name, Entry::Min(a))),
+            3 => Ok((name, Entry::Max(a))),
+            kind => Err(format!("metric {name} of kind {kind}")),
+        };
+        Ok(Self(packed.into_iter().map(entry).collect::<Result<_, _>>()?))
+    }
+}
+
+/// The tallies of every rank's shards, merged at rank 0 in the order of the shards; the others keep their own.
+pub(crate) fn gather(own: Vec<Tally>, ranks: &mut dyn Collective) -> Result<Tally, CollectiveError> {
+    let merged = |tallies: Vec<Tally>| {
+        let mut merged = Tally::default();
+        tallies.iter().for_each(|tally| merged.merge(tally));
+        merged
+    };
+    if ranks.world() == 1 {
+        return Ok(merged(own));
+    }
+    let contradiction = |rank: usize, why: String| CollectiveError::OutOfStep {
+        rank: format!("rank {rank}"),
+        during: "the gathering of metrics",
+        why,
+    };
+    let packed: Vec<Packed> = own.iter().map(Tally::pack).collect();
+    let bytes = codec::encode(&packed).map_err(|e| contradiction(ranks.rank(), e.to_string()))?;
+    let mut all = Vec::new();
+    for (rank, bytes) in ranks.gather(bytes)?.iter().enumerate() {
+        let packed = codec::decode::<Vec<Packed>>(bytes).map_err(|e| contradiction(rank, e.to_string()))?;
+        for packed in packed {
+            all.push(Tally::unpack(packed).map_err(|why| contradiction(rank, why))?);
+        }
+    }
+    Ok(merged(if ranks.rank() == 0 { all } else { own }))
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -104,5 +164,16 @@ mod tests {
         let got = b.finish();
         let want = [("loss", 2.0), ("kl", 1.5), ("low", 0.25), ("high", 0.75)];
         assert_eq!(got, want.map(|(n, v)| (n.to_owned(), v)));
+    }
+
+    #[test]
+    fn comes_over_the_wire_as_it_was() {
+        let mut tally = Tally::default();
+        tally.sum("loss", f64::MIN_POSITIVE);
+        tally.mean("kl", 3.0, 2.0);
+        tally.min("low", -0.0);
+        tally.max("high", f64::INFINITY);
+        assert_eq!(Tally::unpack(tally.pack()).unwrap(), tally);
+        assert!(Tally::unpack(vec![("new".into(), 9, 0.0, 0.0)]).unwrap_err().contains("kind 9"));
     }
 }

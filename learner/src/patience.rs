@@ -41,6 +41,33 @@ impl Patience {
     }
 }
 
+/// Whether a worker that has something to do still moves, seen once a second.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Stillness {
+    limit: u64,
+    still: u64,
+    last: u64,
+    progress: u64,
+}
+
+impl Stillness {
+    /// Of a worker that may stand still for so many beats.
+    #[must_use]
+    pub fn new(limit: u64) -> Self {
+        Self { limit, still: 0, last: 0, progress: 0 }
+    }
+
+    /// A second has passed, and `work` was done since the start. Gives a counter that moves unless the worker is hung.
+    pub fn beat(&mut self, busy: bool, work: u64) -> u64 {
+        self.still = if busy && work == self.last { self.still + 1 } else { 0 };
+        self.last = work;
+        if self.still <= self.limit {
+            self.progress += 1;
+        }
+        self.progress
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -52,5 +79,13 @@ mod tests {
         let small = Patience::new(134_515_008, 4096);
         assert!(small.state > 250 && small.micro_batch > 1000 && small.publish > tiny.publish, "{small:?}");
         assert!(Patience::new(u64::MAX, u64::MAX).micro_batch > small.micro_batch, "no overflow");
+    }
+
+    #[test]
+    fn only_a_busy_worker_that_does_nothing_stands_still() {
+        let mut stillness = Stillness::new(2);
+        assert_eq!([0, 0, 0, 0].map(|work| stillness.beat(false, work)), [1, 2, 3, 4]);
+        assert_eq!([0, 0, 0, 0].map(|work| stillness.beat(true, work)), [5, 6, 6, 6]);
+        assert_eq!([1, 1].map(|work| stillness.beat(true, work)), [7, 8]);
     }
 }

@@ -6,7 +6,8 @@
 //!   coordinator may have died before it wrote the commit.
 //! - **D3** requests of another epoch than the connection's are ignored; answers carry the epoch of their request and are
 //!   not sent into another one.
-//! - **D4** `Ready` names the version in the engine, so it waits for a running job.
+//! - **D4** `Ready` names the version in the engine, so it waits for a running job; where followers find this lead is told at
+//!   once.
 //! - **D5** the progress counter moves with every micro-batch, and with every beat while the job is within its patience
 //!   ([`Patience`]); the coordinator replaces a learner whose counter stands still.
 use crate::patience::Patience;
@@ -117,6 +118,7 @@ pub enum Aftermath {
 #[derive(Debug)]
 pub struct LearnerState {
     patience: Patience,
+    meeting: Option<String>,
     progress: u64,
     micro_batches: u64,
     epoch: Option<Epoch>,
@@ -154,11 +156,12 @@ impl Request {
 }
 
 impl LearnerState {
-    /// A fresh worker.
+    /// A fresh worker; where it leads, with the place where its followers find it.
     #[must_use]
-    pub fn new(patience: Patience) -> Self {
+    pub fn new(patience: Patience, meeting: Option<String>) -> Self {
         Self {
             patience,
+            meeting,
             progress: 0,
             micro_batches: 0,
             epoch: None,
@@ -185,6 +188,8 @@ impl LearnerState {
             Event::Received(CoordinatorToLearner::Publish(request)) => self.on_publish(request, out),
             Event::Received(CoordinatorToLearner::Checkpoint(request)) => self.on_checkpoint(request, out),
             Event::Received(CoordinatorToLearner::Drain(reason)) => self.on_drain(reason, out),
+            // For followers; this is the lead.
+            Event::Received(CoordinatorToLearner::Meet(_)) => {}
             Event::Finished(outcome) => self.on_finished(outcome, out),
             Event::Beat(micro_batches) => self.on_beat(micro_batches, out),
         }
@@ -213,6 +218,7 @@ impl LearnerState {
 
     fn on_connected(&mut self, epoch: Epoch, out: &mut Vec<Command>) {
         self.epoch = Some(epoch);
+        out.extend(self.meeting.iter().map(|place| Command::Send(LearnerToCoordinator::Meeting(place.clone()))));
         self.greeting = self.running.is_some();
         if !self.greeting {
             out.push(Command::Send(LearnerToCoordinator::Ready(self.held)));

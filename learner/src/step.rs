@@ -1,24 +1,34 @@
-//! One step: groups, micro-batches, forward, loss, backward, gradient norm, update.
+//! One step: groups, micro-batches, forward, loss, backward, sum over shards and ranks, gradient norm, update.
 //!
 //! Invariants
-//! - **S1** a step is a pure function of the engine's weights and moments and of the request.
+//! - **S1** a step is a pure function of the engine's weights and moments and of the request: whatever ranks take it, equal
+//!   `logical_shards` give equal bits ([`crate::shards`]).
 //! - **S2** before its first update, every sampled token's log-prob is compared with the one stored by the sampler; those that
-//!   the step's base policy drew must be equal, others are counted apart ([`Origin`]). Where the training pass draws
-//!   (dropout), they are those of a pass that does not.
-//! - **S3** a value that is not finite stops the step before the update it would have entered; weights and moments then
-//!   are those after [`StepFailure::updates`] updates, so with 0 the state is as before the step.
+//!   the step's base policy drew must be equal, others are counted apart ([`Origin`](crate::batching::Origin)). Where the
+//!   training pass draws (dropout), they are those of a pass that does not.
+//! - **S3** a value that is not finite stops the step before the update it would have entered, on every rank; weights and
+//!   moments then are those after [`StepFailure::updates`] updates, so with 0 the state is as before the step.
+mod error;
+mod gradient;
+
+pub use error::{StepError, StepFailure};
+pub use gradient::Proximal;
+
 use crate::aggregator::{payload_digest, stats};
-use crate::algo::correction::{Correction, weights};
-use crate::algo::{Loss, LossInput};
-use crate::batching::{MicroBatch, Origin, Plan};
-use crate::metrics::Tally;
+use crate::algo::{Denominators, Loss};
+use crate::batching::{MicroBatch, Plan};
+use crate::collective::{Collective, Solo};
+use crate::metrics::{self, Tally};
+use crate::shards;
 use crate::training::Training;
 use cohort_actors::crash::{LEARNER_BACKWARD, crash_point};
-use cohort_engine::{AdamW, Backend, EngineError, Forward, Upstream};
+use cohort_engine::{AdamW, Backend};
 use cohort_kernels::sampling::key;
-use cohort_protocol::messages::learner::{Fault, StepRequest};
-use cohort_protocol::{GroupId, SampleIx};
-use thiserror::Error;
+use cohort_protocol::messages::learner::StepRequest;
+use cohort_protocol::{GroupId, GroupPayload, StepIntent};
+use error::engine_error;
+use gradient::{Given, accumulate};
+use std::ops::Range;
 
 /// Does a step and gives its metrics; the engine then holds the next version.
 ///
@@ -32,16 +42,33 @@ pub fn run(
     watch: &mut dyn FnMut(u32, usize),
 ) -> Result<Vec<(String, f64)>, StepFailure> {
     let plan = plan(training, request).map_err(StepFailure::untouched)?;
-    let mut metrics = stats::of_groups(&request.groups, request.intent.base);
+    let epochs = take(engine, training, &request.intent, &plan, logp_ref, &mut Solo, watch)?;
+    Ok(summary(request, &epochs))
+}
+
+/// A rank's part of a step, over the shards of `plan`; every rank of `ranks` takes its own at the same time, and each engine
+/// then holds the next version. Gives rank 0 the metrics of each inner epoch.
+pub fn take(
+    engine: &mut dyn Backend,
+    training: &Training,
+    intent: &StepIntent,
+    plan: &Plan,
+    logp_ref: Option<&[Vec<f32>]>,
+    ranks: &mut dyn Collective,
+    watch: &mut dyn FnMut(u32, usize),
+) -> Result<Vec<Tally>, StepFailure> {
+    // Nobody computes before everybody stands.
+    ranks.barrier().map_err(|error| StepFailure::untouched(error.into()))?;
+    let mut epochs = Vec::new();
     let mut proximal = training.correction.as_deref().map(Proximal::new);
     for epoch in 0..training.inner_epochs {
         let objective = Objective {
             loss: training.loss.as_ref(),
             optimizer: training.optimizer,
-            learning_rate: training.learning_rate(request.intent.step, epoch),
+            learning_rate: training.learning_rate(intent.step, epoch),
             max_grad_norm: training.max_grad_norm,
             compare: epoch == 0,
-            draws: key(training.seed, [low(request.intent.step.0), high(request.intent.step.0), epoch, 0]),
+            draws: key(training.seed, [low(intent.step.0), high(intent.step.0), epoch, 0]),
         };
         let mut watch = |index| {
             watch(epoch, index);
@@ -49,36 +76,69 @@ pub fn run(
                 crash_point(LEARNER_BACKWARD);
             }
         };
-        let epoch_metrics = update(engine, &plan, &objective, logp_ref, proximal.as_mut(), &mut watch)
+        let metrics = update(engine, plan, &objective, logp_ref, proximal.as_mut(), ranks, &mut watch)
             .map_err(|error| StepFailure { error, updates: epoch })?;
-        metrics.merge(&epoch_metrics);
+        epochs.push(metrics);
     }
-    Ok(metrics.finish())
+    Ok(epochs)
 }
 
-/// Checks a request against its own intent and cuts it into micro-batches.
+/// The metrics of a whole step: its groups', then those of each inner epoch.
+#[must_use]
+pub fn summary(request: &StepRequest, epochs: &[Tally]) -> Vec<(String, f64)> {
+    let mut metrics = stats::of_groups(&request.groups, request.intent.base);
+    epochs.iter().for_each(|epoch| metrics.merge(epoch));
+    metrics.finish()
+}
+
+/// Checks a request against its own intent and cuts it into shards and micro-batches.
 pub fn plan(training: &Training, request: &StepRequest) -> Result<Plan, StepError> {
-    let (intent, groups) = (&request.intent, &request.groups);
-    let ids: Vec<GroupId> = groups.iter().map(|g| g.group).collect();
-    if intent.groups != ids || intent.digests.len() != ids.len() {
-        return Err(StepError::Intent { why: format!("it names {:?} and carries {ids:?}", intent.groups) });
-    }
-    for (group, want) in groups.iter().zip(&intent.digests) {
-        let id = group.group;
-        if group.samples.len() != group.advantages.len() {
-            let (samples, advantages) = (group.samples.len(), group.advantages.len());
-            return Err(StepError::Intent { why: format!("group {id} has {samples} samples and {advantages} advantages") });
-        }
-        for scored in &group.samples {
-            scored.trajectory.validate().map_err(|e| StepError::Intent { why: e.to_string() })?;
-        }
-        let got = payload_digest(group).map_err(|e| StepError::Intent { why: e.to_string() })?;
-        if got != *want {
-            return Err(StepError::Intent { why: format!("group {id} has digest {got}, the intent says {want}") });
-        }
-    }
-    let plan = Plan::of_groups(groups, intent.base, training.packing);
+    let plan = part(training, &request.intent, 0..training.logical_shards, &request.groups)?;
     if plan.totals.tokens == 0 { Err(StepError::NoTokens { samples: plan.totals.sequences }) } else { Ok(plan) }
+}
+
+/// As [`plan`] for some shards of a step, of which `groups` are the groups and `totals` the whole step's divisors.
+pub fn plan_part(
+    training: &Training,
+    intent: &StepIntent,
+    shards: Range<usize>,
+    groups: &[GroupPayload],
+    totals: Denominators,
+) -> Result<Plan, StepError> {
+    Ok(Plan { totals, ..part(training, intent, shards, groups)? })
+}
+
+fn part(training: &Training, intent: &StepIntent, shards: Range<usize>, groups: &[GroupPayload]) -> Result<Plan, StepError> {
+    let of = training.logical_shards;
+    let whole = shards::groups(intent.groups.len(), of, &shards);
+    let ids: Vec<GroupId> = groups.iter().map(|g| g.group).collect();
+    if intent.groups.get(whole.clone()) != Some(&ids[..]) || intent.digests.len() != intent.groups.len() {
+        return Err(StepError::Intent { why: format!("it names {:?} and carries {ids:?}", intent.groups.get(whole)) });
+    }
+    for (group, want) in groups.iter().zip(&intent.digests[whole.clone()]) {
+        check_group(group, want)?;
+    }
+    let cut = |shard| {
+        let range = shards::groups(intent.groups.len(), of, &(shard..shard + 1));
+        &groups[range.start - whole.start..range.end - whole.start]
+    };
+    Ok(Plan::of_shards(shards.map(cut), intent.base, training.packing))
+}
+
+fn check_group(group: &GroupPayload, want: &str) -> Result<(), StepError> {
+    let id = group.group;
+    if group.samples.len() != group.advantages.len() {
+        let (samples, advantages) = (group.samples.len(), group.advantages.len());
+        return Err(StepError::Intent { why: format!("group {id} has {samples} samples and {advantages} advantages") });
+    }
+    for scored in &group.samples {
+        scored.trajectory.validate().map_err(|e| StepError::Intent { why: e.to_string() })?;
+    }
+    let got = payload_digest(group).map_err(|e| StepError::Intent { why: e.to_string() })?;
+    if got != *want {
+        return Err(StepError::Intent { why: format!("group {id} has digest {got}, the intent says {want}") });
+    }
+    Ok(())
 }
 
 /// Log-probs of every target under the reference, by micro-batch; `watch` is called after each.
@@ -88,7 +148,7 @@ pub fn reference_logp(reference: &mut dyn Backend, plan: &Plan, watch: &mut dyn 
         watch();
         Ok(forward.logp)
     };
-    plan.micro_batches.iter().map(logp).collect()
+    plan.micro_batches().map(logp).collect()
 }
 
 /// What an update minimises, and how.
@@ -108,92 +168,28 @@ pub struct Objective<'a> {
     pub draws: u64,
 }
 
-/// The policy that a step starts from, which a correction holds against the one that sampled. Its log-probs are those of the
-/// first inner epoch's own forward pass, which comes before any update: no other pass is needed.
-#[derive(Debug)]
-pub struct Proximal<'a> {
-    correction: &'a dyn Correction,
-    /// By micro-batch.
-    logp: Vec<Vec<f64>>,
-}
-
-impl<'a> Proximal<'a> {
-    /// Of a step that has not begun.
-    #[must_use]
-    pub fn new(correction: &'a dyn Correction) -> Self {
-        Self { correction, logp: Vec::new() }
-    }
-
-    /// Log-probs of a micro-batch, and the factors of its tokens' loss. `logp` are the current ones.
-    fn of(&mut self, index: usize, part: &MicroBatch, logp: &[f64]) -> (Vec<f64>, Vec<f64>) {
-        if index == self.logp.len() {
-            self.logp.push(logp.to_vec());
-        }
-        let prox = self.logp[index].clone();
-        let factors = weights(self.correction, &prox, &widen(&part.logp_sampled));
-        (prox, factors)
-    }
-}
-
-/// One optimizer update over a whole plan. On an error the weights and moments are as before and no gradient is left.
+/// One optimizer update over a whole plan; where `ranks` are several, over the plans of all of them. On an error the weights
+/// and moments are as before and no gradient is left. Gives rank 0 everyone's metrics.
 pub fn update(
     engine: &mut dyn Backend,
     plan: &Plan,
     objective: &Objective<'_>,
     logp_ref: Option<&[Vec<f32>]>,
     proximal: Option<&mut Proximal<'_>>,
+    ranks: &mut dyn Collective,
     watch: &mut dyn FnMut(usize),
 ) -> Result<Tally, StepError> {
     engine.zero_grad();
-    let result =
-        accumulate(engine, plan, objective, logp_ref, proximal, watch).and_then(|metrics| apply(engine, objective, metrics));
+    let given = Given { logp_ref, proximal };
+    let result = accumulate(engine, plan, objective, given, ranks, watch).and_then(|tallies| {
+        let metrics = metrics::gather(tallies, ranks)?;
+        shards::all_reduce(engine, ranks)?;
+        apply(engine, objective, metrics.averaged())
+    });
     if result.is_err() {
         engine.zero_grad();
     }
     result
-}
-
-fn accumulate(
-    engine: &mut dyn Backend,
-    plan: &Plan,
-    objective: &Objective<'_>,
-    logp_ref: Option<&[Vec<f32>]>,
-    mut proximal: Option<&mut Proximal<'_>>,
-    watch: &mut dyn FnMut(usize),
-) -> Result<Tally, StepError> {
-    let mut metrics = Tally::default();
-    for (index, part) in plan.micro_batches.iter().enumerate() {
-        let draws = engine.draws();
-        let mut exact = None;
-        if objective.compare && draws {
-            // What the sampler stored, and what a correction compares with it, are log-probs without draws.
-            let forward = engine.forward(&part.batch, false).map_err(engine_error("forward"))?;
-            check_forward(part, &forward)?;
-            compare(part, &forward, &mut metrics);
-            exact = Some(widen(&forward.logp));
-        }
-        if draws {
-            let own = |(GroupId(group), SampleIx(sample)): &(GroupId, SampleIx)| {
-                key(objective.draws, [low(*group), high(*group), u32::from(*sample), 0])
-            };
-            engine.key_draws(&part.ids.iter().map(own).collect::<Vec<_>>());
-        }
-        let forward = engine.forward(&part.batch, true).map_err(engine_error("forward"))?;
-        check_forward(part, &forward)?;
-        if objective.compare && !draws {
-            compare(part, &forward, &mut metrics);
-        }
-        let columns = Columns::new(part, &forward, logp_ref.map(|l| &l[index][..]), |logp| {
-            proximal.as_deref_mut().map(|proximal| proximal.of(index, part, exact.as_deref().unwrap_or(logp)))
-        });
-        let (d_logp, d_entropy) = gradient(plan, part, &columns, objective, &mut metrics)?;
-        // A group without signal has gradient 0 everywhere: its backward pass would add nothing.
-        if d_entropy.is_some() || d_logp.iter().any(|&d| d != 0.0) {
-            engine.backward(Upstream { d_logp: &d_logp, d_entropy: d_entropy.as_deref() }).map_err(engine_error("backward"))?;
-        }
-        watch(index);
-    }
-    Ok(metrics.averaged())
 }
 
 fn apply(engine: &mut dyn Backend, objective: &Objective<'_>, mut metrics: Tally) -> Result<Tally, StepError> {
@@ -211,200 +207,10 @@ fn apply(engine: &mut dyn Backend, objective: &Objective<'_>, mut metrics: Tally
     Ok(metrics)
 }
 
-/// Upstream gradients of one micro-batch, by log-prob and, where the loss asks for it, by entropy. `[N]`
-type Gradients = (Vec<f32>, Option<Vec<f32>>);
-
-/// What the loss of one micro-batch reads, in f64. `[N]`
-struct Columns {
-    logp: Vec<f64>,
-    logp_old: Vec<f64>,
-    logp_ref: Option<Vec<f64>>,
-    weight: Option<Vec<f64>>,
-    entropy: Vec<f64>,
-}
-
-impl Columns {
-    /// `corrected` gives the proximal log-probs and the factors of a correction, where there is one.
-    fn new(
-        part: &MicroBatch,
-        forward: &Forward,
-        logp_ref: Option<&[f32]>,
-        corrected: impl FnOnce(&[f64]) -> Option<(Vec<f64>, Vec<f64>)>,
-    ) -> Self {
-        let logp = widen(&forward.logp);
-        let (logp_old, weight) = match corrected(&logp) {
-            Some((prox, weight)) => (prox, Some(weight)),
-            None => (widen(&part.logp_old), None),
-        };
-        Self { logp, logp_old, logp_ref: logp_ref.map(widen), weight, entropy: widen(&forward.entropy) }
-    }
-}
-
-fn gradient(
-    plan: &Plan,
-    part: &MicroBatch,
-    columns: &Columns,
-    objective: &Objective<'_>,
-    metrics: &mut Tally,
-) -> Result<Gradients, StepError> {
-    let out = objective.loss.evaluate(&LossInput {
-        logp: &columns.logp,
-        logp_old: &columns.logp_old,
-        logp_ref: columns.logp_ref.as_deref(),
-        weight: columns.weight.as_deref(),
-        entropy: &columns.entropy,
-        mask: &vec![true; columns.logp.len()],
-        sequences: &part.sequences,
-        advantages: &part.advantages,
-        totals: plan.totals,
-    });
-    let (d_logp, d_entropy) = (narrow(&out.d_logp), out.d_entropy.as_deref().map(narrow));
-    for (what, values) in [("loss gradient", Some(&d_logp)), ("entropy gradient", d_entropy.as_ref())] {
-        if let Some(i) = values.and_then(|v| v.iter().position(|d| !d.is_finite())) {
-            let (old, new) = (columns.logp_old[i], columns.logp[i]);
-            let place = format!("{}, whose log-prob went from {old} to {new}", place(part, i));
-            return Err(StepError::NonFinite { what, place, value: values.map_or(0.0, |v| f64::from(v[i])) });
-        }
-    }
-    if !out.loss.is_finite() {
-        return Err(StepError::NonFinite { what: "loss", place: place(part, 0), value: out.loss });
-    }
-    metrics.sum("loss", out.loss);
-    metrics.merge(&out.metrics);
-    Ok((d_logp, d_entropy))
-}
-
-/// S2: how far the learner's log-probs are from the sampler's.
-fn compare(part: &MicroBatch, forward: &Forward, metrics: &mut Tally) {
-    let stored = part.logp_old.iter().zip(&part.logp_sampled).zip(&part.origin);
-    for (&logp, ((&old, &sampled), origin)) in forward.logp.iter().zip(stored) {
-        let difference = (f64::from(logp) - f64::from(old)).abs();
-        if *origin == Origin::Base {
-            metrics.max("exactness/logp_difference_max", difference);
-        }
-        metrics.sum("exactness/tokens", count(*origin == Origin::Base));
-        metrics.sum("exactness/stale_tokens", count(*origin == Origin::Stale));
-        metrics.sum("exactness/inexact_tokens", count(*origin == Origin::Inexact));
-        metrics.mean("sampling/sampling_logp_difference/mean", difference, 1.0);
-        metrics.max("sampling/sampling_logp_difference/max", difference);
-        let ratio = crate::exact::exp(f64::from(logp) - f64::from(sampled));
-        metrics.min("sampling/importance_sampling_ratio/min", ratio);
-        metrics.mean("sampling/importance_sampling_ratio/mean", ratio, 1.0);
-        metrics.max("sampling/importance_sampling_ratio/max", ratio);
-    }
-}
-
-fn count(is: bool) -> f64 {
-    f64::from(u8::from(is))
-}
-
-fn check_forward(part: &MicroBatch, forward: &Forward) -> Result<(), StepError> {
-    let want = part.logp_old.len();
-    for (what, values) in [("log-prob", &forward.logp), ("entropy", &forward.entropy)] {
-        if values.len() != want {
-            let why = format!("the engine gave {} values of {what} for {want} targets", values.len());
-            return Err(StepError::Engine { during: "forward", source: EngineError::Device(why) });
-        }
-        if let Some(i) = values.iter().position(|v| !v.is_finite()) {
-            return Err(StepError::NonFinite { what, place: place(part, i), value: f64::from(values[i]) });
-        }
-    }
-    Ok(())
-}
-
-fn place(part: &MicroBatch, i: usize) -> String {
-    let (group, SampleIx(sample)) = part.owner(i);
-    format!("group {group}, sample {sample}")
-}
-
 const fn low(word: u64) -> u32 {
     (word & 0xffff_ffff) as u32
 }
 
 const fn high(word: u64) -> u32 {
     (word >> 32) as u32
-}
-
-fn widen(values: &[f32]) -> Vec<f64> {
-    values.iter().map(|&v| f64::from(v)).collect()
-}
-
-#[expect(clippy::cast_possible_truncation, reason = "gradients are rounded to the engine's precision; overflow is checked")]
-fn narrow(values: &[f64]) -> Vec<f32> {
-    values.iter().map(|&v| v as f32).collect()
-}
-
-fn engine_error(during: &'static str) -> impl Fn(EngineError) -> StepError {
-    move |source| match source {
-        EngineError::NonFinite(why) => StepError::NonFinite { what: during, place: why, value: f64::NAN },
-        source => StepError::Engine { during, source },
-    }
-}
-
-/// Why a step was not taken.
-#[derive(Debug, Error, Clone)]
-pub enum StepError {
-    /// The groups are not those of the intent: a fault of the ledger or of a disk. Stop.
-    #[error("the request contradicts its intent: {why}")]
-    Intent {
-        /// How.
-        why: String,
-    },
-    /// There is nothing to learn from. Stop.
-    #[error("none of the {samples} samples of the step has a sampled token; check the agent's prompt length and max_new_tokens")]
-    NoTokens {
-        /// Samples of the step.
-        samples: u64,
-    },
-    /// A value is not finite. Stop: the same step would fail again.
-    #[error("{what} is {value} at {place}; the step was not taken: lower training.learning_rate or training.max_grad_norm")]
-    NonFinite {
-        /// Which value.
-        what: &'static str,
-        /// Where.
-        place: String,
-        /// What it is.
-        value: f64,
-    },
-    /// The engine failed.
-    #[error("{during}: {source}")]
-    Engine {
-        /// In which call.
-        during: &'static str,
-        /// Its reason.
-        source: EngineError,
-    },
-}
-
-impl StepError {
-    /// Whether the same request would fail again.
-    #[must_use]
-    pub fn is_fatal(&self) -> bool {
-        !matches!(self, Self::Engine { source: EngineError::Capacity(_), .. })
-    }
-
-    /// What is to blame: the engine and values that are not finite are neither the request's fault nor the configuration's.
-    #[must_use]
-    pub fn fault(&self) -> Fault {
-        match self {
-            Self::NonFinite { .. } | Self::Engine { .. } => Fault::Compute,
-            _ => Fault::Worker,
-        }
-    }
-}
-
-/// A step that was not completed.
-#[derive(Debug, Error, Clone)]
-#[error("{error}")]
-pub struct StepFailure {
-    /// Why.
-    pub error: StepError,
-    /// Inner epochs whose update was done: above 0 the weights belong to no version and must be loaded again.
-    pub updates: u32,
-}
-
-impl StepFailure {
-    fn untouched(error: StepError) -> Self {
-        Self { error, updates: 0 }
-    }
 }

@@ -28,6 +28,8 @@ pub struct Training {
     pub inner_epochs: u32,
     /// How sequences are put together.
     pub packing: Packing,
+    /// Parts of a step whose gradients are summed in one tree, at least 1.
+    pub logical_shards: usize,
     /// Key of every random draw.
     pub seed: u64,
     /// AdamW's constants.
@@ -54,7 +56,9 @@ impl Training {
     /// What decides the bits of a step besides the engine's own numerics, one line.
     #[must_use]
     pub fn numerics(&self) -> String {
-        format!("micro_batch_tokens={} share_prompts={}", self.packing.micro_batch_tokens, self.packing.share_prompts)
+        let Packing { micro_batch_tokens, share_prompts } = self.packing;
+        let shards = self.logical_shards;
+        format!("micro_batch_tokens={micro_batch_tokens} share_prompts={share_prompts} logical_shards={shards}")
     }
 }
 
@@ -82,6 +86,9 @@ impl TryFrom<&TrainingConfig> for Training {
         let why = "makes log-probs inexact and needs a correction: set training.correction.type to \"tis\" or \"mis\"";
         check("keep_stale_kv", c.keep_stale_kv, !c.keep_stale_kv || corrected, why)?;
         check("micro_batch_tokens", c.micro_batch_tokens, c.micro_batch_tokens >= 1, "must be at least 1")?;
+        check("logical_shards", c.logical_shards, c.logical_shards >= 1, "must be at least 1")?;
+        let why = format!("must be at most training.groups_per_step ({}): a shard has at least one group", c.groups_per_step);
+        check("logical_shards", c.logical_shards, c.logical_shards <= c.groups_per_step, &why)?;
         positive("learning_rate", c.learning_rate)?;
         unit("warmup_ratio", c.warmup_ratio)?;
         non_negative("max_grad_norm", c.max_grad_norm)?;
@@ -102,6 +109,7 @@ impl TryFrom<&TrainingConfig> for Training {
             max_grad_norm: (c.max_grad_norm > 0.0).then_some(c.max_grad_norm),
             inner_epochs: c.inner_epochs,
             packing: Packing { micro_batch_tokens: c.micro_batch_tokens as usize, share_prompts: c.share_prompts },
+            logical_shards: c.logical_shards as usize,
             seed: c.seed,
             optimizer: optimizer(c)?,
             advantage: advantage::build(&c.advantage, !matches!(c.loss, LossConfig::DrGrpo { .. })),
@@ -232,6 +240,8 @@ mod tests {
             ("training.inner_epochs = 0", |c| c.inner_epochs = 0),
             ("training.micro_batch_tokens = 0", |c| c.micro_batch_tokens = 0),
             ("training.checkpoint.keep = 0", |c| c.checkpoint.keep = 0),
+            ("training.logical_shards = 0: must be at least 1", |c| c.logical_shards = 0),
+            ("training.logical_shards = 5: must be at most training.groups_per_step (4)", |c| c.logical_shards = 5),
             ("training.loss.max_completion_length = 7: has no effect", |c| {
                 c.loss = LossConfig::Grpo {
                     clip_low: 0.2,

@@ -1,13 +1,17 @@
 //! The learner's session with its coordinator: connect, receive, reconnect, beat.
 use crate::actor::{LearnerActor, LearnerActorArgs, LearnerMsg};
+use crate::collective::Pulse;
 use crate::config::TrainingConfig;
 use crate::error::LearnerError;
 use crate::jobs::Workshop;
+use crate::patience::Patience;
+use crate::ranks::{self, Ranks, Team, TeamArgs};
 use crate::training::Training;
 use cohort_actors::transport::Dialer;
-use cohort_actors::{LinkError, LinkOptions, Shutdown, WorkerLink};
+use cohort_actors::{AcceptTerms, LinkError, LinkOptions, Shutdown, WorkerLink};
 use cohort_engine::{EngineHandle, WeightRing};
 use cohort_model::ModelFiles;
+use cohort_protocol::Epoch;
 use cohort_protocol::messages::handshake::Hello;
 use cohort_protocol::messages::learner::{CoordinatorToLearner, LearnerToCoordinator};
 use ractor::{Actor, ActorRef};
@@ -19,7 +23,10 @@ use tokio::sync::oneshot;
 use tokio::time::MissedTickBehavior;
 
 /// Between two proofs of life.
-const BEAT: Duration = Duration::from_secs(1);
+pub(crate) const BEAT: Duration = Duration::from_secs(1);
+
+/// For a follower's `Hello`.
+const HELLO: Duration = Duration::from_secs(5);
 
 /// What a learner worker needs.
 #[derive(Debug)]
@@ -38,6 +45,8 @@ pub struct LearnerArgs {
     pub model: ModelFiles,
     /// The run directory; checkpoints go into it.
     pub run_dir: PathBuf,
+    /// The learner ranks, of which this is the one that `hello` names; `None` where it is alone.
+    pub ranks: Option<Ranks>,
 }
 
 /// Serves as learner until the coordinator or `shutdown` says to leave.
@@ -48,6 +57,17 @@ pub async fn run_worker(args: LearnerArgs, dialer: Arc<dyn Dialer>, shutdown: Sh
     if training.loss.needs_reference() && args.reference.is_none() {
         return Err(LearnerError::NoReference);
     }
+    if let Some(ranks) = args.ranks.clone().filter(|_| args.hello.worker.index > 0) {
+        return ranks::run_follower(args, training, ranks, dialer, shutdown).await;
+    }
+    let micro_batches = Arc::new(AtomicU64::new(0));
+    let (team, meeting) = match &args.ranks {
+        Some(ranks) => {
+            let (team, meeting) = lead(&args, ranks, &training, &micro_batches)?;
+            (Some(team), Some(meeting))
+        }
+        None => (None, None),
+    };
     let link = match WorkerLink::connect(dialer, args.hello, LinkOptions::default(), shutdown).await {
         Err(LinkError::Shutdown { .. }) => return Ok(()),
         connected => connected?,
@@ -59,16 +79,44 @@ pub async fn run_worker(args: LearnerArgs, dialer: Arc<dyn Dialer>, shutdown: Sh
         training,
         model: args.model,
         run_dir: args.run_dir,
-        micro_batches: Arc::new(AtomicU64::new(0)),
+        micro_batches,
+        team,
     });
     let (exit, exited) = oneshot::channel();
-    let actor_args = LearnerActorArgs { workshop, sender: link.sender(), exit };
+    let actor_args = LearnerActorArgs { workshop, meeting, sender: link.sender(), exit };
     let (actor, running) = Actor::spawn(None, LearnerActor, actor_args).await.map_err(|e| LearnerError::Actor(e.to_string()))?;
     let result = serve(link, &actor, exited).await;
     actor.stop(None);
     // The actor's own end has no result; it was told to stop.
     let _ = running.await;
     result
+}
+
+/// Opens the place where followers come to; gives its address too.
+fn lead(
+    args: &LearnerArgs,
+    ranks: &Ranks,
+    training: &Training,
+    work: &Arc<AtomicU64>,
+) -> Result<(Arc<Team>, String), LearnerError> {
+    let (listener, address) = ranks.rendezvous.listen().map_err(LearnerError::Actor)?;
+    let patience = Patience::new(args.engine.spec().parameters() as u64, training.packing.micro_batch_tokens as u64);
+    let terms = AcceptTerms {
+        run: args.hello.run,
+        // Of this start of the lead: what followers see of it in their logs.
+        epoch: Epoch(u64::from(args.hello.incarnation)),
+        numerics: args.hello.numerics.clone(),
+        deadline: HELLO,
+        roles: AcceptTerms::FOLLOWERS,
+    };
+    let team = TeamArgs {
+        terms,
+        count: ranks.count,
+        shards: training.logical_shards,
+        pulse: Pulse::of(work.clone()),
+        patience: Duration::from_secs(patience.micro_batch),
+    };
+    Ok((Team::open(listener, team), address))
 }
 
 type Link = WorkerLink<CoordinatorToLearner, LearnerToCoordinator>;

@@ -51,6 +51,14 @@ id!(
     StepId(u64)
 );
 
+impl WorkerId {
+    /// Whether it is the learner, or the rank of the learner that speaks for the others.
+    #[must_use]
+    pub fn is_lead(self) -> bool {
+        self.role == Role::Learner && self.index == 0
+    }
+}
+
 impl PolicyVersion {
     /// The version that the next step makes.
     #[must_use]

@@ -15,6 +15,7 @@ use cohort_protocol::messages::node::{
     Certificate, CertificateRequest, ChildState, ChunkFailed, ChunkName, FetchChunk, HeadToNode, Manifest, NoWeights, NodeReady,
     NodeToHead, Replace, RunFacts, WantWeights,
 };
+use cohort_protocol::messages::ranks::{BetweenRanks, Holding, RankFailed, RankMemory, RankState, RankStep};
 use cohort_protocol::messages::reward::{
     CoordinatorToReward, RewardBeat, RewardToCoordinator, SampleToScore, ScoreReply, ScoreRequest,
 };
@@ -206,6 +207,7 @@ fn learner_to_coordinator() -> Vec<(&'static str, LearnerToCoordinator)> {
         ("CheckpointSaved", LearnerToCoordinator::CheckpointSaved(saved)),
         ("Failed", LearnerToCoordinator::Failed(failed)),
         ("Beat", LearnerToCoordinator::Beat(beat)),
+        ("Meeting", LearnerToCoordinator::Meeting("127.0.0.1:4433".into())),
     ]
 }
 
@@ -222,6 +224,29 @@ fn coordinator_to_learner() -> Vec<(&'static str, CoordinatorToLearner)> {
         ("Publish", CoordinatorToLearner::Publish(PublishRequest { epoch, version, slot: 1 })),
         ("Checkpoint", CoordinatorToLearner::Checkpoint(checkpoint)),
         ("Drain", CoordinatorToLearner::Drain("done".into())),
+        ("Meet", CoordinatorToLearner::Meet("127.0.0.1:4433".into())),
+    ]
+}
+
+fn between_ranks() -> Vec<(&'static str, BetweenRanks)> {
+    let holding = Holding { version: PolicyVersion(3), digest: 9 };
+    let scored = ScoredTrajectory { trajectory: trajectory(), score: score() };
+    let group = GroupPayload { group: GroupId(7), samples: vec![scored], advantages: vec![-1.5] };
+    let step = RankStep { intent: intent(), shards: (2, 4), groups: vec![group], sequences: 8, tokens: 320, rank: 1, world: 2 };
+    let failed = RankFailed { error: "loss is NaN".into(), fatal: true, fault: Fault::Compute };
+    let memory = RankMemory { host: "0f3a pid:[1]".into(), path: "/proc/7/fd/9".into(), mark: 3 };
+    vec![
+        ("Beat", BetweenRanks::Beat(31)),
+        ("Holds", BetweenRanks::Holds(Some(holding))),
+        ("State", BetweenRanks::State(RankState { holding, updates: 3 })),
+        ("Step", BetweenRanks::Step(step)),
+        ("Values", BetweenRanks::Values(Column(vec![0.0, -0.5, 1.0e-30]))),
+        ("Note", BetweenRanks::Note(vec![1, 2, 255])),
+        ("Here", BetweenRanks::Here(4)),
+        ("Stepped", BetweenRanks::Stepped(holding)),
+        ("Failed", BetweenRanks::Failed(failed)),
+        ("Memory", BetweenRanks::Memory(memory)),
+        ("Opened", BetweenRanks::Opened(true)),
     ]
 }
 
@@ -369,4 +394,5 @@ golden!(
     head_to_node: super::HeadToNode,
     fetcher_to_holder: super::FetcherToHolder,
     holder_to_fetcher: super::HolderToFetcher,
+    between_ranks: super::BetweenRanks,
 );

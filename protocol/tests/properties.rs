@@ -7,6 +7,7 @@ use cohort_protocol::messages::learner::{
     CheckpointRequest, CheckpointSaved, CoordinatorToLearner, Fault, LearnerBeat, LearnerFailed, LearnerToCoordinator, Load,
     LoadFrom, Loaded, PublishRequest, Published, StepRequest, Stepped,
 };
+use cohort_protocol::messages::ranks::{BetweenRanks, Holding, RankFailed, RankMemory, RankState, RankStep};
 use cohort_protocol::messages::reward::{
     CoordinatorToReward, RewardBeat, RewardToCoordinator, SampleToScore, ScoreReply, ScoreRequest,
 };
@@ -237,25 +238,33 @@ fn learner_to_coordinator() -> impl Strategy<Value = LearnerToCoordinator> {
         (of(version()), of(any::<u64>()), any::<u64>()).prop_map(|(version, step, progress)| {
             LearnerToCoordinator::Beat(LearnerBeat { version, step: step.map(StepId), progress })
         }),
+        text().prop_map(LearnerToCoordinator::Meeting),
     ]
+}
+
+fn group() -> impl Strategy<Value = GroupPayload> {
+    let scored = (trajectory(), score()).prop_map(|(trajectory, score)| ScoredTrajectory { trajectory, score });
+    (any::<u64>(), vec(scored, 0..3), vec(f64s(), 0..3)).prop_map(|(g, samples, advantages)| GroupPayload {
+        group: GroupId(g),
+        samples,
+        advantages,
+    })
+}
+
+fn intent() -> impl Strategy<Value = StepIntent> {
+    (any::<(u64, u64)>(), vec(any::<u64>(), 0..4), vec(text(), 0..4)).prop_map(|((step, base), groups, digests)| {
+        let groups = groups.into_iter().map(GroupId).collect();
+        StepIntent { step: StepId(step), base: PolicyVersion(base), groups, digests }
+    })
 }
 
 fn coordinator_to_learner() -> impl Strategy<Value = CoordinatorToLearner> {
     let epoch = || any::<u64>().prop_map(Epoch);
     let from = prop_oneof![Just(LoadFrom::Base), text().prop_map(LoadFrom::Checkpoint)];
-    let scored = (trajectory(), score()).prop_map(|(trajectory, score)| ScoredTrajectory { trajectory, score });
-    let group = (any::<u64>(), vec(scored, 0..3), vec(f64s(), 0..3)).prop_map(|(g, samples, advantages)| GroupPayload {
-        group: GroupId(g),
-        samples,
-        advantages,
-    });
-    let intent = (any::<(u64, u64)>(), vec(any::<u64>(), 0..4), vec(text(), 0..4)).prop_map(|((step, base), groups, digests)| {
-        let groups = groups.into_iter().map(GroupId).collect();
-        StepIntent { step: StepId(step), base: PolicyVersion(base), groups, digests }
-    });
-    let step = (epoch(), intent, vec(group, 0..3), any::<(bool, bool)>()).prop_map(|(epoch, intent, groups, (replay, hash))| {
-        CoordinatorToLearner::Step(StepRequest { epoch, intent, groups, replay, hash })
-    });
+    let step =
+        (epoch(), intent(), vec(group(), 0..3), any::<(bool, bool)>()).prop_map(|(epoch, intent, groups, (replay, hash))| {
+            CoordinatorToLearner::Step(StepRequest { epoch, intent, groups, replay, hash })
+        });
     prop_oneof![
         (epoch(), from, version()).prop_map(|(epoch, from, version)| CoordinatorToLearner::Load(Load { epoch, from, version })),
         step,
@@ -265,6 +274,30 @@ fn coordinator_to_learner() -> impl Strategy<Value = CoordinatorToLearner> {
             CoordinatorToLearner::Checkpoint(CheckpointRequest { epoch, version, cursor_json })
         }),
         text().prop_map(CoordinatorToLearner::Drain),
+        text().prop_map(CoordinatorToLearner::Meet),
+    ]
+}
+
+fn between_ranks() -> impl Strategy<Value = BetweenRanks> {
+    let holding = || (version(), any::<u64>()).prop_map(|(version, digest)| Holding { version, digest });
+    let fault = prop_oneof![Just(Fault::Worker), Just(Fault::Compute), Just(Fault::System)];
+    let step = (intent(), vec(group(), 0..3), any::<(u32, u32, u64, u64, u32, u32)>()).prop_map(
+        |(intent, groups, (first, last, sequences, tokens, rank, world))| {
+            BetweenRanks::Step(RankStep { intent, shards: (first, last), groups, sequences, tokens, rank, world })
+        },
+    );
+    prop_oneof![
+        any::<u64>().prop_map(BetweenRanks::Beat),
+        of(holding()).prop_map(BetweenRanks::Holds),
+        (holding(), any::<u64>()).prop_map(|(holding, updates)| BetweenRanks::State(RankState { holding, updates })),
+        step,
+        vec(any::<u32>().prop_map(f32::from_bits), 0..9).prop_map(|values| BetweenRanks::Values(Column(values))),
+        vec(any::<u8>(), 0..9).prop_map(BetweenRanks::Note),
+        any::<u64>().prop_map(BetweenRanks::Here),
+        holding().prop_map(BetweenRanks::Stepped),
+        (text(), any::<bool>(), fault).prop_map(|(error, fatal, fault)| BetweenRanks::Failed(RankFailed { error, fatal, fault })),
+        (text(), text(), any::<u64>()).prop_map(|(host, path, mark)| BetweenRanks::Memory(RankMemory { host, path, mark })),
+        any::<bool>().prop_map(BetweenRanks::Opened),
     ]
 }
 
@@ -303,9 +336,12 @@ proptest! {
     #[test]
     fn coordinator_to_learner_round_trips(message in coordinator_to_learner()) { round_trip(&message)? }
 
+    #[test]
+    fn between_ranks_round_trips(message in between_ranks()) { round_trip(&message)? }
+
     /// Whatever bytes come, decoding ends in a message that encodes to just them, or in an error.
     #[test]
-    fn arbitrary_frames_never_panic(direction in 0u8..9, tag in 0u8..9, body in vec(prop_oneof![Just(0u8), any::<u8>()], 0..160)) {
+    fn arbitrary_frames_never_panic(direction in 0u8..14, tag in 0u8..13, body in vec(prop_oneof![Just(0u8), any::<u8>()], 0..160)) {
         let frame = Frame { direction, tag, body };
         canonical::<Handshake>(&frame);
         canonical::<RolloutToCoordinator>(&frame);
@@ -314,6 +350,7 @@ proptest! {
         canonical::<CoordinatorToReward>(&frame);
         canonical::<LearnerToCoordinator>(&frame);
         canonical::<CoordinatorToLearner>(&frame);
+        canonical::<BetweenRanks>(&frame);
     }
 }
 

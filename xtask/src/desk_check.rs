@@ -8,6 +8,7 @@ use cohort_engine::native::NativeEngine;
 use cohort_engine::{Backend, EngineHandle, EngineOptions};
 use cohort_learner::Training;
 use cohort_learner::batching::{Plan, Sample};
+use cohort_learner::collective::Solo;
 use cohort_learner::config::{AdvantageConfig, AggregationConfig, LossConfig, OptimizerConfig, TrainingConfig};
 use cohort_learner::schedule::Decay;
 use cohort_learner::step::{Objective, update};
@@ -242,7 +243,7 @@ async fn train_step(
                 compare: true,
                 draws: 0,
             };
-            update(engine, &plan, &objective, None, None, &mut |_| ())
+            update(engine, &plan, &objective, None, None, &mut Solo, &mut |_| ())
         })
         .await?;
     let metrics = updated?.0.finish();

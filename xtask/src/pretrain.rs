@@ -9,6 +9,7 @@ use cohort_engine::native::NativeEngine;
 use cohort_engine::{AdamW, Backend};
 use cohort_learner::algo::sft::Sft;
 use cohort_learner::batching::{Packing, Plan, Sample};
+use cohort_learner::collective::Solo;
 use cohort_learner::step::{Objective, update};
 use cohort_model::init::random_weights;
 use cohort_model::{ModelFiles, SaveDtype};
@@ -88,7 +89,7 @@ pub(crate) fn run(args: &Args) -> Result<()> {
             compare: false,
             draws: 0,
         };
-        let metrics = update(&mut engine, &plan, &objective, None, None, &mut |_| ())?.finish();
+        let metrics = update(&mut engine, &plan, &objective, None, None, &mut Solo, &mut |_| ())?.finish();
         if step % 50 == 0 || step + 1 == args.steps {
             let loss = metrics.iter().find(|(name, _)| name == "loss").map_or(f64::NAN, |(_, value)| *value);
             println!("step {step:5}  loss {loss:.4}  {:6.1} s", started.elapsed().as_secs_f64());

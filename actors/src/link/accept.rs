@@ -33,6 +33,8 @@ pub struct AcceptTerms {
 impl AcceptTerms {
     /// Who may come to a coordinator.
     pub const WORKERS: &'static [Role] = &[Role::Rollout, Role::Reward, Role::Learner];
+    /// Who may come to the rank of the learner that leads.
+    pub const FOLLOWERS: &'static [Role] = &[Role::Learner];
     /// Who may come to a node agent.
     pub const NODES: &'static [Role] = &[Role::Node];
 }

@@ -153,8 +153,11 @@ impl Head {
             pulse,
             serving,
         };
-        for role in [Role::Coordinator, Role::Learner] {
-            head.add(WorkerId { role, index: 0 }).await?;
+        let ranks = head.options.config.cluster.learner.get();
+        for (role, count) in [(Role::Coordinator, 1), (Role::Learner, ranks)] {
+            for index in 0..count {
+                head.add(WorkerId { role, index }).await?;
+            }
         }
         let here = head.hosts.here.borrow_and_update().clone();
         head.place(here).await?;

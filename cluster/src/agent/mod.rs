@@ -8,7 +8,8 @@
 //! | coordinator | says nothing for [`SILENCE`] | killed, then as above | nothing committed or accepted |
 //! | rollout worker | any | restarted; its groups are leased again and come out with the same bits | the groups in its hands |
 //! | reward worker | any | restarted; its groups are sent to be graded again | the scores in its hands |
-//! | learner | any | restarted; loads the last checkpoint, replays the committed intents | the step in work |
+//! | learner | any | restarted; loads the last checkpoint, replays the committed intents; its followers join it again | the step in work |
+//! | follower of the learner | any | restarted; takes the lead's state, the step in work is taken again | its part of the step in work |
 //! | any | more than 20 failures in 60 s, or an exit that says "not again" | the run (of another host: that host) ends, naming the first cause | nothing committed |
 //! | another host | out of reach for 10 s, or it leaves | its workers are given up, or placed elsewhere where a number was asked for | the groups in their hands |
 //! | an agent | any | every child leaves within 5 s; `launch --resume` or `cluster join` goes on | nothing committed |
@@ -31,6 +32,7 @@ mod handover;
 mod head;
 mod join;
 mod launcher;
+mod meeting;
 mod membership;
 mod news;
 mod nodes;

@@ -5,6 +5,7 @@
 //! known; [`exit::SIGNALLED`] somebody sent SIGTERM; anything else: start it again.
 use super::children::certificates;
 use super::handover::{self, Item};
+use super::meeting::Meeting;
 use super::news::Teller;
 use super::orders;
 use super::weights::gate::GatedRing;
@@ -122,12 +123,13 @@ async fn role(options: &WorkerOptions, wiring: &Wiring, shutdown: Shutdown) -> R
         return outcome.map(|_| ()).map_err(failure);
     }
     let dialer: Arc<dyn Dialer> = Arc::new(QuicDialer::new(options.coordinator, &identity, quic).map_err(passing)?);
-    work(options, wiring, dialer, shutdown).await
+    work(options, wiring, identity, dialer, shutdown).await
 }
 
 async fn work(
     options: &WorkerOptions,
     wiring: &Wiring,
+    identity: Identity,
     dialer: Arc<dyn Dialer>,
     shutdown: Shutdown,
 ) -> Result<(), WorkerFailure> {
@@ -143,7 +145,8 @@ async fn work(
         }
         Role::Learner => {
             let engine = wiring.learning_engine().map_err(Failure::from)?;
-            let args = wiring.learner(engine, ring(options)?).map_err(Failure::from)?;
+            let ranks = Arc::new(Meeting { coordinator: options.coordinator, identity });
+            let args = wiring.learner(options.who.index, engine, ring(options)?, ranks).map_err(Failure::from)?;
             cohort_learner::run_worker(args, dialer, shutdown).await.map_err(Failure::from)
         }
         Role::Coordinator | Role::Node => Ok(()),

@@ -81,6 +81,7 @@ pub(super) fn run(args: &Args, out: &mut dyn Write) -> Result<Exit, CliError> {
         model: wiring.files.clone(),
         run_dir: args.out.clone(),
         micro_batches: Arc::new(AtomicU64::new(0)),
+        team: None,
     });
     std::fs::create_dir_all(&args.out).map_err(|e| CliError::io("make", &args.out, &e))?;
     let mut metrics = JsonlSink::open(&args.out.join("metrics.jsonl")).map_err(|e| CliError::new(Exit::Io, e))?;

@@ -4,7 +4,7 @@ use crate::config::{ConfigError, Inputs, Resolved, nearest};
 use std::path::PathBuf;
 
 /// Roles whose number `--workers` sets.
-const ROLES: [&str; 2] = ["rollout", "reward"];
+const ROLES: [&str; 3] = ["rollout", "reward", "learner"];
 
 /// Where the configuration comes from.
 #[derive(Debug, Clone, Default, clap::Args)]
@@ -24,7 +24,7 @@ pub(super) struct ConfigArgs {
     /// Compute threads of each engine, 0 for all cores (cluster.threads)
     #[arg(long, value_name = "N", allow_negative_numbers = true)]
     pub threads: Option<i64>,
-    /// How many workers, as rollout=2,reward=1 (cluster.rollout, cluster.reward)
+    /// How many workers, as rollout=2,reward=1 (cluster.rollout, cluster.reward, cluster.learner)
     #[arg(long, value_name = "ROLE=N,..", value_delimiter = ',', value_parser = workers)]
     pub workers: Vec<(String, i64)>,
     /// Run coordinator and workers as processes of their own (cluster.processes)
@@ -37,10 +37,9 @@ fn workers(text: &str) -> Result<(String, i64), String> {
     let (role, count) = text.split_once('=').ok_or("write role=count, as rollout=2,reward=1")?;
     let role = role.trim();
     if !ROLES.contains(&role) {
-        let hint = match (role, nearest(role, ROLES.into_iter())) {
-            ("learner", _) => "; there is one learner".to_owned(),
-            (_, Some(meant)) => format!("; did you mean {meant}?"),
-            (_, None) => format!("; there are {}", ROLES.join(" and ")),
+        let hint = match nearest(role, ROLES.into_iter()) {
+            Some(meant) => format!("; did you mean {meant}?"),
+            None => format!("; there are {}", ROLES.join(", ")),
         };
         return Err(format!("no role {role:?}{hint}"));
     }

@@ -78,7 +78,10 @@ fn bad_command_lines_end_in_2_and_say_what_is_wrong() {
             vec!["launch", "--dry-run", "--workers", "rollout=0"],
             vec!["`cluster.rollout` must be a whole number from 1", "--workers rollout=0"],
         ),
-        (vec!["launch", "--dry-run", "--workers", "learner=2"], vec!["there is one learner"]),
+        (
+            vec!["launch", "--dry-run", "--workers", "learner=2"],
+            vec!["2 learner ranks cannot share 1 logical shards", "set training.logical_shards = 2"],
+        ),
         (vec!["launch", "--dry-run", "--workers", "rolout=2"], vec!["did you mean rollout?"]),
         (
             vec!["launch", "--dry-run", "--steps", "-5"],

@@ -48,6 +48,14 @@ impl Config {
 
     /// What training asks of the sections together: the path of the first bad value, and why it is bad.
     pub(super) fn check_training(&self) -> Result<(), (String, String)> {
+        let (ranks, shards) = (self.cluster.learner.get(), self.training.logical_shards);
+        if !cohort_learner::shards::admits(shards as usize, ranks.into()) {
+            let why = format!(
+                "{ranks} learner ranks cannot share {shards} logical shards to the same bits: training.logical_shards must be \
+                 cluster.learner times 1, 2, 4, ..; set training.logical_shards = {ranks} (it is part of the run's numerics)"
+            );
+            return Err(("cluster.learner".to_owned(), why));
+        }
         let corrects = !matches!(self.training.correction, CorrectionConfig::None {});
         // Cross-entropy reads no ratio: there is nothing to correct.
         let reads_ratio = !matches!(self.training.loss, LossConfig::Sft {});

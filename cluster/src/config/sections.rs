@@ -13,6 +13,9 @@ pub struct ClusterConfig {
     pub rollout: NonZeroU16,
     /// Reward workers: how many grade groups at the same time.
     pub reward: NonZeroU16,
+    /// Learner ranks: how many share the groups of a step, each with weights, gradients and moments of its own. `training.logical_shards` must be
+    /// their number times 1, 2, 4, ..; the weights after a step do not depend on it. Default 1.
+    pub learner: NonZeroU16,
     /// Groups that one rollout worker generates at once; their samples share the engine's batch.
     pub capacity: NonZeroU16,
     /// Compute threads of each engine; 0 takes all cores.
@@ -56,6 +59,7 @@ impl Default for ClusterConfig {
         Self {
             rollout: ONE,
             reward: ONE,
+            learner: ONE,
             capacity: ONE.saturating_add(7),
             threads: 0,
             processes: false,

@@ -180,6 +180,13 @@ pub enum Event {
         /// Version in its engine; `None`: fresh, or not to be relied upon.
         version: Option<PolicyVersion>,
     },
+    /// The lead of the learner's ranks says where its followers find it.
+    Meeting {
+        /// Its connection.
+        conn: ConnId,
+        /// The place.
+        place: String,
+    },
     /// The learner loaded a state.
     Loaded {
         /// Its connection.
@@ -436,6 +443,13 @@ pub enum Command {
         version: PolicyVersion,
         /// First group that no step up to that version has consumed.
         cursor: u64,
+    },
+    /// Tell a follower of the learner where the lead is.
+    Meet {
+        /// The follower's connection.
+        conn: ConnId,
+        /// The place.
+        place: String,
     },
     /// A worker is hung: end its connection and have its process replaced.
     Replace {

@@ -129,6 +129,7 @@ impl ControllerState {
             Event::RewardReady { conn, capacity } => self.on_reward_ready(now, conn, capacity),
             Event::Scores { .. } => self.on_scores(now, event, out),
             Event::LearnerReady { conn, version } => self.on_learner_ready(conn, version),
+            Event::Meeting { conn, place } => self.on_meeting(conn, place, out),
             Event::Loaded { conn, epoch, version, digest } => self.on_loaded(conn, epoch, version, digest, out),
             Event::CheckpointDamaged { conn, version, why } => self.on_checkpoint_damaged(conn, version, &why, out),
             Event::Stepped { conn, epoch, commit } => self.on_stepped(conn, epoch, commit, out),
@@ -308,9 +309,11 @@ impl ControllerState {
         if let Some(older) = self.members.join(now, conn, worker, incarnation, pid) {
             self.on_disconnected(older, "it connected again", out);
         }
-        if worker.role == Role::Learner {
+        if worker.is_lead() {
             self.learner.conn = Some(conn);
             self.learner.reported = false;
+        } else if let (Role::Learner, Some(place)) = (worker.role, self.learner.meeting.clone()) {
+            out.push(Command::Meet { conn, place });
         }
     }
 
@@ -334,7 +337,9 @@ impl ControllerState {
 
     /// Whether the run waits for something of it.
     fn is_working(&self, conn: ConnId, member: &Member) -> bool {
-        !member.load.is_empty() || member.swap.is_some() || (self.learner.conn == Some(conn) && self.learner.busy.is_some())
+        let (lead, follows) = (self.learner.conn == Some(conn), member.worker.role == Role::Learner && !member.worker.is_lead());
+        // A follower's counter moves with time, too, unless it hangs.
+        !member.load.is_empty() || member.swap.is_some() || (lead && self.learner.busy.is_some()) || follows
     }
 
     fn on_reward_ready(&mut self, now: Instant, conn: ConnId, capacity: u16) {

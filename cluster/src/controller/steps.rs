@@ -30,6 +30,8 @@ pub struct LearnerDesk {
     pub holds: Option<PolicyVersion>,
     /// The request it works on.
     pub busy: Option<Request>,
+    /// Where its followers find it.
+    pub meeting: Option<String>,
     /// Digest of the base weights, once known.
     pub base_digest: Option<u64>,
     failures: u32,
@@ -164,6 +166,15 @@ impl ControllerState {
         self.learner.not_before = None;
     }
 
+    /// The lead says where its followers find it: they are told.
+    pub(super) fn on_meeting(&mut self, conn: ConnId, place: String, out: &mut Vec<Command>) {
+        if self.learner.conn == Some(conn) {
+            let followers = self.members.role(Role::Learner).filter(|(_, m)| !m.worker.is_lead());
+            out.extend(followers.map(|(conn, _)| Command::Meet { conn, place: place.clone() }));
+            self.learner.meeting = Some(place);
+        }
+    }
+
     /// The learner is gone; see the module's text for why nothing else is to be done.
     pub(super) fn learner_lost(&mut self) {
         self.learner = LearnerDesk {
@@ -231,6 +242,9 @@ impl ControllerState {
         self.accounts.failed_in_a_row = 0;
         self.accounts.consumed += self.intents.get(&step).map_or(0, |i| i.groups.len() as u64);
         let works = self.intents.get(&step).map(|i| i.groups.iter().map(|g| Work::train(*g)).collect()).unwrap_or_default();
+        // Its followers had their part in it.
+        let ranks: Vec<ConnId> = self.members.role(Role::Learner).map(|(conn, _)| conn).collect();
+        ranks.into_iter().for_each(|conn| self.members.achieved(conn));
         out.push(Command::Committed(step));
         out.push(Command::Forget(works));
     }

@@ -315,6 +315,7 @@ impl World {
                 *w = FakeWorker { incarnation: w.incarnation + 1, ..FakeWorker::default() };
             }
             Command::Finish(outcome) => self.outcome = Some(outcome),
+            Command::Meet { .. } => panic!("this learner has no followers"),
             Command::CancelLease { .. } | Command::Discard { .. } | Command::Phase(_) => {}
             Command::Committed(_) | Command::Evaluated(_) | Command::Notice(_) => {}
         }

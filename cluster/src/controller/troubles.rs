@@ -408,3 +408,50 @@ fn leases_and_gradings_are_spread_over_all_workers() {
     assert_eq!(of(&generated, &rollouts), [2, 2, 2]);
     assert_eq!(of(&scored, &rewards), [3, 3]);
 }
+
+const FOLLOWER: WorkerId = WorkerId { role: Role::Learner, index: 1 };
+
+/// The connections that are told where the lead is.
+fn told(commands: &[Command], wanted: &str) -> Vec<ConnId> {
+    let met = |c: &Command| match c {
+        Command::Meet { conn, place } if place == wanted => Some(*conn),
+        _ => None,
+    };
+    commands.iter().filter_map(met).collect()
+}
+
+#[test]
+fn followers_find_the_lead_whoever_comes_first() {
+    let mut desk = Desk::new(plan(), Past::default());
+    assert!(told(&desk.join(FOLLOWER), "a").is_empty());
+    desk.learner_up();
+    let lead = desk.conns[&LEARNER];
+    let out = desk.say(Event::Meeting { conn: lead, place: "a".into() });
+    assert_eq!(told(&out, "a"), [desk.conns[&FOLLOWER]]);
+    desk.lose(FOLLOWER);
+    let out = desk.join(FOLLOWER);
+    assert_eq!(told(&out, "a"), [desk.conns[&FOLLOWER]]);
+    // The next lead is found at another place, and nowhere before it says so.
+    desk.lose(LEARNER);
+    let out = desk.join(LEARNER);
+    assert!(out.iter().all(|c| !matches!(c, Command::Meet { .. })));
+    let lead = desk.conns[&LEARNER];
+    assert_eq!(told(&desk.say(Event::Meeting { conn: lead, place: "b".into() }), "b"), [desk.conns[&FOLLOWER]]);
+}
+
+#[test]
+fn a_follower_is_not_the_learner_and_is_replaced_when_it_hangs() {
+    let mut desk = Desk::new(plan(), Past::default());
+    desk.learner_up();
+    desk.moving = vec![LEARNER];
+    let out = desk.join(FOLLOWER);
+    assert!(out.iter().all(|c| !matches!(c, Command::Load { .. } | Command::Publish { .. })), "{out:?}");
+    assert_eq!(desk.state.learner_version(), Some(PolicyVersion(0)), "the lead's");
+    let stall = Deadlines::default().stall.as_secs();
+    let out = desk.seconds(stall + 2);
+    let replaced =
+        out.iter().find_map(|c| if let Command::Replace { worker, why, .. } = c { Some((*worker, why)) } else { None });
+    let (worker, why) = replaced.expect("a follower whose counter stands still is hung, whatever it has to do");
+    assert!(worker == FOLLOWER && why.contains("made no progress"), "{why}");
+    assert_eq!(desk.state.learner_version(), Some(PolicyVersion(0)), "the lead goes on");
+}

@@ -264,6 +264,7 @@ impl Core {
                 let (epoch, cursor_json) = (self.state.epoch(), serde_json::json!({ "next_group": cursor }).to_string());
                 self.to_learner(conn, CoordinatorToLearner::Checkpoint(CheckpointRequest { epoch, version, cursor_json }));
             }
+            Command::Meet { conn, place } => self.to_learner(conn, CoordinatorToLearner::Meet(place)),
             Command::Replace { worker, conn, why } => {
                 tracing::warn!(target: "cohort::coordinator", %worker, why, "replacing");
                 if let Some((_, outbox)) = self.conns.remove(&conn) {

@@ -1,6 +1,7 @@
 //! What a run has to tell, gathered as it goes: live progress, the state of its actors, the report at the end.
 //! All sums are made of the ledger's commits, so that a resumed run reports the whole of it.
 use super::rise::rise;
+use crate::controller::steps::Request;
 use crate::controller::{ConnId, ControllerState};
 use crate::ledger::{Past, RunPaths};
 use crate::progress::{
@@ -338,7 +339,7 @@ pub(super) fn example(prompt: u64, turns: &[cohort_protocol::Turn], reward: f64)
 }
 
 fn member_state(state: &ControllerState, conn: Option<ConnId>, member: &crate::controller::membership::Member) -> ActorState {
-    let learner_busy = member.worker.role == Role::Learner && state.learner_request().is_some();
+    let learner_busy = learner_request(state, member.worker).is_some();
     if member.swap.is_some() || matches!(state.phase(), RunPhase::Loading) && learner_busy {
         ActorState::Loading
     } else if !member.load.is_empty() || learner_busy && conn.is_some() {
@@ -351,7 +352,7 @@ fn member_state(state: &ControllerState, conn: Option<ConnId>, member: &crate::c
 fn in_hand(state: &ControllerState, conn: ConnId) -> Option<String> {
     let member = state.members().get(conn)?;
     if member.worker.role == Role::Learner {
-        return state.learner_request().map(|request| request.to_string());
+        return learner_request(state, member.worker).map(|request| request.to_string());
     }
     let first = member.load.first()?;
     let mut text = match state.leased_attempt(first) {
@@ -376,7 +377,13 @@ fn groups(state: &ControllerState) -> GroupCounts {
 }
 
 fn learner_version(state: &ControllerState, worker: WorkerId) -> Option<PolicyVersion> {
-    (worker.role == Role::Learner).then(|| state.learner_version()).flatten()
+    worker.is_lead().then(|| state.learner_version()).flatten()
+}
+
+/// What a learner rank works on: followers have their part in steps alone.
+fn learner_request(state: &ControllerState, worker: WorkerId) -> Option<Request> {
+    let request = state.learner_request().filter(|_| worker.role == Role::Learner)?;
+    (worker.is_lead() || matches!(request, Request::Step(_) | Request::Replay(_))).then_some(request)
 }
 
 fn metric(commit: &StepCommit, name: &str) -> Option<f64> {

@@ -266,6 +266,7 @@ impl Place {
                     })
                 }
                 Ok((CoordinatorToLearner::Drain(_), _)) => return Ok(()),
+                Ok((CoordinatorToLearner::Meet(_), _)) => panic!("this learner has no followers"),
                 Err(LinkError::Lost(_)) => {
                     link.reconnect().await?;
                     LearnerToCoordinator::Ready(held.map(|h| h.0))

@@ -21,9 +21,10 @@ use crate::ledger::RunPaths;
 use crate::progress::{LaunchReport, Progress, ProgressSink};
 use async_trait::async_trait;
 use cohort_actors::supervision::actor::{ChildFactory, ChildSpec, Fatal, SupervisorActor, SupervisorArgs};
-use cohort_actors::transport::inproc;
+use cohort_actors::transport::{Deadlines, Listener, inproc};
 use cohort_actors::{ChildId, Dialer, Escalation, Restart, Shutdown, SupervisionPolicy};
 use cohort_engine::{EngineHandle, HeldRing, WeightRing};
+use cohort_learner::Rendezvous;
 use cohort_protocol::{Role, WorkerId};
 use ractor::{Actor, ActorCell, ActorProcessingErr, ActorRef, SupervisionEvent};
 use std::collections::HashMap;
@@ -62,6 +63,7 @@ pub(super) async fn run(
         engine: wiring.engine()?,
         ring: Arc::new(HeldRing::new(RING_SLOTS)),
         dialer: Arc::new(dialer),
+        ranks: Meeting(inproc::InprocAddress::new("learner-0", Deadlines::default())),
         shutdown: Shutdown::new(),
         exits: Mutex::default(),
     });
@@ -137,6 +139,7 @@ struct Place {
     engine: EngineHandle,
     ring: Arc<dyn WeightRing>,
     dialer: Arc<dyn Dialer>,
+    ranks: Meeting,
     shutdown: Shutdown,
     /// How the launch would end by each worker's last failure.
     exits: Mutex<HashMap<ChildId, Exit>>,
@@ -159,7 +162,9 @@ impl Place {
                 Ok(cohort_reward_workers::run_worker(args, dialer, shutdown).await?)
             }
             Role::Learner => {
-                let mut args = self.wiring.learner(engine, ring)?;
+                // The lead shares the rollout workers' engine; every follower has its own weights to keep.
+                let engine = if who.is_lead() { engine } else { self.wiring.engine()? };
+                let mut args = self.wiring.learner(who.index, engine, ring, Arc::new(self.ranks.clone()))?;
                 args.hello.incarnation = incarnation;
                 Ok(cohort_learner::run_worker(args, dialer, shutdown).await?)
             }
@@ -174,6 +179,20 @@ impl Place {
             Escalation::TooManyRestarts { .. } => None,
         };
         RunError::GaveUp { exit: exit.unwrap_or(Exit::WorkerGaveUp), why: escalation.to_string() }
+    }
+}
+
+/// Where learner ranks meet in this process.
+#[derive(Debug, Clone)]
+struct Meeting(inproc::InprocAddress);
+
+impl Rendezvous for Meeting {
+    fn listen(&self) -> Result<(Arc<dyn Listener>, String), String> {
+        Ok((Arc::new(self.0.listen()), "learner-0".to_owned()))
+    }
+
+    fn dialer(&self, _: &str) -> Result<Arc<dyn Dialer>, String> {
+        Ok(Arc::new(self.0.dialer()))
     }
 }
 

@@ -136,6 +136,7 @@ impl Replay {
             model: wiring.files.clone(),
             run_dir: paths.root().to_owned(),
             micro_batches: Arc::new(AtomicU64::new(0)),
+            team: None,
         };
         Ok(Self { history, past, shop: Arc::new(shop), begins, last })
     }

@@ -55,7 +55,9 @@ pub fn coordinator_args(wiring: &Wiring, paths: &RunPaths, around: Surroundings)
 /// Every worker that belongs to a run of this configuration.
 #[must_use]
 pub fn workers(config: &Config) -> Vec<WorkerId> {
-    let counts = [(Role::Learner, 1), (Role::Reward, config.cluster.reward.get()), (Role::Rollout, config.cluster.rollout.get())];
+    let cluster = &config.cluster;
+    let counts =
+        [(Role::Learner, cluster.learner.get()), (Role::Reward, cluster.reward.get()), (Role::Rollout, cluster.rollout.get())];
     counts.into_iter().flat_map(|(role, n)| (0..n).map(move |index| WorkerId { role, index })).collect()
 }
 

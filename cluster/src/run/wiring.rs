@@ -7,8 +7,8 @@ use cohort_engine::candle::CandleEngine;
 use cohort_engine::native::NativeEngine;
 use cohort_engine::stub::StubBackend;
 use cohort_engine::{Backend, EngineError, EngineHandle, EngineOptions, WeightRing};
-use cohort_learner::LearnerArgs;
 use cohort_learner::config::ConfigError;
+use cohort_learner::{LearnerArgs, Ranks, Rendezvous};
 use cohort_model::config::EngineKind;
 use cohort_model::{Lora, ModelConfig, ModelError, ModelFiles, Quantization};
 use cohort_protocol::messages::handshake::Hello;
@@ -194,16 +194,24 @@ impl Wiring {
         })
     }
 
-    /// The learner.
-    pub fn learner(&self, engine: EngineHandle, ring: Arc<dyn WeightRing>) -> Result<LearnerArgs, WiringError> {
+    /// A learner rank, 0 the lead.
+    pub fn learner(
+        &self,
+        index: u16,
+        engine: EngineHandle,
+        ring: Arc<dyn WeightRing>,
+        rendezvous: Arc<dyn Rendezvous>,
+    ) -> Result<LearnerArgs, WiringError> {
+        let count = self.config.cluster.learner.get();
         Ok(LearnerArgs {
-            hello: self.hello(WorkerId { role: Role::Learner, index: 0 })?,
+            hello: self.hello(WorkerId { role: Role::Learner, index })?,
             engine,
             reference: self.reference()?,
             ring,
             training: self.config.training.clone(),
             model: self.files.clone(),
             run_dir: self.run_dir.clone(),
+            ranks: (count > 1).then_some(Ranks { count, rendezvous }),
         })
     }
 

@@ -25,6 +25,7 @@ use groups::{Groups, Item};
 use kv::KvStore;
 use parameters::Parameters;
 use scores::Targets;
+use std::ops::ControlFlow;
 
 /// A decoder in candle operations, f32.
 pub struct CandleEngine {
@@ -221,6 +222,10 @@ impl Backend for CandleEngine {
         self.parameters.update(optimizer, lr, grad_scale).map_err(failed)?;
         self.pending = None;
         Ok(())
+    }
+
+    fn each_gradient(&mut self, visit: &mut dyn FnMut(&mut [f32]) -> ControlFlow<()>) -> Result<(), EngineError> {
+        self.parameters.each_gradient(visit).map_err(failed)
     }
 
     fn gradients(&self) -> Result<WeightSet, EngineError> {

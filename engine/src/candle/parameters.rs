@@ -5,6 +5,7 @@ use candle_core::backprop::GradStore;
 use candle_core::{DType, Device, Result, Tensor, Var};
 use cohort_model::{DecoderSpec, Tensor as Canonical, WeightSet};
 use std::collections::BTreeMap;
+use std::ops::ControlFlow;
 
 /// Tensors by canonical name.
 type Named = BTreeMap<String, Tensor>;
@@ -99,6 +100,22 @@ impl Parameters {
 
     pub(super) fn gradients(&self) -> Result<WeightSet> {
         self.download_or_zeros(&self.gradients)
+    }
+
+    /// Through the host's memory, tensor by tensor in the order of their names.
+    pub(super) fn each_gradient(&mut self, visit: &mut dyn FnMut(&mut [f32]) -> ControlFlow<()>) -> Result<()> {
+        for (name, var) in &self.weights {
+            let mut values = match self.gradients.get(name) {
+                Some(gradient) => gradient.flatten_all()?.to_vec1::<f32>()?,
+                None => vec![0.0; var.elem_count()],
+            };
+            let flow = visit(&mut values);
+            self.gradients.insert(name.clone(), Tensor::from_vec(values, var.dims(), var.device())?);
+            if flow.is_break() {
+                break;
+            }
+        }
+        Ok(())
     }
 
     pub(super) fn update(&mut self, optimizer: &AdamW, lr: f64, grad_scale: f64) -> Result<()> {

@@ -41,6 +41,7 @@ use kv::KvStore;
 use layout::Layout;
 use lora::Adapters;
 use optimizer::Training;
+use std::ops::ControlFlow;
 use weights::{Kind, Weights};
 use workspace::{BackwardSpace, Kept, Workspace};
 
@@ -408,6 +409,13 @@ impl Backend for NativeEngine {
             }
         }
         self.pending = None;
+        Ok(())
+    }
+
+    fn each_gradient(&mut self, visit: &mut dyn FnMut(&mut [f32]) -> ControlFlow<()>) -> Result<(), EngineError> {
+        let layout = self.adapters.as_ref().map_or(&self.layout, |adapters| &adapters.layout);
+        // The arena is one bucket: whether it is the last does not matter.
+        let _ = visit(self.training.gradients_mut(layout));
         Ok(())
     }
 

@@ -6,6 +6,7 @@ use cohort_engine::{
 use cohort_model::{DecoderSpec, Tensor, WeightSet};
 use proptest::prelude::*;
 use std::collections::BTreeMap;
+use std::ops::ControlFlow;
 
 pub(crate) const VOCAB: usize = 11;
 pub(crate) const CONTEXT: usize = 48;
@@ -110,6 +111,9 @@ impl Backend for Hashed {
         unsupported()
     }
     fn update(&mut self, _: &AdamW, _: f64, _: f64) -> Result<(), EngineError> {
+        unsupported()
+    }
+    fn each_gradient(&mut self, _: &mut dyn FnMut(&mut [f32]) -> ControlFlow<()>) -> Result<(), EngineError> {
         unsupported()
     }
     fn gradients(&self) -> Result<WeightSet, EngineError> {

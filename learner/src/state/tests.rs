@@ -31,7 +31,7 @@ fn ask(state: &mut LearnerState, request: CoordinatorToLearner) -> Vec<Command> 
 
 /// Connected in epoch 1 and holding version 0.
 fn ready() -> LearnerState {
-    let mut state = LearnerState::new(PATIENCE);
+    let mut state = LearnerState::new(PATIENCE, None);
     assert_eq!(after(&mut state, Event::Connected(Epoch(1))), [Command::Send(LearnerToCoordinator::Ready(None))]);
     let load = Load { epoch: Epoch(1), from: LoadFrom::Base, version: PolicyVersion(0) };
     assert!(matches!(ask(&mut state, CoordinatorToLearner::Load(load))[..], [Command::Start(Job::Load(_))]));
@@ -143,7 +143,7 @@ proptest! {
     /// Whatever comes in whatever order: one job at a time, each step from the version held, each answer in its epoch.
     #[test]
     fn one_job_at_a_time(events in proptest::collection::vec((events(), any::<bool>()), 1..60)) {
-        let (mut state, mut running, mut epoch) = (LearnerState::new(PATIENCE), None::<Job>, None);
+        let (mut state, mut running, mut epoch) = (LearnerState::new(PATIENCE, None), None::<Job>, None);
         for (event, finish) in events {
             if let Event::Connected(e) = event { epoch = Some(e); }
             let held = state.held();

@@ -1,7 +1,9 @@
 //! The learner from outside: objectives against PyTorch, steps on a toy model, checkpoints on a disk, the worker's session.
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, reason = "a test fails by panicking")]
 mod checkpoint;
+mod collective;
 mod losses;
+mod ranks;
 mod step;
 mod toy;
 mod worker;

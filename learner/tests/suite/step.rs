@@ -3,6 +3,7 @@ use crate::toy::{Toy, goal_request, small_spec};
 use cohort_engine::Backend;
 use cohort_learner::algo::sft::Sft;
 use cohort_learner::batching::{Packing, Plan, Sample};
+use cohort_learner::collective::Solo;
 use cohort_learner::config::{CorrectionConfig, LossConfig, TrainingConfig};
 use cohort_learner::schedule::Decay;
 use cohort_learner::step::{self, Objective, StepError};
@@ -221,7 +222,7 @@ fn the_kl_term_pulls_to_the_reference() {
 #[test]
 fn what_is_not_finite_stops_the_step_before_its_update() {
     let request = goal_request(&Toy::small(1), 1, 4, 7);
-    let parts = step::plan(&training(|_| {}), &request).unwrap().micro_batches.len();
+    let parts = step::plan(&training(|_| {}), &request).unwrap().micro_batches().count();
     assert!(parts > 2, "{parts} micro-batches");
     let mut toy = Toy { poison_forward: Some(1), ..Toy::small(1) };
     let failure = step::run(&mut toy, &training(|_| {}), &request, None, &mut |_, _| {}).unwrap_err();
@@ -277,7 +278,7 @@ fn supervised_training_goes_through_the_same_update() {
     let optimizer = training(|_| {}).optimizer;
     let objective = Objective { loss: &Sft, optimizer, learning_rate: 0.05, max_grad_norm: Some(1.0), compare: false, draws: 0 };
     for _ in 0..100 {
-        step::update(&mut toy, &plan, &objective, None, None, &mut |_| {}).unwrap();
+        step::update(&mut toy, &plan, &objective, None, None, &mut Solo, &mut |_| {}).unwrap();
     }
     assert_eq!((1..5).map(|t| toy.likeliest(t)).collect::<Vec<_>>(), [2, 3, 4, 5]);
 }
@@ -294,6 +295,22 @@ proptest! {
         prop_assert_eq!(run(&mut a, &training, &request), run(&mut b, &training, &request));
         prop_assert_eq!(&a.weights, &b.weights);
         prop_assert_eq!(a.optimizer_export().unwrap(), b.optimizer_export().unwrap());
+    }
+
+    /// Logical shards change rounding at most, and each number of them gives its own bits again and again.
+    #[test]
+    fn logical_shards_do_not_change_the_loss(seed in 1u64..1000, shards in 2u32..6) {
+        let request = goal_request(&Toy::small(seed), 1, 6, 7);
+        let take = |shards: u32| {
+            let mut toy = Toy::small(seed);
+            let metrics = run(&mut toy, &training(|c| (c.groups_per_step, c.logical_shards) = (6, shards)), &request);
+            (toy.weights, metrics)
+        };
+        let ((_, whole), (weights, cut)) = (take(1), take(shards));
+        for name in ["loss", "grad_norm", "entropy", "exactness/tokens", "num_tokens"] {
+            prop_assert!((whole[name] - cut[name]).abs() < 1e-5 * whole[name].abs().max(1.0), "{}: {} and {}", name, whole[name], cut[name]);
+        }
+        prop_assert_eq!(take(shards), (weights, cut));
     }
 
     /// The divisors are the step's: other micro-batches change rounding at most.
@@ -317,7 +334,7 @@ fn the_toy_is_a_model() {
         [Sample::supervised(0, &[1, 2, 3, 2, 1], &[0, 1, 0, 1, 1])],
         Packing { micro_batch_tokens: 64, share_prompts: true },
     );
-    let batch = &plan.micro_batches[0].batch;
+    let batch = &plan.shards[0][0].batch;
     let loss = |toy: &mut Toy| {
         let f = toy.forward(batch, false).unwrap();
         f.logp.iter().zip(&f.entropy).map(|(&l, &e)| f64::from(l) * 1.5 - f64::from(e) * 0.7).sum::<f64>()

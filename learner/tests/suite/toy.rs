@@ -8,6 +8,8 @@ use cohort_protocol::{
     Epoch, FinishReason, GroupId, GroupPayload, PolicyVersion, SampleIx, Score, ScoredTrajectory, StepId, StepIntent, Trajectory,
     VersionSpan,
 };
+use std::ops::ControlFlow;
+use std::sync::Arc;
 
 const EMBED: &str = "model.embed_tokens.weight";
 const NORM: &str = "model.norm.weight";
@@ -26,6 +28,17 @@ pub(crate) struct Toy {
     pub(crate) poison_forward: Option<usize>,
     pub(crate) forwards: usize,
     pub(crate) backwards: usize,
+    pub(crate) on_backward: Option<Hook>,
+}
+
+/// Called at the begin of each backward pass.
+#[derive(Clone)]
+pub(crate) struct Hook(pub(crate) Arc<dyn Fn() + Send + Sync>);
+
+impl std::fmt::Debug for Hook {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str("Hook")
+    }
 }
 
 /// An untied architecture without blocks: 11 tokens, 4 wide.
@@ -82,6 +95,7 @@ impl Toy {
             poison_forward: None,
             forwards: 0,
             backwards: 0,
+            on_backward: None,
         }
     }
 
@@ -167,6 +181,9 @@ impl Backend for Toy {
         Ok(out)
     }
     fn backward(&mut self, upstream: Upstream<'_>) -> Result<(), EngineError> {
+        if let Some(Hook(hook)) = &self.on_backward {
+            hook();
+        }
         let batch = self.kept.take().ok_or_else(|| EngineError::Input("backward without a forward".into()))?;
         self.backwards += 1;
         let (h, head) = (self.spec.hidden, self.head());
@@ -217,6 +234,11 @@ impl Backend for Toy {
             }
         }
         self.zero_grad();
+        Ok(())
+    }
+    fn each_gradient(&mut self, visit: &mut dyn FnMut(&mut [f32]) -> ControlFlow<()>) -> Result<(), EngineError> {
+        // Breaks off by itself.
+        let _ = self.grads.0.values_mut().try_for_each(|tensor| visit(&mut tensor.data));
         Ok(())
     }
     fn gradients(&self) -> Result<WeightSet, EngineError> {

@@ -64,7 +64,7 @@ fn args(engine: EngineHandle, ring: Arc<LocalRing>, training: TrainingConfig, ru
         incarnation: 0,
         numerics: "any".into(),
     };
-    LearnerArgs { hello, engine, reference: None, ring, training, model: model(), run_dir: run_dir.to_path_buf() }
+    LearnerArgs { hello, engine, reference: None, ring, training, model: model(), run_dir: run_dir.to_path_buf(), ranks: None }
 }
 
 fn engine(backend: impl FnOnce() -> Box<dyn Backend> + Send + 'static) -> EngineHandle {

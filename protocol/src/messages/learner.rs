@@ -73,6 +73,8 @@ wire_messages! {
         4 => Checkpoint(CheckpointRequest),
         /// Leave; the reason is for the log.
         5 => Drain(String),
+        /// To a follower: where the lead waits for its followers.
+        6 => Meet(String),
     } removed []
 }
 
@@ -181,5 +183,7 @@ wire_messages! {
         6 => Failed(LearnerFailed),
         /// Each second.
         7 => Beat(LearnerBeat),
+        /// From the lead: where it waits for its followers.
+        8 => Meeting(String),
     } removed []
 }

@@ -2,6 +2,7 @@
 pub mod handshake;
 pub mod learner;
 pub mod node;
+pub mod ranks;
 pub mod reward;
 pub mod rollout;
 pub mod weights;
@@ -34,6 +35,8 @@ pub enum Direction {
     FetcherToHolder = 10,
     /// [`weights::HolderToFetcher`].
     HolderToFetcher = 11,
+    /// [`ranks::BetweenRanks`], both ways.
+    BetweenRanks = 12,
 }
 
 /// A table of messages.

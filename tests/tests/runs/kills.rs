@@ -83,6 +83,20 @@ fn a_coordinator_that_stands_still_is_replaced() -> Result<()> {
 }
 
 #[test]
+fn a_learner_rank_that_stands_still_holds_nobody_up() -> Result<()> {
+    let (_folder, bench) = bench()?;
+    let options = ["--steps", STEPS, "--set", "training.logical_shards=2"];
+    let reference = finish(&mut bench.launch("calm", &options))?.weights()?;
+    let ranks = [&options[..], &["--processes", "--workers", "learner=2"]].concat();
+    let mut run = start(&mut bench.launch("stopped", &ranks))?;
+    let pid = under_way(&bench, &mut run, "stopped", "learner-1")?;
+    signal(pid.expect("the run goes on"), "STOP")?;
+    let ended = wait(run, PATIENCE)?;
+    assert_eq!(ended.weights()?, reference, "the lead takes the steps alone, to the same bits");
+    bench.balanced("stopped", CONSUMED)
+}
+
+#[test]
 fn a_drained_run_says_so_and_goes_on_to_the_same_bits() -> Result<()> {
     let (_folder, bench) = bench()?;
     let reference = finish(&mut bench.launch("calm", &["--steps", STEPS]))?.weights()?;

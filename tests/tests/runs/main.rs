@@ -7,6 +7,7 @@ mod disks;
 mod hosts;
 mod int8;
 mod kills;
+mod ranks;
 mod settings;
 
 use cohort_tests::launch::Bench;

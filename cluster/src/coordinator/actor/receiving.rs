@@ -114,6 +114,7 @@ impl Core {
     async fn learner_said(&mut self, conn: ConnId, message: LearnerToCoordinator) {
         let event = match message {
             LearnerToCoordinator::Ready(version) => Event::LearnerReady { conn, version },
+            LearnerToCoordinator::Meeting(place) => Event::Meeting { conn, place },
             LearnerToCoordinator::Loaded(l) => {
                 self.report.sha256(l.version, l.sha256);
                 Event::Loaded { conn, epoch: l.epoch, version: l.version, digest: l.digest }

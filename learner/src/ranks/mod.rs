@@ -1,0 +1,46 @@
+//! Several learner ranks as one learner: the *lead* (`learner-0`) speaks with the coordinator as a lone learner does, its
+//! *followers* (`learner-1`, ..) take a share of its steps.
+//!
+//! ```text
+//! coordinator -- Load, Step, Publish, Checkpoint --> lead -- State, Step, sums --> followers
+//!      |                                              ^                               |
+//!      +-- Meet: where the lead is -------------------|-------------------------------+
+//! ```
+//!
+//! Invariants
+//! - **F1** followers hold nothing that the lead does not: whoever comes with another version or digest is given the lead's
+//!   state before it takes part.
+//! - **F2** a step that loses a rank is abandoned by all and taken again from its intent with the ranks that then stand,
+//!   down to the lead alone: the bits do not depend on how many they are ([`crate::shards`]).
+//! - **F3** after a step every rank's digest is compared with the lead's; a difference stops the run.
+//! - **F4** a rank of an older membership has no voice: each membership has connections of its own, and a step is one
+//!   membership's.
+//!
+//! Files: `team` the lead's side, `follower` a follower's.
+mod follower;
+mod team;
+
+pub(crate) use follower::run as run_follower;
+pub use team::Team;
+pub(crate) use team::{TeamArgs, TeamError};
+
+use cohort_actors::transport::{Dialer, Listener};
+use std::fmt::Debug;
+use std::sync::Arc;
+
+/// How ranks find each other.
+pub trait Rendezvous: Send + Sync + Debug {
+    /// The lead's side: a listener, and the address that a follower's [`Rendezvous::dialer`] takes.
+    fn listen(&self) -> Result<(Arc<dyn Listener>, String), String>;
+    /// A follower's side.
+    fn dialer(&self, address: &str) -> Result<Arc<dyn Dialer>, String>;
+}
+
+/// The ranks of a learner.
+#[derive(Debug, Clone)]
+pub struct Ranks {
+    /// How many there are, the lead included.
+    pub count: u16,
+    /// How they find each other.
+    pub rendezvous: Arc<dyn Rendezvous>,
+}

@@ -1,0 +1,172 @@
+//! Logical shards: why any number of ranks gives a step the same bits.
+//!
+//! The groups of a step are cut, in the intent's order, into S shards ([`groups`]). Each shard's gradient is accumulated apart,
+//! and the S gradients are summed in one tree: neighbours first, then neighbours of sums, the odd last one moving up as it is.
+//!
+//! ```text
+//! S = 4    ((0 + 1) + (2 + 3))          S = 6    (((0 + 1) + (2 + 3)) + (4 + 5))
+//! ```
+//!
+//! R ranks take S / R neighbouring shards each. Where that is a power of two, a rank's shards are a node of the tree, and
+//! adding the ranks up in the tree over R is the rest of the tree over S ([`admits`]). So the tree, and with it every
+//! rounding, depends on S alone, which is part of the run's numerics.
+use crate::collective::Collective;
+use crate::step::StepError;
+use cohort_engine::{Backend, EngineError};
+use std::ops::{ControlFlow, Range};
+
+/// The groups, of `count`, that a range of the `of` shards has: as even as whole groups allow.
+#[must_use]
+pub fn groups(count: usize, of: usize, shards: &Range<usize>) -> Range<usize> {
+    shards.start * count / of..shards.end * count / of
+}
+
+/// Whether so many ranks can share so many shards without changing the tree.
+#[must_use]
+pub fn admits(shards: usize, ranks: usize) -> bool {
+    ranks == 1 || (ranks > 1 && shards.is_multiple_of(ranks) && (shards / ranks).is_power_of_two())
+}
+
+/// The most ranks, of those present, that can share so many shards.
+#[must_use]
+pub fn most(shards: usize, present: usize) -> usize {
+    (1..=present).rev().find(|&ranks| admits(shards, ranks)).unwrap_or(1)
+}
+
+/// The shards of one of the ranks.
+#[must_use]
+pub fn of_rank(shards: usize, rank: usize, ranks: usize) -> Range<usize> {
+    rank * shards / ranks..(rank + 1) * shards / ranks
+}
+
+/// Sums `parts` in the tree; the sum is in the first of them.
+pub fn sum(parts: &mut [&mut [f32]]) {
+    let mut width = 1;
+    while width < parts.len() {
+        for left in (0..parts.len() - width).step_by(2 * width) {
+            let (head, tail) = parts.split_at_mut(left + width);
+            add(head[left], tail[0]);
+        }
+        width *= 2;
+    }
+}
+
+fn add(sum: &mut [f32], term: &[f32]) {
+    sum.iter_mut().zip(term).for_each(|(sum, term)| *sum += term);
+}
+
+/// The part of the tree over one rank's shards. Closed shards wait until their neighbour is there: at most log2 of their
+/// number at a time, each as large as the gradient.
+#[derive(Debug, Default)]
+pub(crate) struct GradientTree {
+    /// Sums of 2^level shards each, levels falling.
+    waiting: Vec<(u32, Vec<f32>)>,
+}
+
+impl GradientTree {
+    /// The engine's gradients are those of the next shard. After the last one they are the sum of all, else zero.
+    pub(crate) fn close(&mut self, engine: &mut dyn Backend, last: bool) -> Result<(), EngineError> {
+        let mut level = 0;
+        while let Some((waits, sum)) = self.waiting.pop_if(|(waits, _)| last || *waits == level) {
+            let mut rest = &sum[..];
+            engine.each_gradient(&mut |bucket| {
+                let (own, others) = rest.split_at(bucket.len());
+                add(bucket, own);
+                rest = others;
+                ControlFlow::Continue(())
+            })?;
+            level = waits + 1;
+        }
+        if !last {
+            let mut sum = Vec::new();
+            engine.each_gradient(&mut |bucket| {
+                sum.extend_from_slice(bucket);
+                ControlFlow::Continue(())
+            })?;
+            engine.zero_grad();
+            self.waiting.push((level, sum));
+        }
+        Ok(())
+    }
+}
+
+/// Replaces the engine's gradients by the sum of every rank's.
+pub(crate) fn all_reduce(engine: &mut dyn Backend, ranks: &mut dyn Collective) -> Result<(), StepError> {
+    if ranks.world() == 1 {
+        return Ok(());
+    }
+    let mut failed = None;
+    let shown = engine.each_gradient(&mut |bucket| match ranks.all_reduce(bucket) {
+        Ok(()) => ControlFlow::Continue(()),
+        Err(error) => {
+            failed = Some(error);
+            ControlFlow::Break(())
+        }
+    });
+    shown.map_err(|source| StepError::Engine { during: "sum over ranks", source })?;
+    failed.map_or(Ok(()), |error| Err(error.into()))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// The tree as text, by joining names instead of adding numbers.
+    fn tree(names: &[String]) -> String {
+        let mut nodes = names.to_vec();
+        while nodes.len() > 1 {
+            nodes = nodes
+                .chunks(2)
+                .map(|pair| if pair.len() == 2 { format!("({}+{})", pair[0], pair[1]) } else { pair[0].clone() })
+                .collect();
+        }
+        nodes.remove(0)
+    }
+
+    #[test]
+    fn ranks_that_are_admitted_do_not_change_the_tree() {
+        let names = |n: usize| (0..n).map(|i| i.to_string()).collect::<Vec<_>>();
+        for shards in 1..=24 {
+            for ranks in (1..=shards).filter(|&ranks| admits(shards, ranks)) {
+                let nodes: Vec<String> = (0..ranks).map(|rank| tree(&names(shards)[of_rank(shards, rank, ranks)])).collect();
+                assert_eq!(tree(&nodes), tree(&names(shards)), "{ranks} ranks on {shards} shards");
+            }
+        }
+        assert!(!admits(6, 2) && !admits(4, 3) && !admits(1, 2) && admits(6, 3) && admits(3, 3));
+        assert_eq!([(4, 3), (4, 9), (6, 5), (1, 8)].map(|(shards, present)| most(shards, present)), [2, 4, 3, 1]);
+    }
+
+    /// Numbers whose sum shows in which order it was made.
+    fn leaf(shard: usize) -> f32 {
+        1.0 + (shard as f32 * 0.7).sin() * 1e-3 + if shard.is_multiple_of(3) { 3e7 } else { 0.0 }
+    }
+
+    fn by_tree(leaves: &[f32]) -> f32 {
+        let mut nodes = leaves.to_vec();
+        while nodes.len() > 1 {
+            nodes = nodes.chunks(2).map(|pair| pair.iter().copied().reduce(|a, b| a + b).unwrap()).collect();
+        }
+        nodes[0]
+    }
+
+    #[test]
+    fn slices_are_summed_in_the_tree() {
+        for ranks in 1..=9 {
+            let leaves: Vec<f32> = (0..ranks).map(leaf).collect();
+            let mut parts: Vec<[f32; 1]> = leaves.iter().map(|&leaf| [leaf]).collect();
+            let mut views: Vec<&mut [f32]> = parts.iter_mut().map(|part| &mut part[..]).collect();
+            sum(&mut views);
+            assert_eq!(parts[0][0].to_bits(), by_tree(&leaves).to_bits(), "{ranks} ranks");
+        }
+    }
+
+    #[test]
+    fn every_group_is_in_one_shard() {
+        for (count, of) in [(4, 4), (7, 4), (16, 6), (5, 5)] {
+            let cuts: Vec<_> = (0..of).map(|shard| groups(count, of, &(shard..shard + 1))).collect();
+            assert!(cuts.iter().all(|cut| !cut.is_empty()) && cuts[0].start == 0 && cuts[of - 1].end == count);
+            assert!(cuts.windows(2).all(|pair| pair[0].end == pair[1].start));
+            assert_eq!(groups(count, of, &(0..of)), 0..count);
+        }
+    }
+}
