@@ -1,7 +1,9 @@
 //! A stream of a GPU as a device.
 #![expect(unsafe_code, reason = "a launch hands raw operands to a kernel")]
 use super::{Device, Grid, Kernel, Operand};
-use cudarc::driver::{CudaFunction, CudaModule, CudaStream, CudaView, CudaViewMut, DriverError, LaunchConfig, PushKernelArg};
+use cudarc::driver::{
+    CudaFunction, CudaModule, CudaSlice, CudaStream, CudaView, CudaViewMut, DriverError, LaunchConfig, PushKernelArg,
+};
 use std::collections::HashMap;
 use std::fmt;
 use std::sync::{Arc, Mutex, PoisonError};
@@ -16,16 +18,16 @@ const CODE: [(&str, &str); 6] = [
     ("swiglu", include_str!(concat!(env!("OUT_DIR"), "/swiglu.ptx"))),
 ];
 
-/// Why a launch failed.
+/// Why a launch or an allocation failed.
 #[derive(Debug)]
 pub struct GpuError {
-    kernel: &'static str,
+    what: &'static str,
     error: DriverError,
 }
 
 impl fmt::Display for GpuError {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "kernel {} was not launched: {:?}", self.kernel, self.error)
+        write!(f, "{}: {:?}", self.what, self.error)
     }
 }
 
@@ -54,6 +56,16 @@ impl Gpu {
     #[must_use]
     pub fn stream(&self) -> &Arc<CudaStream> {
         &self.stream
+    }
+
+    /// Memory for at least `len` values (never none), which hold anything.
+    ///
+    /// # Errors
+    /// When the device has no memory for it.
+    pub fn unfilled(&self, len: usize) -> Result<CudaSlice<f32>, GpuError> {
+        // SAFETY: whatever the memory holds is a number.
+        let memory = unsafe { self.stream.alloc(len.max(1)) };
+        memory.map_err(|error| GpuError { what: "allocation", error })
     }
 
     fn function(&self, kernel: Kernel) -> Result<CudaFunction, DriverError> {
@@ -107,7 +119,7 @@ impl Device for Gpu {
         if x == 0 || y == 0 || z == 0 {
             return Ok(());
         }
-        let failed = |error| GpuError { kernel: kernel.name, error };
+        let failed = |error| GpuError { what: kernel.name, error };
         let function = self.function(kernel).map_err(failed)?;
         let mut launch = self.stream.launch_builder(&function);
         for operand in &mut operands {

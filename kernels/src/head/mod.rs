@@ -9,4 +9,4 @@ mod parity;
 #[cfg(test)]
 pub(crate) mod reference;
 
-pub use cpu::{Head, Target, Upstream, backward, forward};
+pub use cpu::{Head, Target, Upstream, backward, forward, gradient};
