@@ -37,6 +37,19 @@ use primitives::Primitives;
 use scores::Targets;
 use std::sync::Arc;
 
+/// GPUs that this build and machine can compute on.
+///
+/// # Errors
+/// [`EngineError::Input`] when this build has no CUDA; [`EngineError::Device`] when the driver does not answer.
+pub fn gpus() -> Result<usize, EngineError> {
+    #[cfg(feature = "cuda")]
+    return candle_core::cuda_backend::cudarc::driver::CudaContext::device_count()
+        .map(|count| usize::try_from(count).unwrap_or(0))
+        .map_err(|error| EngineError::Device(format!("the CUDA driver does not answer: {error:?}")));
+    #[cfg(not(feature = "cuda"))]
+    Err(EngineError::Input("this build has no CUDA; build with `--features cuda`".into()))
+}
+
 /// A decoder in candle operations, f32.
 pub struct CandleEngine {
     spec: DecoderSpec,

@@ -115,38 +115,89 @@ fn gradients_are_the_slopes_of_the_loss() {
     }
 }
 
-/// The custom operations against candle's primitives: results, every gradient, and what decoding gives.
+/// What an engine computes: a training pass both ways, decoding by prompts and tokens, and the weights after an update.
+#[derive(Debug, PartialEq)]
+struct Pass {
+    logp: Vec<f32>,
+    entropy: Vec<f32>,
+    gradients: WeightSet,
+    logits: Vec<f32>,
+    updated: WeightSet,
+}
+
+/// Learning rate of its update.
+const RATE: f32 = 1e-2;
+
+fn pass(mut engine: CandleEngine) -> Pass {
+    let n = batch().targets();
+    let (d_logp, d_entropy): (Vec<f32>, Vec<f32>) = (0..n).map(|i| ((i as f32).sin(), (i as f32).cos() * 0.5)).unzip();
+    let Forward { logp, entropy } = engine.forward(&batch(), true).unwrap();
+    engine.backward(Upstream { d_logp: &d_logp, d_entropy: Some(&d_entropy) }).unwrap();
+    let gradients = engine.gradients().unwrap();
+    let mut logits = vec![0.0; 2 * 37];
+    let (a, b) = (engine.kv_open().unwrap(), engine.kv_open().unwrap());
+    let (first, second) = (sequence(40, 1, 1.0).tokens, sequence(23, 2, 1.0).tokens);
+    for (x, y) in [(0..17, 0..20), (17..39, 20..22), (39..40, 22..23)] {
+        let work = [Extend { kv: a, tokens: &first[x] }, Extend { kv: b, tokens: &second[y] }];
+        engine.extend(&work, &mut logits).unwrap();
+    }
+    engine.update(&AdamW { beta1: 0.9, beta2: 0.95, eps: 1e-3, weight_decay: 0.1 }, f64::from(RATE), 1.0).unwrap();
+    Pass { logp, entropy, gradients, logits, updated: engine.export().unwrap() }
+}
+
+/// Both round in f32, in other orders: a few units in the last place a sum, which the layers pass on.
+fn assert_near(spec: &DecoderSpec, a: &Pass, b: &Pass) {
+    let far = |a: &[f32], b: &[f32]| {
+        let scale = a.iter().fold(1e-6, |m: f32, x| m.max(x.abs()));
+        a.iter().zip(b).fold(0.0, |m: f32, (a, b)| m.max((a - b).abs())) / scale
+    };
+    for (what, a, b) in [("logp", &a.logp, &b.logp), ("entropy", &a.entropy, &b.entropy), ("logits", &a.logits, &b.logits)] {
+        assert!(far(a, b) < 1e-5, "{:?} {what}: {}", spec.family, far(a, b));
+    }
+    let largest = a.gradients.0.values().flat_map(|t| &t.data).fold(0.0, |m: f32, x| m.max(x.abs()));
+    for ((name, a), b) in a.gradients.0.iter().zip(b.gradients.0.values()) {
+        // GPT-2's bias of keys has no gradient but rounding.
+        let none = a.data.iter().all(|x| x.abs() < 1e-5 * largest);
+        assert!(none || far(&a.data, &b.data) < 1e-4, "{:?} {name}: {}", spec.family, far(&a.data, &b.data));
+    }
+    for ((name, a), b) in a.updated.0.iter().zip(b.updated.0.values()) {
+        // An update moves a weight by up to the learning rate, whatever its gradient's size.
+        let off = a.data.iter().zip(&b.data).fold(0.0, |m: f32, (a, b)| m.max((a - b).abs()));
+        assert!(off < 1e-2 * RATE, "{:?} weight of {name}: {off}", spec.family);
+    }
+}
+
+/// The custom operations against candle's primitives: results, every gradient, what decoding gives, an update.
 #[test]
 fn both_forms_agree() {
     for spec in specs() {
-        let n = batch().targets();
-        let (d_logp, d_entropy): (Vec<f32>, Vec<f32>) = (0..n).map(|i| ((i as f32).sin(), (i as f32).cos() * 0.5)).unzip();
-        let [primitives, fused] = engines_of(&spec).map(|mut engine| {
-            let forward = engine.forward(&batch(), true).unwrap();
-            engine.backward(Upstream { d_logp: &d_logp, d_entropy: Some(&d_entropy) }).unwrap();
-            let mut logits = vec![0.0; 2 * 37];
-            let (a, b) = (engine.kv_open().unwrap(), engine.kv_open().unwrap());
-            let (first, second) = (sequence(40, 1, 1.0).tokens, sequence(23, 2, 1.0).tokens);
-            for (x, y) in [(0..17, 0..20), (17..39, 20..22), (39..40, 22..23)] {
-                let work = [Extend { kv: a, tokens: &first[x] }, Extend { kv: b, tokens: &second[y] }];
-                engine.extend(&work, &mut logits).unwrap();
-            }
-            (forward, engine.gradients().unwrap(), logits)
-        });
-        // Both round in f32, in other orders.
-        let far = |a: &[f32], b: &[f32]| {
-            let scale = a.iter().fold(1e-6, |m: f32, x| m.max(x.abs()));
-            a.iter().zip(b).fold(0.0, |m: f32, (a, b)| m.max((a - b).abs())) / scale
+        let [primitives, fused] = engines_of(&spec).map(pass);
+        assert_near(&spec, &primitives, &fused);
+    }
+}
+
+/// On a GPU: the CPU's numbers, and equal bits of equal calls (C2).
+#[cfg(feature = "cuda")]
+#[test]
+fn the_gpu_agrees_with_the_cpu_and_with_itself() {
+    use std::io::Write;
+    let found = gpus();
+    if !found.as_ref().is_ok_and(|count| *count > 0) {
+        assert!(std::env::var_os("COHORT_REQUIRE_GPU").is_none(), "COHORT_REQUIRE_GPU is set and there is no GPU: {found:?}");
+        let note = format!("SKIPPED: the candle engine did not run on a GPU: {found:?}\n");
+        std::io::stderr().write_all(note.as_bytes()).unwrap();
+        return;
+    }
+    for spec in specs() {
+        let on_gpu = || {
+            let mut engine = CandleEngine::new(spec.clone(), DeviceKind::Cuda, 1 << 20).unwrap();
+            engine.import(&weights(&spec)).unwrap();
+            pass(engine)
         };
-        assert!(far(&primitives.0.logp, &fused.0.logp) < 1e-5, "{:?}", spec.family);
-        assert!(far(&primitives.0.entropy, &fused.0.entropy) < 1e-5, "{:?}", spec.family);
-        assert!(far(&primitives.2, &fused.2) < 1e-5, "{:?}", spec.family);
-        let largest = primitives.1.0.values().flat_map(|t| &t.data).fold(0.0, |m: f32, x| m.max(x.abs()));
-        for ((name, a), b) in primitives.1.0.iter().zip(fused.1.0.values()) {
-            // GPT-2's bias of keys has no gradient but rounding.
-            let none = a.data.iter().all(|x| x.abs() < 1e-5 * largest);
-            assert!(none || far(&a.data, &b.data) < 1e-4, "{:?} {name}: {}", spec.family, far(&a.data, &b.data));
-        }
+        let [primitives, _] = engines_of(&spec).map(pass);
+        let first = on_gpu();
+        assert_near(&spec, &primitives, &first);
+        assert!(first == on_gpu(), "equal calls gave other bits");
     }
 }
 

@@ -13,9 +13,10 @@ mod weights;
 
 use anyhow::{Context, Result, bail};
 use clap::Args;
+use cohort_engine::candle::{CandleEngine, gpus};
 use cohort_engine::native::NativeEngine;
 use cohort_engine::{Backend, EngineHandle, EngineOptions};
-use cohort_model::{DecoderSpec, DtypeKind, ModelFiles};
+use cohort_model::{DecoderSpec, DeviceKind, DtypeKind, ModelFiles};
 use serde_json::{Map, Value, json};
 use std::path::PathBuf;
 use std::time::Instant;
@@ -32,6 +33,9 @@ pub(crate) struct BenchArgs {
     /// Number format of matrix products: f32 or bf16.
     #[arg(long, default_value = "f32")]
     dtype: DtypeKind,
+    /// Where to compute: cpu, or cuda, which needs a build with `--features cuda` and says SKIPPED without a GPU.
+    #[arg(long, default_value = "cpu", value_parser = ["cpu", "cuda"])]
+    device: String,
     /// Model: directory, GGUF file or `builtin://order-desk`.
     #[arg(long)]
     model: Option<String>,
@@ -41,8 +45,8 @@ pub(crate) struct BenchArgs {
     /// Runs of each figure; the median is given.
     #[arg(long, default_value_t = 5)]
     runs: usize,
-    /// Only this batch of decode: 1, 8, 16 or 32.
-    #[arg(long, value_parser = ["1", "8", "16", "32"])]
+    /// Only this batch of decode: 1, 8, 16 or 32; on a GPU also 64.
+    #[arg(long, value_parser = ["1", "8", "16", "32", "64"])]
     batch: Option<String>,
     /// Write the decode prompts as input for `cluster generate`.
     #[arg(long)]
@@ -54,6 +58,7 @@ pub(crate) struct Subject {
     pub(crate) spec: DecoderSpec,
     pub(crate) threads: usize,
     pub(crate) dtype: DtypeKind,
+    pub(crate) device: DeviceKind,
     pub(crate) runs: usize,
     pub(crate) batch: Option<usize>,
     files: ModelFiles,
@@ -62,11 +67,15 @@ pub(crate) struct Subject {
 impl Subject {
     /// An engine of its own with the model's weights.
     pub(crate) fn engine(&self) -> Result<EngineHandle> {
-        let (spec, threads, dtype, weights) = (self.spec.clone(), self.threads, self.dtype, self.files.weights()?);
+        let (spec, threads, dtype, device) = (self.spec.clone(), self.threads, self.dtype, self.device);
+        let weights = self.files.weights()?;
         let make = move || {
-            let mut engine = NativeEngine::new(spec, threads, 2 << 30)?.of(dtype);
+            let mut engine: Box<dyn Backend> = match device {
+                DeviceKind::Cpu => Box::new(NativeEngine::new(spec, threads, 2 << 30)?.of(dtype)),
+                DeviceKind::Cuda => Box::new(CandleEngine::new(spec, device, 2 << 30)?),
+            };
             engine.import(&weights)?;
-            Ok(Box::new(engine) as Box<dyn Backend>)
+            Ok(engine)
         };
         Ok(EngineHandle::start(make, EngineOptions::default())?)
     }
@@ -106,18 +115,31 @@ pub(crate) fn run(args: &BenchArgs) -> Result<()> {
     if let Some(unknown) = args.only.iter().find(|o| !ALL.contains(&o.as_str())) {
         bail!("--only {unknown}: expected some of {}", ALL.join(", "));
     }
+    let device = if args.device == "cuda" { DeviceKind::Cuda } else { DeviceKind::Cpu };
+    if device == DeviceKind::Cuda
+        && let Some(reason) = no_gpu(args.dtype)?
+    {
+        eprintln!("SKIPPED: nothing was measured on a GPU: {reason}");
+        if args.json {
+            println!("{}", json!({ "device": "cuda", "skipped": reason }));
+        }
+        return Ok(());
+    }
     let model = args.model.clone().unwrap_or_else(default_model);
     let files = ModelFiles::open(&model).with_context(|| format!("--model {model}"))?;
     let batch = args.batch.as_deref().map(str::parse).transpose()?;
-    let subject =
-        Subject { spec: files.spec.clone(), threads: args.threads, dtype: args.dtype, runs: args.runs.max(5), batch, files };
+    let (spec, runs) = (files.spec.clone(), args.runs.max(5));
+    let subject = Subject { spec, threads: args.threads, dtype: args.dtype, device, runs, batch, files };
     let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(1).enable_all().build()?;
     let wanted = |name: &str| args.only.is_empty() || args.only.iter().any(|o| o == name);
     let mut report = Map::new();
     report.insert("model".into(), json!(model));
     report.insert("threads".into(), json!(args.threads));
     report.insert("dtype".into(), json!(args.dtype.name()));
-    report.insert("ceilings".into(), ceilings::measure(args.threads));
+    report.insert("device".into(), json!(args.device));
+    if device == DeviceKind::Cpu {
+        report.insert("ceilings".into(), ceilings::measure(args.threads));
+    }
     let mut add = |name: &str, value: Value| {
         eprintln!("{name}: {value}");
         report.insert(name.into(), value);
@@ -144,6 +166,18 @@ pub(crate) fn run(args: &BenchArgs) -> Result<()> {
         println!("{}", Value::Object(report));
     }
     Ok(())
+}
+
+/// Why there is nothing to measure on a GPU here.
+fn no_gpu(dtype: DtypeKind) -> Result<Option<String>> {
+    if dtype != DtypeKind::F32 {
+        bail!("--device cuda --dtype {}: the candle engine computes in f32", dtype.name());
+    }
+    Ok(match gpus() {
+        Ok(0) => Some("no GPU".into()),
+        Ok(_) => None,
+        Err(error) => Some(error.to_string()),
+    })
 }
 
 /// The fetched real model where it is, else the embedded one.

@@ -20,6 +20,11 @@ impl<const N: usize> Indices<N> {
         Ok(Self { all: Tensor::new(lists.concat(), device)?, ranges })
     }
 
+    /// Some of the lists, in the same memory.
+    pub(super) fn pick<const M: usize>(&self, which: [usize; M]) -> Indices<M> {
+        Indices { all: self.all.clone(), ranges: which.map(|list| self.ranges[list].clone()) }
+    }
+
     /// Lends the lists to a computation on the CPU.
     pub(super) fn on_host<R>(&self, job: impl FnOnce([&[u32]; N]) -> Result<R>) -> Result<R> {
         let (storage, _) = self.all.storage_and_layout();

@@ -60,12 +60,13 @@ impl Form for Fused {
             let sequences = pass.items.iter().zip(&pass.tables);
             Plan::cached(sequences.map(|(item, table)| (item.past, item.new, &table[..])), pass.page)
         });
-        let positions = pass.positions();
+        let (positions, written) = (pass.positions(), if pass.packed { Vec::new() } else { pass.written() });
+        let lists = Indices::new([&positions, &written, &plan.spans, &plan.tables], &self.device)?;
         Ok(Box::new(Rows {
             form: self,
-            positions: Indices::new([&positions], &self.device)?,
-            written: if pass.packed { None } else { Some(Indices::new([&positions, &pass.written()], &self.device)?) },
-            tables: Indices::new([&plan.spans, &plan.tables, &positions], &self.device)?,
+            positions: lists.pick([0]),
+            written: lists.pick([0, 1]),
+            tables: lists.pick([2, 3, 0]),
             pass: pass.clone(),
             plan,
         }))
@@ -85,8 +86,9 @@ struct Rows<'a> {
     pass: Arc<Pass>,
     plan: Arc<Plan>,
     positions: Indices<1>,
-    /// Positions, and where a store takes the rows.
-    written: Option<Indices<2>>,
+    /// Positions, and where a store takes the rows: nowhere in a packed pass.
+    written: Indices<2>,
+    /// The plan's spans and tables, and the positions.
     tables: Indices<3>,
 }
 
@@ -116,7 +118,10 @@ impl Operations for Rows<'_> {
     }
 
     fn append(&self, store: &Tensor, key: &Tensor, value: &Tensor, turned: bool) -> Result<()> {
-        let Some(rows) = &self.written else { candle_core::bail!("a packed pass has no store") };
+        if self.pass.packed {
+            candle_core::bail!("a packed pass has no store");
+        }
+        let rows = &self.written;
         let turns = turned.then_some(&*self.form.turns);
         let operation = rope::Append { place: &self.form.place, turns, rows };
         store.inplace_op3(&key.contiguous()?, &value.contiguous()?, &operation)
