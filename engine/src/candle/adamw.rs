@@ -80,8 +80,8 @@ impl InplaceOp2 for Update<'_> {
         let ((start, end), (from, to)) = (contiguous(layout)?, contiguous(from)?);
         let mut weight = weight.as_cuda_slice_mut::<f32>()?.slice_mut(start..end);
         let gradient = gradient.as_cuda_slice::<f32>()?.slice(from..to);
-        let moments = (&mut first.as_view_mut(), &mut second.as_view_mut());
-        adamw::cuda::step(gpu, &self.step, &gradient, &mut weight, moments).map_err(Error::wrap)
+        let (mut first, mut second) = (first.as_view_mut(), second.as_view_mut());
+        adamw::cuda::step(gpu, &self.step, &gradient, &mut weight, (&mut first, &mut second)).map_err(Error::wrap)
     }
 }
 

@@ -40,13 +40,20 @@ use std::sync::Arc;
 /// GPUs that this build and machine can compute on.
 ///
 /// # Errors
-/// [`EngineError::Input`] when this build has no CUDA; [`EngineError::Device`] when the driver does not answer.
+/// [`EngineError::Device`] when the driver does not answer.
+#[cfg(feature = "cuda")]
 pub fn gpus() -> Result<usize, EngineError> {
-    #[cfg(feature = "cuda")]
-    return candle_core::cuda_backend::cudarc::driver::CudaContext::device_count()
-        .map(|count| usize::try_from(count).unwrap_or(0))
-        .map_err(|error| EngineError::Device(format!("the CUDA driver does not answer: {error:?}")));
-    #[cfg(not(feature = "cuda"))]
+    let found = candle_core::cuda_backend::cudarc::driver::CudaContext::device_count();
+    let count = found.map_err(|error| EngineError::Device(format!("the CUDA driver does not answer: {error:?}")))?;
+    Ok(usize::try_from(count).unwrap_or(0))
+}
+
+/// GPUs that this build and machine can compute on.
+///
+/// # Errors
+/// [`EngineError::Input`]: this build has no CUDA.
+#[cfg(not(feature = "cuda"))]
+pub fn gpus() -> Result<usize, EngineError> {
     Err(EngineError::Input("this build has no CUDA; build with `--features cuda`".into()))
 }
 

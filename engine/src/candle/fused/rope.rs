@@ -58,8 +58,7 @@ impl Compute<1, 1> for Rotate {
     #[cfg(feature = "cuda")]
     fn gpu(&self, gpu: &Gpu, [x]: [CudaView<'_, f32>; 1], [mut y]: [CudaViewMut<'_, f32>; 1]) -> Result<()> {
         self.positions.on_gpu(|[positions]| {
-            let turned = |turns| rope::cuda::rotate(gpu, &x, turns, &positions, self.direction, &mut y).map_err(Error::wrap);
-            self.turns.on_gpu(turned)
+            self.turns.on_gpu(|turns| rope::cuda::rotate(gpu, &x, turns, &positions, self.direction, &mut y).map_err(Error::wrap))
         })
     }
 }
@@ -133,7 +132,9 @@ impl InplaceOp3 for Append<'_> {
         };
         let (k, v) = (view(k, k_layout)?, view(v, v_layout)?);
         self.rows.on_gpu(|[positions, to]| {
-            let mut append = |turns| rope::cuda::append(gpu, (&k, &v), turns, (&positions, &to), &mut store).map_err(Error::wrap);
+            let mut append = |turns: Option<(&CudaView<'_, f32>, usize)>| {
+                rope::cuda::append(gpu, (&k, &v), turns, (&positions, &to), &mut store).map_err(Error::wrap)
+            };
             match self.turns {
                 Some(turns) => turns.on_gpu(|turns| append(Some(turns))),
                 None => append(None),

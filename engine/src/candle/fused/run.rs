@@ -31,9 +31,9 @@ pub(super) trait Differentiable<const N: usize, const M: usize>: Compute<N, M> +
 }
 
 /// Runs an operation outside of any graph.
-pub(super) fn run<const N: usize, const M: usize>(
+pub(super) fn run<const N: usize, const M: usize, O: Compute<N, M>>(
     place: &Place,
-    operation: &impl Compute<N, M>,
+    operation: &O,
     inputs: [&Tensor; N],
 ) -> Result<[Tensor; M]> {
     let inputs = every(inputs.map(Tensor::contiguous))?;
@@ -42,7 +42,7 @@ pub(super) fn run<const N: usize, const M: usize>(
         Place::Host(cpu) => {
             let operands = every(guards.each_ref().map(|(storage, layout)| match &**storage {
                 Storage::Cpu(storage) => Ok((storage, *layout)),
-                _ => Err(misplaced(operation_name(operation))),
+                _ => Err(misplaced(O::NAME)),
             }))?;
             on_host(cpu, operation, operands)?.map(|(storage, shape)| (Storage::Cpu(storage), shape))
         }
@@ -50,16 +50,12 @@ pub(super) fn run<const N: usize, const M: usize>(
         Place::Gpu(gpu, device) => {
             let operands = every(guards.each_ref().map(|(storage, layout)| match &**storage {
                 Storage::Cuda(storage) => Ok((storage, *layout)),
-                _ => Err(misplaced(operation_name(operation))),
+                _ => Err(misplaced(O::NAME)),
             }))?;
             on_gpu(gpu, device, operation, operands)?.map(|(storage, shape)| (Storage::Cuda(storage), shape))
         }
     };
     Ok(stored.map(|(storage, shape)| Tensor::from_storage(storage, shape, BackpropOp::none(), false)))
-}
-
-fn operation_name<const N: usize, const M: usize, O: Compute<N, M>>(_: &O) -> &'static str {
-    O::NAME
 }
 
 fn on_host<const N: usize, const M: usize, O: Compute<N, M>>(
