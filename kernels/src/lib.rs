@@ -14,6 +14,7 @@ pub mod attention;
 pub mod bf16;
 pub mod bias;
 pub mod buffer;
+pub mod cuda;
 pub mod dropout;
 pub mod embedding;
 pub mod gelu;

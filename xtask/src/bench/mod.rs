@@ -14,9 +14,10 @@ mod weights;
 
 use anyhow::{Context, Result, bail};
 use clap::Args;
+use cohort_engine::candle::{CandleEngine, gpus};
 use cohort_engine::native::NativeEngine;
 use cohort_engine::{Backend, EngineHandle, EngineOptions};
-use cohort_model::{DecoderSpec, DtypeKind, ModelFiles, Quantization};
+use cohort_model::{DecoderSpec, DeviceKind, DtypeKind, ModelFiles, Quantization};
 use serde_json::{Map, Value, json};
 use std::path::PathBuf;
 use std::time::Instant;
@@ -36,6 +37,9 @@ pub(crate) struct BenchArgs {
     /// Number format of the products of sampling: none (as --dtype) or int8.
     #[arg(long, default_value = "none")]
     quantization: Quantization,
+    /// Where to compute: cpu, or cuda, which needs a build with `--features cuda` and says SKIPPED without a GPU.
+    #[arg(long, default_value = "cpu", value_parser = ["cpu", "cuda"])]
+    device: String,
     /// Model: directory, GGUF file or `builtin://order-desk`.
     #[arg(long)]
     model: Option<String>,
@@ -45,8 +49,8 @@ pub(crate) struct BenchArgs {
     /// Runs of each figure; the median is given.
     #[arg(long, default_value_t = 5)]
     runs: usize,
-    /// Only this batch of decode: 1, 8, 16 or 32.
-    #[arg(long, value_parser = ["1", "8", "16", "32"])]
+    /// Only this batch of decode: 1, 8, 16 or 32; on a GPU also 64.
+    #[arg(long, value_parser = ["1", "8", "16", "32", "64"])]
     batch: Option<String>,
     /// Write the decode prompts as input for `cluster generate`.
     #[arg(long)]
@@ -59,6 +63,7 @@ pub(crate) struct Subject {
     pub(crate) threads: usize,
     pub(crate) dtype: DtypeKind,
     quantization: Quantization,
+    pub(crate) device: DeviceKind,
     pub(crate) runs: usize,
     pub(crate) batch: Option<usize>,
     files: ModelFiles,
@@ -68,11 +73,14 @@ impl Subject {
     /// An engine of its own with the model's weights.
     pub(crate) fn engine(&self) -> Result<EngineHandle> {
         let (spec, threads, weights) = (self.spec.clone(), self.threads, self.files.weights()?);
-        let (dtype, quantization) = (self.dtype, self.quantization);
+        let (dtype, device, quantization) = (self.dtype, self.device, self.quantization);
         let make = move || {
-            let mut engine = NativeEngine::new(spec, threads, 2 << 30)?.of(dtype).sampling(quantization);
+            let mut engine: Box<dyn Backend> = match device {
+                DeviceKind::Cpu => Box::new(NativeEngine::new(spec, threads, 2 << 30)?.of(dtype).sampling(quantization)),
+                DeviceKind::Cuda => Box::new(CandleEngine::new(spec, device, 2 << 30)?),
+            };
             engine.import(&weights)?;
-            Ok(Box::new(engine) as Box<dyn Backend>)
+            Ok(engine)
         };
         Ok(EngineHandle::start(make, EngineOptions::default())?)
     }
@@ -113,6 +121,16 @@ pub(crate) fn run(args: &BenchArgs) -> Result<()> {
     if let Some(unknown) = args.only.iter().find(|o| !ALL.contains(&o.as_str())) {
         bail!("--only {unknown}: expected some of {}", ALL.join(", "));
     }
+    let device = if args.device == "cuda" { DeviceKind::Cuda } else { DeviceKind::Cpu };
+    if device == DeviceKind::Cuda
+        && let Some(reason) = no_gpu(args)?
+    {
+        eprintln!("SKIPPED: nothing was measured on a GPU: {reason}");
+        if args.json {
+            println!("{}", json!({ "device": "cuda", "skipped": reason }));
+        }
+        return Ok(());
+    }
     let model = args.model.clone().unwrap_or_else(default_model);
     let files = ModelFiles::open(&model).with_context(|| format!("--model {model}"))?;
     let batch = args.batch.as_deref().map(str::parse).transpose()?;
@@ -121,6 +139,7 @@ pub(crate) fn run(args: &BenchArgs) -> Result<()> {
         threads: args.threads,
         dtype: args.dtype,
         quantization: args.quantization,
+        device,
         runs: args.runs.max(5),
         batch,
         files,
@@ -132,7 +151,10 @@ pub(crate) fn run(args: &BenchArgs) -> Result<()> {
     report.insert("threads".into(), json!(args.threads));
     report.insert("dtype".into(), json!(args.dtype.name()));
     report.insert("quantization".into(), json!(args.quantization.name()));
-    report.insert("ceilings".into(), ceilings::measure(args.threads));
+    report.insert("device".into(), json!(args.device));
+    if device == DeviceKind::Cpu {
+        report.insert("ceilings".into(), ceilings::measure(args.threads));
+    }
     let mut add = |name: &str, value: Value| {
         eprintln!("{name}: {value}");
         report.insert(name.into(), value);
@@ -163,6 +185,19 @@ pub(crate) fn run(args: &BenchArgs) -> Result<()> {
         println!("{}", Value::Object(report));
     }
     Ok(())
+}
+
+/// Why there is nothing to measure on a GPU here.
+fn no_gpu(args: &BenchArgs) -> Result<Option<String>> {
+    if args.dtype != DtypeKind::F32 || args.quantization != Quantization::None {
+        let given = format!("--dtype {} --quantization {}", args.dtype.name(), args.quantization.name());
+        bail!("--device cuda {given}: the candle engine computes in f32");
+    }
+    Ok(match gpus() {
+        Ok(0) => Some("no GPU".into()),
+        Ok(_) => None,
+        Err(error) => Some(error.to_string()),
+    })
 }
 
 /// The fetched real model where it is, else the embedded one.
