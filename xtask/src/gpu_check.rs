@@ -1,7 +1,7 @@
 //! `cargo xtask gpu-check`: the CUDA build compiles and links, and what of it can be tested is, on a machine with or
 //! without a GPU.
 //!
-//! Outside `.ci/run`: it takes some ten minutes of two cores. Tests that need a GPU say SKIPPED without one; with
+//! Outside `.ci/run`: it takes some twenty minutes of two cores, most of them for candle's own kernels. Tests that need a GPU say SKIPPED without one; with
 //! COHORT_REQUIRE_GPU=1 that is a failure. What stays unproven is said in docs/gpu.md.
 use anyhow::{Result, bail};
 use std::path::Path;
