@@ -12,6 +12,6 @@ fix:
 bench *ARGS:
     cargo xtask bench {{ARGS}}
 
-# Compile the CUDA build and run what needs no device.
+# Compile the CUDA build and run what needs no device (all of it where there is a GPU).
 gpu:
     cargo xtask gpu-check

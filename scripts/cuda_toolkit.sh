@@ -36,6 +36,9 @@ cat >"$dir/env" <<ENV
 export CUDA_HOME=$home CUDA_PATH=$home CUDA_ROOT=$home CUDA_TOOLKIT_ROOT_DIR=$home
 export PATH=$home/bin:\$PATH
 export LIBRARY_PATH=$home/lib:\${LIBRARY_PATH:-}
+# For running: a driver's own libcuda, where there is one, before the stand-in.
+driver=\$(ldconfig -p 2>/dev/null | awk '/libcuda\.so\.1 /{print \$NF; exit}' || true)
+export LD_LIBRARY_PATH=\${driver:+\$(dirname "\$driver"):}$home/lib:\${LD_LIBRARY_PATH:-}
 export CUDA_COMPUTE_CAP=\${CUDA_COMPUTE_CAP:-90}
 ENV
 echo "toolkit in $home; source $dir/env"

@@ -7,12 +7,13 @@
 //! - **C2** keys are files of mode 0600 in a directory of mode 0700 and are written whole or not at all.
 //!
 //! Files in the directory: `ca.pem`, `ca.key`, and `PLACE.pem`, `PLACE.key` for each place (`rollout-0`). Only the agent
-//! needs `ca.key`. Certificates are valid for a year from their issue. A restarted process should find the files it had:
+//! needs `ca.key`. A host that joins makes its keys itself and sends the public halves ([`SigningKey`],
+//! [`RunAuthority::certify`]): no private key travels. Certificates are valid for a year from their issue. A restarted process should find the files it had:
 //! [`RunAuthority::issue_files`] is called once per place and run, not per start.
 use cohort_protocol::{RunId, WorkerId};
 use rcgen::{
     BasicConstraints, CertificateParams, DistinguishedName, DnType, ExtendedKeyUsagePurpose, IsCa, Issuer, KeyPair,
-    KeyUsagePurpose,
+    KeyUsagePurpose, PKCS_ECDSA_P256_SHA256, PublicKeyData, SignatureAlgorithm,
 };
 use ring::hmac;
 use rustls::client::verify_server_name;
@@ -51,6 +52,16 @@ pub enum CertError {
         /// Why.
         why: String,
     },
+    /// A public key of another kind.
+    #[error("the public key for {name} is none: {len} bytes, first {first:#04x}; an uncompressed P-256 point has 65, first 0x04")]
+    PublicKey {
+        /// For whom.
+        name: String,
+        /// Its length.
+        len: usize,
+        /// Its first byte.
+        first: u8,
+    },
     /// The generator refused.
     #[error("cannot issue a certificate for {name}: {source}")]
     Issue {
@@ -84,6 +95,41 @@ pub struct Identity {
     key: PrivatePkcs8KeyDer<'static>,
 }
 
+/// A private key that stays where it was made.
+pub struct SigningKey(KeyPair);
+
+impl SigningKey {
+    /// A new one.
+    pub fn generate() -> Result<Self, CertError> {
+        KeyPair::generate().map(Self).map_err(|source| CertError::Issue { name: "a new key".into(), source })
+    }
+
+    /// The public half: an uncompressed point on P-256, 65 bytes.
+    #[must_use]
+    pub fn public(&self) -> Vec<u8> {
+        self.0.public_key_raw().to_vec()
+    }
+}
+
+impl fmt::Debug for SigningKey {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("SigningKey").finish_non_exhaustive()
+    }
+}
+
+/// A key whose private half is elsewhere.
+struct PublicKey(Vec<u8>);
+
+impl PublicKeyData for PublicKey {
+    fn der_bytes(&self) -> &[u8] {
+        &self.0
+    }
+
+    fn algorithm(&self) -> &'static SignatureAlgorithm {
+        &PKCS_ECDSA_P256_SHA256
+    }
+}
+
 impl RunAuthority {
     /// The authority of `run` in `dir`: the one that is there, or a new one.
     pub fn open_or_create(dir: &Path, run: RunId) -> Result<Self, CertError> {
@@ -91,8 +137,7 @@ impl RunAuthority {
     }
 
     fn create(dir: &Path, run: RunId) -> Result<Self, CertError> {
-        DirBuilder::new().recursive(true).mode(0o700).create(dir).map_err(|source| io_error(dir, source))?;
-        fs::set_permissions(dir, Permissions::from_mode(0o700)).map_err(|source| io_error(dir, source))?;
+        private_dir(dir)?;
         let issue = |source| CertError::Issue { name: authority_name(run), source };
         let key = KeyPair::generate().map_err(issue)?;
         let params = authority_params(run);
@@ -118,11 +163,28 @@ impl RunAuthority {
         self.issue_for(&name_of(self.run, who), who, now - CLOCK_SKEW, now + LIFETIME)
     }
 
+    /// A certificate, DER, for a key that was made elsewhere. That the asker has its private half shows at its first
+    /// handshake.
+    pub fn certify(&self, who: WorkerId, public_key: &[u8]) -> Result<Vec<u8>, CertError> {
+        let name = name_of(self.run, who);
+        if public_key.len() != 65 || public_key[0] != 4 {
+            let first = public_key.first().copied().unwrap_or_default();
+            return Err(CertError::PublicKey { name, len: public_key.len(), first });
+        }
+        let now = SystemTime::now();
+        let certificate = self.sign(&name, &PublicKey(public_key.to_vec()), now - CLOCK_SKEW, now + LIFETIME)?;
+        Ok(certificate.to_vec())
+    }
+
+    /// The authority's certificate, PEM: public.
+    #[must_use]
+    pub fn pem(&self) -> String {
+        pem_block("CERTIFICATE", &self.certificate)
+    }
+
     /// Issues a certificate for a process and leaves it in the directory for [`Identity::load`].
     pub fn issue_files(&self, who: WorkerId) -> Result<(), CertError> {
-        let identity = self.issue(who)?;
-        write_private(&self.dir.join(format!("{who}.pem")), &pem_block("CERTIFICATE", &identity.certificate))?;
-        write_private(&self.dir.join(format!("{who}.key")), &pem_block("PRIVATE KEY", identity.key.secret_pkcs8_der()))
+        self.issue(who)?.save_own(&self.dir)
     }
 
     pub(crate) fn issue_for(
@@ -132,6 +194,19 @@ impl RunAuthority {
         not_before: SystemTime,
         not_after: SystemTime,
     ) -> Result<Identity, CertError> {
+        let key = KeyPair::generate().map_err(|source| CertError::Issue { name: name.to_owned(), source })?;
+        let certificate = self.sign(name, &key, not_before, not_after)?;
+        let key = PrivatePkcs8KeyDer::from(key.serialize_der());
+        Ok(Identity { run: self.run, who, authority: self.certificate.clone(), certificate, key })
+    }
+
+    fn sign(
+        &self,
+        name: &str,
+        key: &impl PublicKeyData,
+        not_before: SystemTime,
+        not_after: SystemTime,
+    ) -> Result<CertificateDer<'static>, CertError> {
         let issue = |source| CertError::Issue { name: name.to_owned(), source };
         let mut params = CertificateParams::new(vec![name.to_owned()]).map_err(issue)?;
         params.distinguished_name = distinguished_name(name);
@@ -140,10 +215,7 @@ impl RunAuthority {
         params.key_usages = vec![KeyUsagePurpose::DigitalSignature];
         params.extended_key_usages = vec![ExtendedKeyUsagePurpose::ServerAuth, ExtendedKeyUsagePurpose::ClientAuth];
         params.use_authority_key_identifier_extension = true;
-        let key = KeyPair::generate().map_err(issue)?;
-        let certificate = params.signed_by(&key, &self.issuer).map_err(issue)?.der().clone();
-        let key = PrivatePkcs8KeyDer::from(key.serialize_der());
-        Ok(Identity { run: self.run, who, authority: self.certificate.clone(), certificate, key })
+        Ok(params.signed_by(key, &self.issuer).map_err(issue)?.der().clone())
     }
 }
 
@@ -162,6 +234,32 @@ impl Identity {
         let pem = fs::read(&path).map_err(|source| io_error(&path, source))?;
         let key = PrivatePkcs8KeyDer::from_pem_slice(&pem).map_err(|e| CertError::Pem { path, why: e.to_string() })?;
         Ok(Self { run, who, authority, certificate, key })
+    }
+
+    /// A key with the certificate that [`RunAuthority::certify`] made for it; `authority` is the authority's own, PEM.
+    pub fn assemble(
+        run: RunId,
+        who: WorkerId,
+        authority: &str,
+        certificate: Vec<u8>,
+        key: &SigningKey,
+    ) -> Result<Self, CertError> {
+        let authority = authority_of(authority)?;
+        let key = PrivatePkcs8KeyDer::from(key.0.serialize_der());
+        Ok(Self { run, who, authority, certificate: CertificateDer::from(certificate), key })
+    }
+
+    /// Leaves it in a directory for [`Identity::load`], with the authority's certificate.
+    pub fn save(&self, dir: &Path) -> Result<(), CertError> {
+        private_dir(dir)?;
+        write_private(&dir.join("ca.pem"), &pem_block("CERTIFICATE", &self.authority))?;
+        self.save_own(dir)
+    }
+
+    fn save_own(&self, dir: &Path) -> Result<(), CertError> {
+        let who = self.who;
+        write_private(&dir.join(format!("{who}.pem")), &pem_block("CERTIFICATE", &self.certificate))?;
+        write_private(&dir.join(format!("{who}.key")), &pem_block("PRIVATE KEY", self.key.secret_pkcs8_der()))
     }
 
     /// Whose it is.
@@ -238,6 +336,17 @@ fn distinguished_name(common_name: &str) -> DistinguishedName {
 fn read_certificate(path: &Path) -> Result<CertificateDer<'static>, CertError> {
     let pem = fs::read(path).map_err(|source| io_error(path, source))?;
     CertificateDer::from_pem_slice(&pem).map_err(|e| CertError::Pem { path: path.to_owned(), why: e.to_string() })
+}
+
+/// The authority's certificate from its PEM text, as a token carries it.
+pub(crate) fn authority_of(pem: &str) -> Result<CertificateDer<'static>, CertError> {
+    let path = || PathBuf::from("the token's authority");
+    CertificateDer::from_pem_slice(pem.as_bytes()).map_err(|e| CertError::Pem { path: path(), why: e.to_string() })
+}
+
+fn private_dir(dir: &Path) -> Result<(), CertError> {
+    DirBuilder::new().recursive(true).mode(0o700).create(dir).map_err(|source| io_error(dir, source))?;
+    fs::set_permissions(dir, Permissions::from_mode(0o700)).map_err(|source| io_error(dir, source))
 }
 
 /// Whole or not at all, readable by the owner only.

@@ -25,7 +25,10 @@ pub mod transport;
 
 pub use breaker::{Breaker, BreakerPolicy, CallError, RetryPolicy, retry};
 pub use credits::{BoundedRef, Credit, Credited, Credits};
-pub use link::{AcceptTerms, Admitted, LinkError, LinkOptions, LinkSender, PeerLink, PeerSender, WorkerLink, accept_worker};
+pub use link::{
+    AcceptTerms, Admitted, LinkError, LinkOptions, LinkSender, PeerLink, PeerSender, WorkerLink, accept_node, accept_worker,
+    enrol,
+};
 pub use shutdown::Shutdown;
 pub use supervision::{ChildId, Escalation, Exit, Restart, Strategy, SupervisionPolicy};
 pub use transport::{Ack, Connection, Deadlines, Dialer, Inbound, Listener, Traffic, TransportError};

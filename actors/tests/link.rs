@@ -35,7 +35,13 @@ fn hello() -> Hello {
 }
 
 fn terms(epoch: u64) -> AcceptTerms {
-    AcceptTerms { run: RunId(1), epoch: Epoch(epoch), numerics: "f32/avx512".into(), deadline: Duration::from_secs(5) }
+    AcceptTerms {
+        run: RunId(1),
+        epoch: Epoch(epoch),
+        numerics: "f32/avx512".into(),
+        deadline: Duration::from_secs(5),
+        roles: AcceptTerms::WORKERS,
+    }
 }
 
 fn batch(group: u64) -> RolloutToCoordinator {

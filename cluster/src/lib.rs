@@ -9,6 +9,7 @@ pub mod cli;
 pub mod config;
 pub mod controller;
 pub mod coordinator;
+mod http;
 pub mod ledger;
 pub mod logging;
 pub mod preflight;

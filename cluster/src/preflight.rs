@@ -2,15 +2,15 @@
 use crate::config::Config;
 use crate::run::source::RING_SLOTS;
 use cohort_learner::training::Training;
-use cohort_model::family::Mlp;
-use cohort_model::{DecoderSpec, DtypeKind, Lora};
+use cohort_model::family::{Mlp, Positions};
+use cohort_model::{DecoderSpec, DtypeKind, Lora, Quantization};
 use serde::Serialize;
 use std::path::Path;
 
 /// Bytes that a run needs, by part. An estimate from shapes: one host, all parameters trained.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
 pub struct Need {
-    /// The weights of the engine that learns: f32, and with bf16 the rounded ones beside them.
+    /// The weights of the engine that learns: f32, and with bf16 the rounded ones beside them; where it samples in int8, those too.
     pub parameters: u64,
     /// Their gradients.
     pub gradients: u64,
@@ -66,20 +66,23 @@ impl Need {
     fn of_lone_learner(spec: &DecoderSpec, config: &Config) -> Self {
         let mut engine = Self::of(spec, config.training.micro_batch_tokens.into(), 0);
         let dtype = config.model.dtype;
-        let (full, sampler) = (engine.parameters, Self::weights_of_sampler(spec, dtype));
+        let quantization = config.rollout.quantization;
+        let (full, plain) = (engine.parameters, Self::weights_of_sampler(spec, (dtype, Quantization::None)));
+        let sampler = Self::weights_of_sampler(spec, (dtype, quantization));
+        let quantized = if quantization == Quantization::Int8 { quantized(spec) } else { 0 };
         let referenced = Training::try_from(&config.training).is_ok_and(|training| training.loss.needs_reference());
         let rollout = u64::from(config.cluster.rollout.get());
         let (workers, ring) = if config.cluster.processes { (rollout, u64::from(RING_SLOTS)) } else { (0, 0) };
         // Settings that do not fit this model are named where the model is opened.
         if let Some(lora) = config.model.lora.as_ref().and_then(|lora| Lora::of(lora, spec, "model.lora").ok()) {
             let (trained, frozen) = Self::of_adapters(spec, &lora);
-            let own = full + frozen + trained + if dtype == DtypeKind::Bf16 { sampler } else { 0 };
+            let own = full + frozen + trained + if dtype == DtypeKind::Bf16 { plain } else { 0 };
             (engine.gradients, engine.moments) = (trained, 2 * trained);
             return Self {
                 kv: Self::kv_of_engine(spec, config) * workers.max(1),
-                parameters: own,
-                reference: if referenced { sampler } else { 0 },
-                workers: workers * own,
+                parameters: if workers == 0 { own + quantized } else { own },
+                reference: if referenced { plain } else { 0 },
+                workers: workers * (own + quantized),
                 ring: ring * trained,
                 ..engine
             };
@@ -93,8 +96,8 @@ impl Need {
             } else {
                 engine.activations
             },
-            parameters: if dtype == DtypeKind::Bf16 { full + sampler } else { full },
-            reference: if referenced { sampler } else { 0 },
+            parameters: full + if dtype == DtypeKind::Bf16 { plain } else { 0 } + if workers == 0 { quantized } else { 0 },
+            reference: if referenced { plain } else { 0 },
             workers: workers * sampler,
             ring: ring * full,
             ..engine
@@ -109,14 +112,17 @@ impl Need {
         (4 * trained as u64, 4 * (spec.layers * frozen) as u64)
     }
 
-    /// The weights of an engine that does not learn.
+    /// The weights of an engine that does not learn: with int8 also the embeddings that are looked up in the other format.
     #[must_use]
-    pub fn weights_of_sampler(spec: &DecoderSpec, dtype: DtypeKind) -> u64 {
+    pub fn weights_of_sampler(spec: &DecoderSpec, (dtype, quantization): (DtypeKind, Quantization)) -> u64 {
         let bytes = match dtype {
             DtypeKind::F32 => 4,
             DtypeKind::Bf16 => 2,
         };
-        bytes * spec.parameters() as u64
+        match quantization {
+            Quantization::None => bytes * spec.parameters() as u64,
+            Quantization::Int8 => quantized(spec) + bytes * looked_up(spec),
+        }
     }
 
     /// Keys and values of one generating engine of a run: its budget. Prompts are not read for it; where they are longer than
@@ -156,6 +162,18 @@ impl Need {
             ("learner ranks and shards", self.ranks),
         ]
     }
+}
+
+/// Bytes of the int8 copies: 32 values and a scale take 36.
+fn quantized(spec: &DecoderSpec) -> u64 {
+    let only_looked_up = if spec.tied_embeddings { looked_up(spec) - (spec.vocab * spec.hidden) as u64 } else { looked_up(spec) };
+    (spec.parameters() as u64 - only_looked_up) * 36 / 32
+}
+
+/// Values of the embeddings of tokens and positions.
+fn looked_up(spec: &DecoderSpec) -> u64 {
+    let positions = if spec.family.traits().positions == Positions::Learned { spec.max_context } else { 0 };
+    ((spec.vocab + positions) * spec.hidden) as u64
 }
 
 /// Values that the backward pass of one token needs: each block's two norms in and out, queries, keys, values, the
@@ -310,6 +328,13 @@ mod tests {
         let half = Need::of_run(&spec, &config);
         assert_eq!((2 * half.workers, 2 * half.reference, half.ring), (many.workers, many.reference, many.ring));
         assert_eq!(2 * half.parameters, 3 * many.parameters);
+        // In int8 a worker has nine eighths of a byte a weight and an embedding in bf16; learner and reference model have none.
+        config.rollout.quantization = Quantization::Int8;
+        let int8 = Need::of_run(&spec, &config);
+        assert_eq!(int8.workers, 3 * (134_515_008 * 9 / 8 + 2 * 49_152 * 576));
+        assert_eq!(Need { workers: half.workers, ..int8 }, half);
+        config.cluster.processes = false;
+        assert_eq!(Need::of_run(&spec, &config).parameters, half.parameters + 134_515_008 * 9 / 8);
         let memory = Memory { available_bytes: Some(1), ..Memory::check(many) };
         assert!(
             memory.line().starts_with("learner and rollout workers need ")

@@ -1,5 +1,5 @@
 //! Speed and memory of the native engine on the shapes of SmolLM2-135M with random weights:
-//! `cargo run --release -p cohort-engine --example speed [threads]` (0 or nothing: all cores).
+//! `cargo run --release -p cohort-engine --example speed [threads] [dtype] [quantization]` (0 or nothing: all cores, f32, none).
 //!
 //! Prints tokens per second (median of several rounds) of decoding with sampling, of prefill, and of a training step of
 //! 8 sequences of 128 tokens (forward, backward, AdamW), and the peak resident memory of each phase.
@@ -7,15 +7,18 @@
 use cohort_engine::native::NativeEngine;
 use cohort_engine::{AdamW, Backend, EngineError, Extend, KvId, PackedBatch, PackedSequence, Upstream};
 use cohort_kernels::{Path, logprob, sampling};
-use cohort_model::{DecoderSpec, Tensor, WeightSet};
+use cohort_model::{DecoderSpec, DtypeKind, Quantization, Tensor, WeightSet};
 use std::time::Instant;
 
 const ROUNDS: usize = 5;
 
 fn main() -> Result<(), EngineError> {
-    let threads = std::env::args().nth(1).and_then(|text| text.parse().ok()).unwrap_or(0);
+    let mut args = std::env::args().skip(1);
+    let threads = args.next().and_then(|text| text.parse().ok()).unwrap_or(0);
+    let dtype: DtypeKind = args.next().unwrap_or_else(|| "f32".into()).parse().map_err(EngineError::Input)?;
+    let quantization: Quantization = args.next().unwrap_or_else(|| "none".into()).parse().map_err(EngineError::Input)?;
     let spec = smollm2();
-    let mut engine = NativeEngine::new(spec.clone(), threads, 1 << 30)?;
+    let mut engine = NativeEngine::new(spec.clone(), threads, 1 << 30)?.of(dtype).sampling(quantization);
     engine.import(&random_weights(&spec))?;
     println!("{} parameters, path {}, {}", spec.parameters(), Path::detect(), engine.numerics());
     forget_peak();

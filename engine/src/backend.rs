@@ -2,7 +2,7 @@
 //!
 //! Invariants of every native path (see DESIGN "batch-invariant numerics"):
 //! - **B1** `extend` and `forward` give one token's log-prob the same bits whatever else is in the batch, however the
-//!   tokens were cut into calls, and for any number of threads.
+//!   tokens were cut into calls, and for any number of threads; between the two where [`Backend::is_exact`].
 //! - **B2** `backward` and `update` are deterministic for equal inputs in equal order, for any number of threads.
 //! - **B3** a failed call leaves weights, moments and KV as they were before it.
 use crate::parts::{self, Visit, WeightSource};
@@ -117,6 +117,11 @@ pub trait Backend: Send {
     fn spec(&self) -> &DecoderSpec;
     /// Kernel path, dtype and whatever else decides bits, one line.
     fn numerics(&self) -> String;
+    /// Whether a log-prob that [`Backend::extend`] leads to is the one that a learner's [`Backend::forward`] gives under the same
+    /// weights, to the bit. Where it is not, sampled tokens are marked so ([`crate::Span::exact`]).
+    fn is_exact(&self) -> bool {
+        true
+    }
     /// Runs `task(0..tasks)`, each once, on the engine's threads; without any, one after the other.
     fn each(&self, tasks: usize, task: &(dyn Fn(usize) + Sync)) {
         (0..tasks).for_each(task);

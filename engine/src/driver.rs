@@ -294,10 +294,11 @@ impl Driver {
     }
 
     fn sample_all(&mut self, feeds: &[Feed], version: u64) {
+        let samples_exactly = self.core.backend.is_exact();
         let mut failed = Vec::new();
         for (feed, drawn) in feeds.iter().zip(self.draw(feeds)) {
             self.scheduler.fed(feed);
-            let exact = !self.scheduler.is_stale(feed.session);
+            let exact = samples_exactly && !self.scheduler.is_stale(feed.session);
             let Some(job) = self.jobs.get_mut(&feed.session) else { continue };
             let drawn = match drawn {
                 None => continue,

@@ -59,7 +59,8 @@ pub struct Span {
     pub tokens: u32,
     /// The version.
     pub version: u64,
-    /// Whether every key and value before them was that version's too, so that their log-probs are its own to the bit.
+    /// Whether their log-probs are that version's own to the bit, as a learner computes them: every key and value before them
+    /// was that version's too, and the engine samples with the numbers that it learns with ([`Backend::is_exact`]).
     pub exact: bool,
 }
 

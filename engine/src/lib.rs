@@ -30,7 +30,7 @@ pub use backend::{AdamW, Backend, EngineError, Extend, Forward, KvId, PackedBatc
 pub use cohort_kernels::sampling::{Penalties, Truncation};
 pub use handle::{Completion, EngineHandle, EngineOptions, Label, Session, Span};
 pub use parts::{Part, Visit, WeightSource};
-pub use ring::{HeldRing, LocalRing, RingError, SharedRing, WeightRing};
+pub use ring::{HeldRing, LocalRing, RingError, SharedRing, SlotImage, WeightRing};
 pub use sampler::{BadSampling, Constraint, Decoding, DrawKey, StopWatch};
 pub use scheduler::Finish;
 pub use stream::{Sampled, TokenStream};

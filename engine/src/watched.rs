@@ -28,6 +28,9 @@ impl Backend for Watched<'_> {
     fn numerics(&self) -> String {
         self.inner.numerics()
     }
+    fn is_exact(&self) -> bool {
+        self.inner.is_exact()
+    }
     fn each(&self, tasks: usize, task: &(dyn Fn(usize) + Sync)) {
         self.inner.each(tasks, task);
     }

@@ -16,8 +16,10 @@ pub struct Path(Set);
 /// The instruction sets.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub(crate) enum Set {
-    /// 512-bit vectors and dot products of bf16 pairs (x86-64 with AVX-512 F, VL, BW, DQ, BF16).
+    /// 512-bit vectors and dot products of bf16 pairs and of bytes (x86-64 with AVX-512 F, VL, BW, DQ, VNNI, BF16).
     Avx512Bf16,
+    /// 512-bit vectors and dot products of bytes (x86-64 with AVX-512 F, VL, BW, DQ, VNNI).
+    Avx512Vnni,
     /// 512-bit vectors (x86-64 with AVX-512 F, VL, BW, DQ).
     Avx512,
     /// 256-bit vectors with fused multiply-add (x86-64 with AVX2 and FMA).
@@ -26,7 +28,7 @@ pub(crate) enum Set {
     Portable,
 }
 
-/// Forces a path: `avx512bf16`, `avx512`, `avx2` or `portable`. A path that this machine lacks is ignored.
+/// Forces a path: `avx512bf16`, `avx512vnni`, `avx512`, `avx2` or `portable`. A path that this machine lacks is ignored.
 pub const PATH_VARIABLE: &str = "COHORT_KERNELS";
 
 impl Path {
@@ -46,7 +48,8 @@ impl Path {
     /// Every path of this machine, best first, [`Path::PORTABLE`] last.
     #[must_use]
     pub fn available() -> Vec<Self> {
-        [Set::Avx512Bf16, Set::Avx512, Set::Avx2, Set::Portable].into_iter().filter(|set| set.is_supported()).map(Self).collect()
+        let all = [Set::Avx512Bf16, Set::Avx512Vnni, Set::Avx512, Set::Avx2, Set::Portable];
+        all.into_iter().filter(|set| set.is_supported()).map(Self).collect()
     }
 
     /// The path of this [`name`](Self::name), if this machine has it.
@@ -60,6 +63,7 @@ impl Path {
     pub fn name(self) -> &'static str {
         match self.0 {
             Set::Avx512Bf16 => "avx512bf16",
+            Set::Avx512Vnni => "avx512vnni",
             Set::Avx512 => "avx512",
             Set::Avx2 => "avx2",
             Set::Portable => "portable",
@@ -78,8 +82,9 @@ impl Set {
     fn is_supported(self) -> bool {
         match self {
             Self::Avx512Bf16 => {
-                is_x86_feature_detected!("avx512bf16") && Self::Avx512.is_supported() && crate::tile::pairs_agree()
+                is_x86_feature_detected!("avx512bf16") && Self::Avx512Vnni.is_supported() && crate::tile::pairs_agree()
             }
+            Self::Avx512Vnni => is_x86_feature_detected!("avx512vnni") && Self::Avx512.is_supported(),
             Self::Avx512 => {
                 is_x86_feature_detected!("avx512f")
                     && is_x86_feature_detected!("avx512vl")
@@ -128,7 +133,7 @@ macro_rules! kernel {
             match path.set() {
                 // SAFETY: the path exists, so the machine has these instructions (P2).
                 #[cfg(target_arch = "x86_64")]
-                $crate::path::Set::Avx512Bf16 | $crate::path::Set::Avx512 => unsafe { avx512($($arg),*) },
+                $crate::path::Set::Avx512Bf16 | $crate::path::Set::Avx512Vnni | $crate::path::Set::Avx512 => unsafe { avx512($($arg),*) },
                 // SAFETY: as above.
                 #[cfg(target_arch = "x86_64")]
                 $crate::path::Set::Avx2 => unsafe { avx2($($arg),*) },

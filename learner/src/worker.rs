@@ -107,6 +107,7 @@ fn lead(
         epoch: Epoch(u64::from(args.hello.incarnation)),
         numerics: args.hello.numerics.clone(),
         deadline: HELLO,
+        roles: AcceptTerms::FOLLOWERS,
     };
     let team = TeamArgs {
         terms,

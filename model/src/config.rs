@@ -65,6 +65,39 @@ impl std::str::FromStr for DtypeKind {
     }
 }
 
+/// A number format of sampling by name.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "snake_case")]
+pub enum Quantization {
+    /// That of the model's products.
+    #[default]
+    None,
+    /// Weights and activations in int8, groups of 32 with a scale each.
+    Int8,
+}
+
+impl Quantization {
+    /// The name that the configuration and `--quantization` take.
+    #[must_use]
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::None => "none",
+            Self::Int8 => "int8",
+        }
+    }
+}
+
+impl std::str::FromStr for Quantization {
+    type Err = String;
+
+    fn from_str(name: &str) -> Result<Self, String> {
+        [Self::None, Self::Int8]
+            .into_iter()
+            .find(|quantization| quantization.name() == name)
+            .ok_or_else(|| format!("no quantization {name:?}; there are none and int8"))
+    }
+}
+
 /// A device by name.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "snake_case")]

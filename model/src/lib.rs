@@ -29,7 +29,7 @@ pub mod tokenizer;
 pub mod weights;
 
 pub use chat::{ChatMessage, ChatTemplate};
-pub use config::{DeviceKind, DtypeKind, EngineKind, ModelConfig};
+pub use config::{DeviceKind, DtypeKind, EngineKind, ModelConfig, Quantization};
 pub use error::ModelError;
 pub use family::Family;
 pub use hash::{TensorDigest, set_digest};

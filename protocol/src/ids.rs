@@ -79,6 +79,8 @@ pub enum Role {
     Reward,
     /// Updates the policy.
     Learner,
+    /// Keeps a host's processes and its weights: a node agent.
+    Node,
 }
 
 impl fmt::Display for Role {
@@ -88,6 +90,7 @@ impl fmt::Display for Role {
             Self::Rollout => "rollout",
             Self::Reward => "reward",
             Self::Learner => "learner",
+            Self::Node => "node",
         })
     }
 }

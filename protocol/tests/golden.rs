@@ -6,10 +6,14 @@
 use cohort_protocol::codec::Column;
 use cohort_protocol::frame::LEN_BYTES;
 use cohort_protocol::messages::WireMessage;
-use cohort_protocol::messages::handshake::{Handshake, Hello, Refused, Welcome};
+use cohort_protocol::messages::handshake::{Enrol, Enrolled, Handshake, Hello, Refused, Welcome};
 use cohort_protocol::messages::learner::{
     CheckpointRequest, CheckpointSaved, CoordinatorToLearner, Fault, LearnerBeat, LearnerFailed, LearnerToCoordinator, Load,
     LoadFrom, Loaded, PublishRequest, Published, StepRequest, Stepped,
+};
+use cohort_protocol::messages::node::{
+    Certificate, CertificateRequest, ChildState, ChunkFailed, ChunkName, FetchChunk, HeadToNode, Manifest, NoWeights, NodeReady,
+    NodeToHead, Replace, RunFacts, WantWeights,
 };
 use cohort_protocol::messages::ranks::{BetweenRanks, Holding, RankFailed, RankMemory, RankState, RankStep};
 use cohort_protocol::messages::reward::{
@@ -18,6 +22,7 @@ use cohort_protocol::messages::reward::{
 use cohort_protocol::messages::rollout::{
     CancelLease, CoordinatorToRollout, LeaseFailed, Ready, RolloutBeat, RolloutToCoordinator, SwapFailed, WeightsReady,
 };
+use cohort_protocol::messages::weights::{Chunk, FetcherToHolder, Gone, HolderToFetcher};
 use cohort_protocol::score::SampleOutcome;
 use cohort_protocol::{
     AttemptId, CodecError, Epoch, FinishReason, Frame, GroupId, GroupLease, GroupPayload, LeasePurpose, PolicyVersion, Role,
@@ -79,10 +84,21 @@ fn handshake() -> Vec<(&'static str, Handshake)> {
         incarnation: 1,
         numerics: "f32 avx512".into(),
     };
+    let enrol = Enrol {
+        protocol_min: 2,
+        protocol_max: 3,
+        run: RunId(7),
+        secret: [9; 32],
+        host: "gpu-2".into(),
+        public_key: vec![4, 1, 2],
+    };
+    let enrolled = Enrolled { protocol: 3, node: WorkerId { role: Role::Node, index: 2 }, certificate: vec![0x30] };
     vec![
         ("Hello", Handshake::Hello(hello)),
         ("Welcome", Handshake::Welcome(Welcome { protocol: 1, epoch: Epoch(5) })),
         ("Refused", Handshake::Refused(Refused { reason: "another run".into() })),
+        ("Enrol", Handshake::Enrol(enrol)),
+        ("Enrolled", Handshake::Enrolled(enrolled)),
     ]
 }
 
@@ -234,6 +250,65 @@ fn between_ranks() -> Vec<(&'static str, BetweenRanks)> {
     ]
 }
 
+fn rollout_4() -> WorkerId {
+    WorkerId { role: Role::Rollout, index: 4 }
+}
+
+fn chunk_name() -> ChunkName {
+    ChunkName { version: PolicyVersion(3), chunk: 17 }
+}
+
+fn node_to_head() -> Vec<(&'static str, NodeToHead)> {
+    let ready = NodeReady { offers: vec![(Role::Rollout, 4)], weights_port: 7402, held: Some(PolicyVersion(2)) };
+    let child = ChildState {
+        name: "rollout-4".into(),
+        pid: Some(77),
+        phase: "running".into(),
+        restarts: 1,
+        last_exit: Some("signal 9".into()),
+    };
+    let from = WorkerId { role: Role::Node, index: 2 };
+    vec![
+        ("Ready", NodeToHead::Ready(ready)),
+        ("Certify", NodeToHead::Certify(CertificateRequest { worker: rollout_4(), public_key: vec![4, 1, 2] })),
+        ("Children", NodeToHead::Children(vec![child])),
+        ("Beat", NodeToHead::Beat(135)),
+        ("WantWeights", NodeToHead::WantWeights(WantWeights { version: PolicyVersion(3), slot: 1 })),
+        ("Held", NodeToHead::Held(chunk_name())),
+        ("ChunkFailed", NodeToHead::ChunkFailed(ChunkFailed { name: chunk_name(), from, why: "gone".into() })),
+        ("Leaving", NodeToHead::Leaving("SIGTERM".into())),
+    ]
+}
+
+fn head_to_node() -> Vec<(&'static str, HeadToNode)> {
+    let version = PolicyVersion(3);
+    let manifest =
+        Manifest { version, digest: 9, directory_bytes: 100, value_bytes: 4000, chunk_bytes: 4100, hashes: vec![7; 32] };
+    let from = WorkerId { role: Role::Node, index: 2 };
+    let facts = RunFacts { config: "[cluster]".into(), coordinator_port: 7401, weights_port: 7402, slots: 2 };
+    vec![
+        ("Run", HeadToNode::Run(facts)),
+        ("Assign", HeadToNode::Assign(vec![rollout_4()])),
+        ("Certificate", HeadToNode::Certificate(Certificate { worker: rollout_4(), der: vec![0x30] })),
+        ("Replace", HeadToNode::Replace(Replace { worker: rollout_4(), why: "it hangs".into() })),
+        ("Manifest", HeadToNode::Manifest(manifest)),
+        ("Fetch", HeadToNode::Fetch(FetchChunk { name: chunk_name(), from, address: "10.0.0.2:7402".into() })),
+        ("NoWeights", HeadToNode::NoWeights(NoWeights { version, why: "overwritten".into() })),
+        ("Leave", HeadToNode::Leave("the run is over".into())),
+    ]
+}
+
+fn fetcher_to_holder() -> Vec<(&'static str, FetcherToHolder)> {
+    vec![("Give", FetcherToHolder::Give(chunk_name()))]
+}
+
+fn holder_to_fetcher() -> Vec<(&'static str, HolderToFetcher)> {
+    vec![
+        ("Chunk", HolderToFetcher::Chunk(Chunk { name: chunk_name(), bytes: vec![1, 2, 3] })),
+        ("Gone", HolderToFetcher::Gone(Gone { name: chunk_name(), why: "a newer version took its place".into() })),
+    ]
+}
+
 /// Every example encodes to its line and its line decodes to it; the file has a line for every tag.
 fn check<M: WireMessage + PartialEq + Debug>(file: &str, tags: &[u8], removed: &[u8], examples: Vec<(&'static str, M)>) {
     let mut text = String::new();
@@ -315,5 +390,9 @@ golden!(
     coordinator_to_reward: super::CoordinatorToReward,
     learner_to_coordinator: super::LearnerToCoordinator,
     coordinator_to_learner: super::CoordinatorToLearner,
+    node_to_head: super::NodeToHead,
+    head_to_node: super::HeadToNode,
+    fetcher_to_holder: super::FetcherToHolder,
+    holder_to_fetcher: super::HolderToFetcher,
     between_ranks: super::BetweenRanks,
 );

@@ -76,7 +76,13 @@ impl Bench {
 
     /// Welcomes the worker to an epoch and hears its `Ready`.
     async fn welcome(&self, epoch: u64) -> Link {
-        let terms = AcceptTerms { run: RunId(1), epoch: Epoch(epoch), numerics: String::new(), deadline: Duration::from_secs(5) };
+        let terms = AcceptTerms {
+            run: RunId(1),
+            epoch: Epoch(epoch),
+            numerics: String::new(),
+            deadline: Duration::from_secs(5),
+            roles: AcceptTerms::WORKERS,
+        };
         let connection = self.listener.accept().await.unwrap();
         let link: Link = accept_worker(connection, &terms, |_| Ok(())).await.unwrap().into_link();
         assert!(matches!(link.recv().await.unwrap(), (RewardToCoordinator::Ready(_), None)));

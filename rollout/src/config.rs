@@ -1,8 +1,19 @@
-//! `[agent]` and `[environment]`: what a user writes.
+//! `[rollout]`, `[agent]` and `[environment]`: what a user writes.
+use cohort_model::Quantization;
 use cohort_protocol::SamplingParams;
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 use std::path::PathBuf;
+
+/// How the policy is computed where it samples.
+#[derive(Debug, Clone, PartialEq, Default, Serialize, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields, default)]
+pub struct RolloutConfig {
+    /// Number format of the products of sampling: "none" (default; the model's own), or "int8": weights and activations rounded to
+    /// int8 in groups of 32, the weights anew at every new version. Learning stays in the model's format, so that sampled tokens
+    /// are inexact: needs a `training.correction`, and `model.engine = "native"`. Part of the run's numerics.
+    pub quantization: Quantization,
+}
 
 /// How the policy takes part in a dialogue.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]

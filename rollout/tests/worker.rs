@@ -75,7 +75,13 @@ impl Bench {
     /// Welcomes the worker and hears nothing yet.
     async fn accept(&self, epoch: u64) -> Link {
         let numerics = self.engine.numerics().to_owned();
-        let terms = AcceptTerms { run: RunId(1), epoch: Epoch(epoch), numerics, deadline: Duration::from_secs(5) };
+        let terms = AcceptTerms {
+            run: RunId(1),
+            epoch: Epoch(epoch),
+            numerics,
+            deadline: Duration::from_secs(5),
+            roles: AcceptTerms::WORKERS,
+        };
         let connection = self.listener.accept().await.unwrap();
         accept_worker(connection, &terms, |_| Ok(())).await.unwrap().into_link()
     }

@@ -51,6 +51,16 @@ pub struct Bench {
     folder: PathBuf,
 }
 
+/// A metric of every step of a run that has it in each.
+pub fn metric(run: &Path, name: &str) -> Result<Vec<f64>> {
+    let lines = std::fs::read_to_string(run.join("metrics.jsonl"))?;
+    let value = |line: &str| -> Result<f64> {
+        let line: Value = serde_json::from_str(line)?;
+        line[name].as_f64().or_else(|| line["metrics"][name].as_f64()).with_context(|| format!("no {name} in {line}"))
+    };
+    lines.lines().map(value).collect()
+}
+
 /// How a run ended.
 #[derive(Debug)]
 pub struct Ended {

@@ -2,7 +2,7 @@
 //! from rewards that mean nothing.
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, reason = "a test fails by panicking")]
 use anyhow::{Context, Result};
-use cohort_tests::launch::{Bench, Ended, start, wait};
+use cohort_tests::launch::{Bench, Ended, metric, start, wait};
 use std::process::Command;
 use std::time::Duration;
 
@@ -55,6 +55,22 @@ fn the_default_run_learns_its_task_whatever_the_seed() -> Result<()> {
     weights.sort();
     weights.dedup();
     assert_eq!(weights.len(), 5, "each seed is a run of its own");
+    Ok(())
+}
+
+/// Tokens are drawn in int8 from a policy that is learnt in f32: corrected for, that costs nothing that can be seen.
+#[test]
+fn rollouts_in_int8_teach_the_task_too() -> Result<()> {
+    let (_folder, bench) = bench()?;
+    let int8 = ["--set", r#"rollout.quantization="int8""#, "--set", r#"training.correction.type="tis""#];
+    let quick = ["--seed", "1", "--steps", "30", "--set", "training.eval.prompts=64", "--set", "training.eval.samples=2"];
+    let ended = wait(start(&mut launch(&bench, "int8", &[&int8[..], &quick].concat()))?, PATIENCE)?;
+    let (before, after) = (number(&ended, "heldout_before")?, number(&ended, "heldout_after")?);
+    let difference = metric(&bench.run_dir("int8"), "sampling/sampling_logp_difference/mean")?;
+    println!("int8: {before} -> {after}, mean log-prob difference of the steps {difference:?}");
+    assert!(before <= 0.3 && after >= 0.6, "{before} -> {after}");
+    assert!(difference.iter().all(|mean| *mean > 0.0 && *mean < 0.1), "{difference:?}");
+    assert_eq!(number(&ended, "logprob_tokens_compared")?, 0.0, "none of them is promised to be the learner's");
     Ok(())
 }
 

@@ -2,15 +2,24 @@
 use anyhow::Result;
 use cohort_engine::candle::CandleEngine;
 use cohort_engine::native::NativeEngine;
-use cohort_engine::{AdamW, Backend, PackedBatch, PackedSequence, Upstream};
+use cohort_engine::{AdamW, Backend, EngineError, PackedBatch, PackedSequence, Upstream};
 use cohort_model::init::random_weights;
 use cohort_model::{DecoderSpec, DeviceKind, Family, WeightSet, hf};
 use cohort_tests::golden::{smollm2, smollm2_prompts, worst_tensor, worst_value};
 
 const KV: usize = 1 << 20;
 
-/// Log-prob and gradient distances of one training pass.
-fn compare(spec: &DecoderSpec, weights: &WeightSet, batch: &PackedBatch) -> Result<(f32, String, f64)> {
+/// The candle engine's two forms: candle's primitives, and the operations of our CUDA kernels by their CPU twins.
+type Form = fn(CandleEngine) -> Result<CandleEngine, EngineError>;
+const FORMS: [(&str, Form); 2] = [("primitives", Ok), ("fused", CandleEngine::fused)];
+
+/// Log-prob and gradient distances of one training pass, native against candle with `candle`'s form of the operations.
+fn compare(
+    spec: &DecoderSpec,
+    weights: &WeightSet,
+    batch: &PackedBatch,
+    candle: impl Fn(CandleEngine) -> Result<CandleEngine, EngineError>,
+) -> Result<(f32, String, f64)> {
     let n = batch.targets();
     let (d_logp, d_entropy): (Vec<f32>, Vec<f32>) =
         (0..n).map(|i| ((i as f32 * 0.7).sin(), (i as f32 * 0.3).cos() * 0.1)).unzip();
@@ -23,7 +32,7 @@ fn compare(spec: &DecoderSpec, weights: &WeightSet, batch: &PackedBatch) -> Resu
     };
     // One after the other: the real model's graph is large.
     let (native, native_gradients) = run(&mut NativeEngine::new(spec.clone(), 2, KV)?)?;
-    let (candle, candle_gradients) = run(&mut CandleEngine::new(spec.clone(), DeviceKind::Cpu, KV)?)?;
+    let (candle, candle_gradients) = run(&mut candle(CandleEngine::new(spec.clone(), DeviceKind::Cpu, KV)?)?)?;
     let logp = worst_value(&native.logp, &candle.logp).max(worst_value(&native.entropy, &candle.entropy));
     // As in files: GPT-2's bias of keys, whose gradient is nothing but rounding, beside those of queries and values.
     let (ours, theirs) = (hf::stored(spec, &native_gradients)?, hf::stored(spec, &candle_gradients)?);
@@ -68,10 +77,13 @@ fn random_models_agree_to_every_gradient() -> Result<()> {
                 sequence(2, 1, vocab, 1.5),
             ],
         };
-        let (logp, name, gradient) = compare(&spec, &weights, &batch)?;
-        eprintln!("random {:?}, tied {}: logp {logp:e}, gradient {gradient:e} ({name})", spec.family, spec.tied_embeddings);
-        assert!(logp < 1e-4, "{logp:e}");
-        assert!(gradient < 1e-3, "{name}: {gradient:e}");
+        for (form, candle) in FORMS {
+            let (logp, name, gradient) = compare(&spec, &weights, &batch, candle)?;
+            let (family, tied) = (spec.family, spec.tied_embeddings);
+            eprintln!("random {family:?}, tied {tied}, {form}: logp {logp:e}, gradient {gradient:e} ({name})");
+            assert!(logp < 1e-4, "{form} {logp:e}");
+            assert!(gradient < 1e-3, "{form} {name}: {gradient:e}");
+        }
     }
     Ok(())
 }
@@ -131,7 +143,7 @@ fn smollm2_agrees_to_every_gradient() -> Result<()> {
     };
     let prompts = smollm2_prompts()?;
     let batch = PackedBatch { sequences: prompts[1..4].iter().map(|p| sequence(&p.ids)).collect() };
-    let (logp, name, gradient) = compare(&model.spec, &model.weights()?, &batch)?;
+    let (logp, name, gradient) = compare(&model.spec, &model.weights()?, &batch, Ok)?;
     eprintln!("SmolLM2, {} tokens: logp {logp:e}, gradient {gradient:e} ({name})", batch.tokens());
     assert!(logp < 1e-3, "{logp:e}");
     assert!(gradient < 1e-3, "{name}: {gradient:e}");

@@ -1,11 +1,13 @@
-//! The coordinator's side: checks who comes, answers, and speaks to each worker through a [`PeerLink`].
+//! The side that listens, the coordinator's or a node agent's: checks who comes, answers, and speaks to each peer through a
+//! [`PeerLink`].
 use super::{LinkError, receive, send_error};
 use crate::transport::{Ack, Connection, Inbound, Traffic, TransportError};
 use cohort_protocol::messages::WireMessage;
-use cohort_protocol::messages::handshake::{Handshake, Hello, Refused, Welcome};
+use cohort_protocol::messages::handshake::{Enrol, Enrolled, Handshake, Hello, Refused, Welcome};
 use cohort_protocol::{CodecError, Epoch, Role, RunId, WorkerId, version};
 use std::fmt;
 use std::marker::PhantomData;
+use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Duration;
 use tokio::time::timeout;
@@ -24,6 +26,17 @@ pub struct AcceptTerms {
     pub numerics: String,
     /// For `Hello` to arrive. 5 s suits.
     pub deadline: Duration,
+    /// Whose places these are: [`AcceptTerms::WORKERS`] or [`AcceptTerms::NODES`].
+    pub roles: &'static [Role],
+}
+
+impl AcceptTerms {
+    /// Who may come to a coordinator.
+    pub const WORKERS: &'static [Role] = &[Role::Rollout, Role::Reward, Role::Learner];
+    /// Who may come to the rank of the learner that leads.
+    pub const FOLLOWERS: &'static [Role] = &[Role::Learner];
+    /// Who may come to a node agent.
+    pub const NODES: &'static [Role] = &[Role::Node];
 }
 
 /// A worker that was welcomed.
@@ -45,14 +58,58 @@ pub async fn accept_worker(
     terms: &AcceptTerms,
     admit: impl FnOnce(&Hello) -> Result<(), String> + Send,
 ) -> Result<Admitted, LinkError> {
-    let peer = connection.peer();
+    let first = first_frame(&connection, terms).await?;
+    let hello = hello_of(&first).map_err(|error| error.to_string());
+    answer(connection, terms, hello, admit).await
+}
+
+/// As [`accept_worker`], for a listener that lets strangers in: an [`Enrol`] is answered by what `enrol` makes of it, and that
+/// connection is over (`None`).
+pub async fn accept_node(
+    connection: Arc<dyn Connection>,
+    terms: &AcceptTerms,
+    admit: impl FnOnce(&Hello) -> Result<(), String> + Send,
+    enrol: impl FnOnce(&Enrol) -> Result<Enrolled, String> + Send,
+) -> Result<Option<Admitted>, LinkError> {
+    let first = first_frame(&connection, terms).await?;
+    let request = match &first {
+        Inbound::Control(frame) => match Handshake::from_frame(frame) {
+            Ok(Handshake::Enrol(request)) => request,
+            _ => {
+                let hello = hello_of(&first).map_err(|error| error.to_string());
+                return answer(connection, terms, hello, admit).await.map(Some);
+            }
+        },
+        Inbound::Bulk(..) => return Err(refuse(connection, "an Enrol is no bulk frame".into()).await?),
+    };
+    let verdict = if request.run == terms.run { enrol(&request) } else { Err(other_run(terms.run, request.run)) };
+    match verdict {
+        Ok(enrolled) => {
+            connection.send(Handshake::Enrolled(enrolled).to_frame().map_err(LinkError::Unsendable)?).await?;
+            linger(connection.as_ref()).await;
+            connection.close("enrolled");
+            Ok(None)
+        }
+        Err(reason) => Err(refuse(connection, reason).await?),
+    }
+}
+
+async fn first_frame(connection: &Arc<dyn Connection>, terms: &AcceptTerms) -> Result<Inbound, LinkError> {
     let first = timeout(terms.deadline, connection.recv()).await;
     let first = first.map_err(|_| {
         connection.close("no Hello in time");
-        TransportError::Deadline { peer: peer.clone(), what: "say Hello", after: terms.deadline }
+        TransportError::Deadline { peer: connection.peer(), what: "say Hello", after: terms.deadline }
     })??;
-    let verdict = hello_of(&first)
-        .map_err(|error| error.to_string())
+    Ok(first)
+}
+
+async fn answer(
+    connection: Arc<dyn Connection>,
+    terms: &AcceptTerms,
+    hello: Result<Hello, String>,
+    admit: impl FnOnce(&Hello) -> Result<(), String> + Send,
+) -> Result<Admitted, LinkError> {
+    let verdict = hello
         .and_then(|hello| Ok((check(&hello, terms, connection.as_ref())?, hello)))
         .and_then(|(protocol, hello)| admit(&hello).map(|()| (protocol, hello)));
     match verdict {
@@ -61,15 +118,27 @@ pub async fn accept_worker(
             connection.send(welcome.to_frame().map_err(LinkError::Unsendable)?).await?;
             Ok(Admitted { hello, protocol, connection })
         }
-        Err(reason) => {
-            let refused = Handshake::Refused(Refused { reason: reason.clone() });
-            connection.send(refused.to_frame().map_err(LinkError::Unsendable)?).await?;
-            // The worker closes once it has read the reason; closing here first could overtake it.
-            let _ = timeout(LINGER, async { while connection.recv().await.is_ok() {} }).await;
-            connection.close(&reason);
-            Err(LinkError::Rejected { peer, reason })
-        }
+        Err(reason) => Err(refuse(connection, reason).await?),
     }
+}
+
+/// Says why, and gives the error to return.
+async fn refuse(connection: Arc<dyn Connection>, reason: String) -> Result<LinkError, LinkError> {
+    let refused = Handshake::Refused(Refused { reason: reason.clone() });
+    connection.send(refused.to_frame().map_err(LinkError::Unsendable)?).await?;
+    linger(connection.as_ref()).await;
+    connection.close(&reason);
+    Ok(LinkError::Rejected { peer: connection.peer(), reason })
+}
+
+/// The peer closes once it has read the answer; closing here first could overtake it.
+async fn linger(connection: &dyn Connection) {
+    // Where it does not close it is cut off.
+    let _ = timeout(LINGER, async { while connection.recv().await.is_ok() {} }).await;
+}
+
+fn other_run(ours: RunId, theirs: RunId) -> String {
+    format!("this is run {ours}, the peer was started for run {theirs}")
 }
 
 impl Admitted {
@@ -137,6 +206,12 @@ impl<In: WireMessage, Out: WireMessage> PeerLink<In, Out> {
         self.sender.connection.traffic()
     }
 
+    /// The peer's network address, where it has one.
+    #[must_use]
+    pub fn remote(&self) -> Option<SocketAddr> {
+        self.sender.connection.remote()
+    }
+
     /// Ends the session; the worker sees the reason.
     pub fn close(&self, reason: &str) {
         self.sender.connection.close(reason);
@@ -198,6 +273,8 @@ fn hello_of(first: &Inbound) -> Result<Hello, CodecError> {
             Handshake::Hello(hello) => Ok(hello),
             Handshake::Welcome(_) => Err(wrong("Welcome")),
             Handshake::Refused(_) => Err(wrong("Refused")),
+            Handshake::Enrol(_) => Err(wrong("Enrol")),
+            Handshake::Enrolled(_) => Err(wrong("Enrolled")),
         },
         Inbound::Bulk(..) => Err(wrong("bulk frame")),
     }
@@ -206,10 +283,10 @@ fn hello_of(first: &Inbound) -> Result<Hello, CodecError> {
 /// The version to speak with this worker, or why not.
 fn check(hello: &Hello, terms: &AcceptTerms, connection: &dyn Connection) -> Result<u16, String> {
     if hello.run != terms.run {
-        return Err(format!("this is run {}, the worker was started for run {}", terms.run, hello.run));
+        return Err(other_run(terms.run, hello.run));
     }
-    if hello.worker.role == Role::Coordinator {
-        return Err(format!("{} is no worker; a run has one coordinator", hello.worker));
+    if !terms.roles.contains(&hello.worker.role) {
+        return Err(format!("{} has no place here", hello.worker));
     }
     connection.verify_peer(hello.run, hello.worker).map_err(|error| error.to_string())?;
     let computes = matches!(hello.worker.role, Role::Rollout | Role::Learner);

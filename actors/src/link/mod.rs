@@ -7,9 +7,11 @@
 //! - **L3** a bulk message sent through a [`LinkSender`] is sent again, over as many connections as it takes, until it is
 //!   accepted or the coordinator's epoch has changed; control messages are sent once.
 mod accept;
+mod enrol;
 mod worker;
 
-pub use accept::{AcceptTerms, Admitted, PeerLink, PeerSender, accept_worker};
+pub use accept::{AcceptTerms, Admitted, PeerLink, PeerSender, accept_node, accept_worker};
+pub use enrol::enrol;
 pub use worker::{LinkOptions, LinkSender, WorkerLink};
 
 use crate::transport::{Ack, Connection, Inbound, TransportError};

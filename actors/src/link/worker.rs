@@ -328,7 +328,9 @@ async fn dial(dialer: &dyn Dialer, hello: &Hello, deadline: Duration) -> Result<
             Err(LinkError::Refused { peer, reason })
         }
         Ok(Handshake::Refused(refused)) => Err(LinkError::Refused { peer, reason: refused.reason }),
-        Ok(Handshake::Hello(_)) => Err(TransportError::Codec { peer, source: not_an_answer("Hello") }.into()),
+        Ok(Handshake::Hello(_) | Handshake::Enrol(_) | Handshake::Enrolled(_)) => {
+            Err(TransportError::Codec { peer, source: not_an_answer("frame of another handshake") }.into())
+        }
         Err(source) => Err(TransportError::Codec { peer, source }.into()),
     }
 }

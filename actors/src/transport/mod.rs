@@ -19,6 +19,7 @@ pub mod quic;
 
 use async_trait::async_trait;
 use cohort_protocol::{CodecError, Frame, RunId, WorkerId, limits};
+use std::net::SocketAddr;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
@@ -140,6 +141,10 @@ pub struct Traffic {
 pub trait Connection: Send + Sync {
     /// Who is at the other end, for messages.
     fn peer(&self) -> String;
+    /// Its network address, where it has one.
+    fn remote(&self) -> Option<SocketAddr> {
+        None
+    }
     /// Checks that the other end has proven to be `worker` of `run`; always `Ok` where both ends are one process.
     fn verify_peer(&self, run: RunId, worker: WorkerId) -> Result<(), TransportError>;
     /// Sends on the control stream, in order.

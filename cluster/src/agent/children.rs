@@ -1,16 +1,19 @@
 //! Which processes a run has and how each is started; what `agent.json` says of them.
-use super::{AgentError, AgentOptions};
+use super::AgentError;
+use super::nodes::Elsewhere;
 use crate::coordinator::DRAIN_LIMIT;
 use crate::ledger::RunPaths;
 use cohort_actors::certs::RunAuthority;
 use cohort_actors::supervision::process::{ProcessSpec, ProcessStatus};
 use cohort_actors::{ChildId, Restart};
-use cohort_protocol::{Role, WorkerId};
+use cohort_protocol::messages::node::ChildState;
+use cohort_protocol::{Role, RunId, WorkerId};
 use serde::{Deserialize, Serialize};
 use std::ffi::OsString;
 use std::io::Write;
 use std::net::SocketAddr;
 use std::path::PathBuf;
+use std::sync::Arc;
 use std::time::Duration;
 
 /// Time to drain, save and write the report before it is killed: what draining may take, and as long again.
@@ -25,46 +28,42 @@ pub(crate) struct ChildReport {
     pub name: String,
     /// Process while it runs.
     pub pid: Option<u32>,
-    /// running, stopping, waiting or ended.
+    /// running, stopping, waiting or ended; out of reach, where its host is.
     pub phase: String,
     /// Restarts so far.
     pub restarts: u32,
     /// How it ended last.
     pub last_exit: Option<String>,
+    /// The host it runs on, where that is not the head node.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub host: Option<String>,
 }
 
-pub(super) struct Children<'a> {
+/// How the processes of a host are started.
+pub(super) struct Children {
     pub program: PathBuf,
-    pub options: &'a AgentOptions,
-    pub authority: &'a RunAuthority,
+    pub run: RunId,
+    /// The run's directory; on a host that joined, its own.
+    pub dir: PathBuf,
+    pub logs: PathBuf,
+    /// Name of the hand-over socket.
     pub handover: String,
+    /// Name of the gate for weights, on a host that joined.
+    pub gate: Option<String>,
     pub coordinator: SocketAddr,
+    /// Makes certificates; where there is none, they are in the directory already.
+    pub authority: Option<Arc<RunAuthority>>,
 }
 
-impl Children<'_> {
-    /// Every process of the run, the coordinator first.
-    pub(super) fn specs(&self) -> Result<Vec<ProcessSpec>, AgentError> {
-        let cluster = &self.options.config.cluster;
-        let places = [
-            (Role::Coordinator, 1),
-            (Role::Learner, cluster.learner.get()),
-            (Role::Reward, cluster.reward.get()),
-            (Role::Rollout, cluster.rollout.get()),
-        ];
-        let mut specs = Vec::new();
-        for (role, count) in places {
-            for index in 0..count {
-                specs.push(self.spec(WorkerId { role, index })?);
-            }
+impl Children {
+    /// A worker's process.
+    pub(super) fn spec(&self, who: WorkerId) -> Result<ProcessSpec, AgentError> {
+        if let Some(authority) = &self.authority {
+            authority.issue_files(who)?;
         }
-        Ok(specs)
-    }
-
-    fn spec(&self, who: WorkerId) -> Result<ProcessSpec, AgentError> {
-        self.authority.issue_files(who)?;
         let coordinates = who.role == Role::Coordinator;
-        let args = [
-            "worker".into(),
+        let mut args = vec![
+            "worker".to_owned(),
             "--role".into(),
             who.role.to_string(),
             "--index".into(),
@@ -74,18 +73,20 @@ impl Children<'_> {
             "--handover".into(),
             self.handover.clone(),
             "--run".into(),
-            self.options.run.to_string(),
+            self.run.to_string(),
         ];
+        if let Some(gate) = &self.gate {
+            args.extend(["--gate".to_owned(), gate.clone()]);
+        }
         let mut args: Vec<OsString> = args.into_iter().map(OsString::from).collect();
-        args.extend([OsString::from("--run-dir"), self.options.paths.root().into()]);
-        let log = self.options.logs.join(format!("{who}.log"));
+        args.extend([OsString::from("--run-dir"), self.dir.clone().into()]);
         Ok(ProcessSpec {
             id: ChildId::from(who.to_string()),
             restart: Restart::Transient,
             program: self.program.clone(),
             args,
             env: Vec::new(),
-            log: Some(log),
+            log: Some(self.logs.join(format!("{who}.log"))),
             inherit: Vec::new(),
             grace: if coordinates { GRACE_COORDINATOR } else { GRACE_WORKER },
         })
@@ -120,18 +121,30 @@ pub(super) fn restarts(status: &[ProcessStatus]) -> u64 {
     status.iter().map(|child| u64::from(child.restarts)).sum()
 }
 
-/// Writes `agent.json` whole or not at all.
-pub(super) fn write_status(paths: &RunPaths, status: &[ProcessStatus]) -> std::io::Result<()> {
-    let reports: Vec<ChildReport> = status
-        .iter()
-        .map(|child| ChildReport {
-            name: child.id.to_string(),
-            pid: child.pid,
-            phase: child.phase.to_owned(),
-            restarts: child.restarts,
-            last_exit: child.last_exit.as_ref().map(|exit| exit.text.clone()),
-        })
-        .collect();
+/// A process for `agent.json`, and for the head node.
+pub(super) fn state_of(child: &ProcessStatus) -> ChildState {
+    ChildState {
+        name: child.id.to_string(),
+        pid: child.pid,
+        phase: child.phase.to_owned(),
+        restarts: child.restarts,
+        last_exit: child.last_exit.as_ref().map(|exit| exit.text.clone()),
+    }
+}
+
+/// Writes `agent.json` whole or not at all: this host's processes, then those of the others.
+pub(super) fn write_status(paths: &RunPaths, here: &[ProcessStatus], elsewhere: &[Elsewhere]) -> std::io::Result<()> {
+    let report =
+        |ChildState { name, pid, phase, restarts, last_exit }, host| ChildReport { name, pid, phase, restarts, last_exit, host };
+    let mut reports: Vec<ChildReport> = here.iter().map(|child| report(state_of(child), None)).collect();
+    for Elsewhere { host, connected, children } in elsewhere {
+        reports.extend(children.iter().cloned().map(|mut child| {
+            if !connected {
+                child.phase = "out of reach".to_owned();
+            }
+            report(child, Some(host.to_string()))
+        }));
+    }
     let path = paths.agent();
     let temporary = path.with_extension("json.new");
     let mut file = std::fs::File::create(&temporary)?;

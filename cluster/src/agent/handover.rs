@@ -1,5 +1,5 @@
 //! Descriptors on their way from the node agent to its children, over a Unix socket: the coordinator's bound UDP socket,
-//! the weight ring's memory, the pipe for progress. Each outlives the child that uses it, so that a restarted child
+//! the weight ring's memory, the pipes for progress and orders. Each outlives the child that uses it, so that a restarted child
 //! finds the port, the weights and the listener where its predecessor left them.
 //!
 //! Invariants
@@ -27,6 +27,8 @@ pub(super) enum Item {
     Ring = b'r',
     /// Where the coordinator writes progress.
     Progress = b'p',
+    /// Where the coordinator reads what it is told.
+    Orders = b'o',
 }
 
 /// How long either side waits for the other.

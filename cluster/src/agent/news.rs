@@ -3,7 +3,6 @@
 //! from a file may by then belong to somebody else.
 use crate::coordinator::Replacer;
 use crate::progress::{Progress, ProgressSink};
-use cohort_actors::ChildId;
 use cohort_protocol::WorkerId;
 use serde::{Deserialize, Serialize};
 use std::fs::File;
@@ -23,7 +22,7 @@ enum Line {
     /// For people.
     News(Progress),
     /// A worker hangs.
-    Replace { worker: String, why: String },
+    Replace { worker: WorkerId, why: String },
     /// The coordinator is still starting.
     Alive,
 }
@@ -69,7 +68,7 @@ impl ProgressSink for Teller {
 
 impl Replacer for Teller {
     fn replace(&self, worker: WorkerId, why: &str) {
-        self.say(&Line::Replace { worker: worker.to_string(), why: why.to_owned() });
+        self.say(&Line::Replace { worker, why: why.to_owned() });
     }
 }
 
@@ -78,7 +77,7 @@ pub(super) struct Heard {
     /// When the coordinator said anything last.
     pub last: watch::Receiver<Instant>,
     /// Workers to replace, and why.
-    pub replace: mpsc::Receiver<(ChildId, String)>,
+    pub replace: mpsc::Receiver<(WorkerId, String)>,
 }
 
 /// Passes the coordinator's news on, from whichever incarnation they come.
@@ -95,7 +94,7 @@ pub(super) fn listen(pipe: PipeReader, progress: Arc<dyn ProgressSink>) -> std::
                 Line::News(news) => progress.emit(news),
                 Line::Replace { worker, why } => {
                     // Full, or nobody is supervised any more.
-                    let _ = order.try_send((ChildId::from(worker), why));
+                    let _ = order.try_send((worker, why));
                 }
                 Line::Alive => {}
             }
@@ -181,7 +180,7 @@ mod tests {
         teller.emit(Progress::Notice("hello".into()));
         teller.replace(WorkerId { role: Role::Rollout, index: 2 }, "it hangs");
         let order = heard.replace.blocking_recv().unwrap();
-        assert_eq!(order, (ChildId::from("rollout-2"), "it hangs".to_owned()));
+        assert_eq!(order, (WorkerId { role: Role::Rollout, index: 2 }, "it hangs".to_owned()));
         assert_eq!(*news.0.lock().unwrap(), [Progress::Notice("hello".into())]);
     }
 }

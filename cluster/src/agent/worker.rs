@@ -7,6 +7,8 @@ use super::children::certificates;
 use super::handover::{self, Item};
 use super::meeting::Meeting;
 use super::news::Teller;
+use super::orders;
+use super::weights::gate::GatedRing;
 use crate::cli::CliError;
 use crate::config::Config;
 use crate::coordinator::{self, CoordinatorError};
@@ -41,6 +43,8 @@ pub struct WorkerOptions {
     pub coordinator: SocketAddr,
     /// Name of the agent's hand-over socket.
     pub handover: String,
+    /// Name of the agent's gate for weights, on a host that joined.
+    pub gate: Option<String>,
 }
 
 /// A failure with the exit code it ends in.
@@ -109,7 +113,10 @@ async fn role(options: &WorkerOptions, wiring: &Wiring, shutdown: Shutdown) -> R
         let listener = QuicListener::new(socket, &identity, quic).map_err(passing)?;
         let teller = Teller::new(handover::take(&options.handover, Item::Progress).map_err(passing)?.into());
         let beats = tokio::spawn(teller.clone().beat());
-        let around = Surroundings { shared_engine: false, progress: teller.clone(), replacer: teller, begun: Instant::now() };
+        let orders = handover::take(&options.handover, Item::Orders).map_err(passing)?;
+        let standing = orders::listen(orders.into()).map_err(passing)?;
+        let around =
+            Surroundings { shared_engine: false, progress: teller.clone(), replacer: teller, standing, begun: Instant::now() };
         let args = coordinator_args(wiring, &paths, around).map_err(Failure::from)?;
         let outcome = coordinator::run(args, Arc::new(listener), shutdown).await;
         beats.abort();
@@ -137,12 +144,12 @@ async fn work(
             cohort_reward_workers::run_worker(args, dialer, shutdown).await.map_err(Failure::from)
         }
         Role::Learner => {
-            let engine = wiring.engine().map_err(Failure::from)?;
+            let engine = wiring.learning_engine().map_err(Failure::from)?;
             let ranks = Arc::new(Meeting { coordinator: options.coordinator, identity });
             let args = wiring.learner(options.who.index, engine, ring(options)?, ranks).map_err(Failure::from)?;
             cohort_learner::run_worker(args, dialer, shutdown).await.map_err(Failure::from)
         }
-        Role::Coordinator => Ok(()),
+        Role::Coordinator | Role::Node => Ok(()),
     };
     Ok(ended?)
 }
@@ -150,7 +157,10 @@ async fn work(
 fn ring(options: &WorkerOptions) -> Result<Arc<dyn WeightRing>, WorkerFailure> {
     let memory = handover::take(&options.handover, Item::Ring).map_err(passing)?;
     let ring = SharedRing::inherit(memory.as_raw_fd()).map_err(passing)?;
-    Ok(Arc::new(ring))
+    Ok(match &options.gate {
+        Some(gate) => Arc::new(GatedRing::new(ring, gate.clone())),
+        None => Arc::new(ring),
+    })
 }
 
 /// Errors of a run that another start cannot mend end it.

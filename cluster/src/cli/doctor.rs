@@ -110,10 +110,16 @@ fn kernels() -> Check {
 }
 
 fn device(config: &Config) -> Check {
-    let wants_cuda = config.model.device == DeviceKind::Cuda;
-    let status = if wants_cuda && !cohort_engine::HAS_CUDA { Status::Error } else { Status::Ok };
-    let found = if wants_cuda { "cuda" } else { "cpu" };
-    check("device", status, found, "this build has no CUDA: build with `--features cuda`, or set model.device = \"cpu\"")
+    const FIX: &str =
+        "run where an NVIDIA GPU and its driver are, in a build with `--features cuda`, or set model.device = \"cpu\"";
+    if config.model.device == DeviceKind::Cpu {
+        return check("device", Status::Ok, "cpu", FIX);
+    }
+    match cohort_engine::candle::gpus() {
+        Ok(0) => check("device", Status::Error, "cuda: no GPU", FIX),
+        Ok(count) => check("device", Status::Ok, format!("cuda: the first of {count}"), FIX),
+        Err(error) => check("device", Status::Error, format!("cuda: {error}"), FIX),
+    }
 }
 
 fn memory(memory: &Memory) -> Check {

@@ -12,6 +12,7 @@ use crate::config::{Config, Inputs, Resolved};
 use crate::ledger::RunPaths;
 use crate::progress::{EvaluationReport, ExampleDialogue};
 use crate::run::wiring::Wiring;
+use cohort_model::Quantization;
 use cohort_model::lora::is_adapter;
 use cohort_protocol::{
     AttemptId, Epoch, GroupId, GroupLease, LeasePurpose, PolicyVersion, RunId, SampleIx, SampledItem, SamplingParams, Turn,
@@ -48,6 +49,9 @@ pub(super) struct Args {
     samples: Option<u16>,
     #[command(flatten)]
     sampling: SamplingArgs,
+    /// Number format of the products of sampling: none (as model.dtype) or int8 [default: rollout.quantization]
+    #[arg(long, value_name = "FORMAT")]
+    quantization: Option<Quantization>,
     /// Say this to the policy and print its answer
     #[arg(long, value_name = "TEXT", conflicts_with_all = ["prompts", "samples", "interactive"])]
     message: Option<String>,
@@ -137,6 +141,11 @@ fn configuration(args: &Args, model: &str) -> Result<Resolved, CliError> {
     };
     let mut flags = vec![("model.path".to_owned(), Value::String(model.to_owned()), format!("evaluate {}", args.checkpoint))];
     flags.extend(args.sampling.flags());
+    let quantization = args.quantization.map(Quantization::name);
+    flags.extend(
+        quantization
+            .map(|name| ("rollout.quantization".to_owned(), Value::String(name.to_owned()), format!("--quantization {name}"))),
+    );
     Ok(Resolved::load(&Inputs { files, sets: args.sets.clone(), flags })?)
 }
 

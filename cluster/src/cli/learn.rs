@@ -74,7 +74,7 @@ pub(super) fn run(args: &Args, out: &mut dyn Write) -> Result<Exit, CliError> {
     }
     let wiring = Wiring::open(config, RunId(0), &args.out)?;
     let shop = Arc::new(Workshop {
-        engine: wiring.engine()?,
+        engine: wiring.learning_engine()?,
         reference: wiring.reference()?,
         ring: Arc::new(HeldRing::new(1)),
         training: training.clone(),

@@ -5,6 +5,7 @@
 //! - **L2** errors end in a documented code of 1 to 99 ([`Exit`]), never in a panic.
 
 mod audit;
+mod chaos;
 mod completions;
 mod docs;
 mod doctor;
@@ -16,6 +17,7 @@ mod graded;
 mod hash;
 mod init;
 mod inspect;
+mod join;
 mod jsonl;
 mod launch;
 mod learn;
@@ -28,6 +30,7 @@ mod sample;
 mod sampling;
 mod score;
 mod status;
+mod steer;
 mod summary;
 mod version;
 mod worker;
@@ -73,6 +76,22 @@ enum Command {
     Doctor(doctor::Args),
     /// What a run and each of its actors is doing
     Status(status::Args),
+    /// Take part, with this host's workers, in a run that another host launched
+    Join(join::Args),
+    /// Write a token with which other hosts join a run
+    Token(steer::TokenArgs),
+    /// Change how many workers a running run has
+    Scale(steer::ScaleArgs),
+    /// Begin no further groups in a running run; what has begun is finished
+    Pause(steer::RunArgs),
+    /// Begin groups again in a paused run
+    Resume(steer::RunArgs),
+    /// Let a running run finish what is in hand, save and end; or let one host leave
+    Drain(steer::DrainArgs),
+    /// End a running run now; it can be resumed
+    Stop(steer::RunArgs),
+    /// Kill processes of a running run at random, and say what that costs
+    Chaos(chaos::Args),
     /// Prove that every group was consumed once, dropped with a reason, or is in flight
     Audit(audit::Args),
     /// Take a run's steps again from its ledger, to the same weights
@@ -142,6 +161,14 @@ fn dispatch(command: Command, out: &mut dyn Write) -> Result<u8, CliError> {
         Command::Init(args) => init::run(&args, out),
         Command::Doctor(args) => doctor::run(&args, out),
         Command::Status(args) => status::run(&args, out),
+        Command::Join(args) => join::run(args, out),
+        Command::Token(args) => steer::token(&args, out),
+        Command::Scale(args) => steer::scale(&args, out),
+        Command::Pause(args) => steer::pause(&args, out),
+        Command::Resume(args) => steer::resume(&args, out),
+        Command::Drain(args) => steer::drain(&args, out),
+        Command::Stop(args) => steer::stop(&args, out),
+        Command::Chaos(args) => chaos::run(&args, out),
         Command::Audit(args) => audit::run(&args, out),
         Command::Replay(args) => replay::run(&args, out),
         Command::Hash(args) => hash::run(&args, out),

@@ -3,7 +3,7 @@ use super::{CliError, Exit};
 use crate::preflight::{Need, available_memory, memory_text};
 use cohort_engine::native::NativeEngine;
 use cohort_engine::{Backend, EngineError, EngineHandle, EngineOptions};
-use cohort_model::{DecoderSpec, DtypeKind, ModelFiles};
+use cohort_model::{DecoderSpec, DtypeKind, ModelFiles, Quantization};
 
 /// Which model, and how it is computed.
 #[derive(Debug, Clone, clap::Args)]
@@ -14,6 +14,9 @@ pub(super) struct ModelArgs {
     /// Number format of matrix products: f32 or bf16
     #[arg(long, value_name = "DTYPE", default_value = "f32")]
     dtype: DtypeKind,
+    /// Number format of the products of sampling: none (as --dtype) or int8; see rollout.quantization
+    #[arg(long, value_name = "FORMAT", default_value = "none")]
+    quantization: Quantization,
     /// Compute threads; 0 takes all cores
     #[arg(long, value_name = "N", default_value_t = 0)]
     threads: u16,
@@ -40,12 +43,12 @@ impl ModelArgs {
     /// Starts an engine with the model's weights in it.
     pub(super) fn open(&self, files: ModelFiles, options: EngineOptions) -> Result<Opened, CliError> {
         let (spec, threads) = (files.spec.clone(), usize::from(self.threads));
-        let dtype = self.dtype;
-        let kv_bytes = kv_budget(&spec, dtype, options.max_running)?;
+        let (dtype, quantization) = (self.dtype, self.quantization);
+        let kv_bytes = kv_budget(&spec, (dtype, quantization), options.max_running)?;
         let weights = files.weights()?;
         let adapters = files.lora().map(|lora| Ok::<_, CliError>((lora.clone(), files.start(0)?))).transpose()?;
         let make = move || -> Result<Box<dyn Backend>, EngineError> {
-            let engine = NativeEngine::new(spec, threads, kv_bytes)?.of(dtype);
+            let engine = NativeEngine::new(spec, threads, kv_bytes)?.of(dtype).sampling(quantization);
             let mut engine = match &adapters {
                 Some((lora, _)) => engine.adapted(lora, &weights)?,
                 None => engine.for_sampling(),
@@ -58,10 +61,10 @@ impl ModelArgs {
 }
 
 /// Bytes for keys and values: every running sequence at full context, at most half of what is left beside the weights.
-fn kv_budget(spec: &DecoderSpec, dtype: DtypeKind, running: usize) -> Result<usize, CliError> {
+fn kv_budget(spec: &DecoderSpec, formats: (DtypeKind, Quantization), running: usize) -> Result<usize, CliError> {
     let need = Need::of(spec, 0, running as u64 * spec.max_context as u64);
     let Some(available) = available_memory() else { return Ok(usize::try_from(need.kv).unwrap_or(usize::MAX)) };
-    let weights = Need::weights_of_sampler(spec, dtype);
+    let weights = Need::weights_of_sampler(spec, formats);
     let Some(left) = available.checked_sub(weights) else {
         let (needs, has) = (memory_text(weights), memory_text(available));
         return Err(CliError::new(

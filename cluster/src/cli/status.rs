@@ -1,10 +1,13 @@
 //! `cluster status RUN`: what a run and each of its actors is doing.
 use super::{CliError, Exit, json_line};
 use crate::ledger::{LedgerError, RunPaths};
-use crate::progress::RunStatus;
+use crate::progress::{RunPhase, RunStatus};
 use std::io::Write;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
+
+/// Between two looks of `--watch`.
+const AGAIN: Duration = Duration::from_secs(1);
 
 #[derive(Debug, clap::Args)]
 pub(super) struct Args {
@@ -13,9 +16,27 @@ pub(super) struct Args {
     /// Print the status as one line of JSON
     #[arg(long)]
     json: bool,
+    /// Print it again every second until the run is over
+    #[arg(long)]
+    watch: bool,
 }
 
 pub(super) fn run(args: &Args, out: &mut dyn Write) -> Result<Exit, CliError> {
+    loop {
+        let over = once(args, out)?;
+        if !args.watch || over {
+            return Ok(Exit::Success);
+        }
+        out.flush()?;
+        std::thread::sleep(AGAIN);
+        if !args.json {
+            writeln!(out)?;
+        }
+    }
+}
+
+/// Prints the status now; gives whether the run is over.
+fn once(args: &Args, out: &mut dyn Write) -> Result<bool, CliError> {
     let path = RunPaths::new(&args.run).status();
     let text = match std::fs::read(&path) {
         Ok(text) => text,
@@ -28,7 +49,7 @@ pub(super) fn run(args: &Args, out: &mut dyn Write) -> Result<Exit, CliError> {
         .map_err(|error| CliError::new(Exit::RunDirectory, format!("{} is damaged: {error}", path.display())))?;
     if args.json {
         json_line(out, &status)?;
-        return Ok(Exit::Success);
+        return Ok(status.phase == RunPhase::Finished);
     }
     writeln!(
         out,
@@ -54,7 +75,7 @@ pub(super) fn run(args: &Args, out: &mut dyn Write) -> Result<Exit, CliError> {
             actor.lease.as_deref().unwrap_or("-")
         )?;
     }
-    Ok(Exit::Success)
+    Ok(status.phase == RunPhase::Finished)
 }
 
 /// There is no run, or one that has only just been started.

@@ -80,7 +80,10 @@ fn figures(report: &LaunchReport, out: &mut dyn Write) -> Result<(), CliError> {
     row("training reward, first and last 5 steps", pair(report.reward_first5, report.reward_last5));
     row("steps", Some(format!("{} in {:.1} s", report.steps, report.wall_s)));
     row("tokens/s", Some(format!("{:.0} generated, {:.0} trained", report.rollout_tokens_per_s, report.train_tokens_per_s)));
-    let exact = format!("{} over {} tokens", report.max_logprob_diff, report.logprob_tokens_compared);
+    let exact = match report.logprob_tokens_compared {
+        0 => "not compared: every token was stale or inexact".to_owned(),
+        tokens => format!("{} over {tokens} tokens", report.max_logprob_diff),
+    };
     row("largest sampler/learner difference", Some(exact));
     let idle = report.learner_idle.zip(report.rollout_idle);
     row("idle", idle.map(|(l, r)| format!("learner {:.0} %, rollout workers {:.0} % of the time", l * 100.0, r * 100.0)));

@@ -46,6 +46,14 @@ fn the_overview_fits_a_screen() {
       init         Write a configuration or a reward plug-in to start from
       doctor       Check this machine: what works, what does not, what to do about it
       status       What a run and each of its actors is doing
+      join         Take part, with this host's workers, in a run that another host launched
+      token        Write a token with which other hosts join a run
+      scale        Change how many workers a running run has
+      pause        Begin no further groups in a running run; what has begun is finished
+      resume       Begin groups again in a paused run
+      drain        Let a running run finish what is in hand, save and end; or let one host leave
+      stop         End a running run now; it can be resumed
+      chaos        Kill processes of a running run at random, and say what that costs
       audit        Prove that every group was consumed once, dropped with a reason, or is in flight
       replay       Take a run's steps again from its ledger, to the same weights
       hash         Hashes of a checkpoint's weights, optimizer, random state and data cursor

@@ -24,6 +24,9 @@ pub(super) struct Args {
     /// Name of the agent's hand-over socket
     #[arg(long)]
     handover: String,
+    /// Name of the agent's gate for weights
+    #[arg(long)]
+    gate: Option<String>,
 }
 
 fn role(name: &str) -> Result<Role, String> {
@@ -40,6 +43,7 @@ pub(super) fn run(args: Args) -> u8 {
         run_dir: args.run_dir,
         coordinator: args.coordinator,
         handover: args.handover,
+        gate: args.gate,
     };
     match run_worker(options) {
         Ok(()) => 0,

@@ -29,7 +29,7 @@ pub use error::{ConfigError, Problem, nearest};
 pub use origin::{Origin, Source};
 pub use profile::Profile;
 pub use root::Config;
-pub use sections::{ClusterConfig, LogFormat, LoggingConfig};
+pub use sections::{AutoscaleConfig, ClusterConfig, LogFormat, LoggingConfig, NodeConfig};
 
 use schemars::JsonSchema;
 use serde::Serialize;

@@ -5,9 +5,10 @@ use super::sections::{ClusterConfig, LoggingConfig};
 use super::tree::Node;
 use cohort_learner::config::{CorrectionConfig, LossConfig, TrainingConfig};
 use cohort_learner::training::Training;
-use cohort_model::config::ModelConfig;
+use cohort_model::Quantization;
+use cohort_model::config::{EngineKind, ModelConfig};
 use cohort_reward_workers::{Registry, RewardError, RewardsConfig};
-use cohort_rollout::{AgentConfig, EnvironmentConfig, RolloutError, registry};
+use cohort_rollout::{AgentConfig, EnvironmentConfig, RolloutConfig, RolloutError, registry};
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 use std::path::Path;
@@ -23,6 +24,8 @@ pub struct Config {
     pub model: ModelConfig,
     /// What turns a dialogue into prompts and completions.
     pub agent: AgentConfig,
+    /// How the policy is computed where it samples.
+    pub rollout: RolloutConfig,
     /// Where prompts come from and what answers the agent.
     pub environment: EnvironmentConfig,
     /// How the policy is trained.
@@ -56,15 +59,61 @@ impl Config {
         let corrects = !matches!(self.training.correction, CorrectionConfig::None {});
         // Cross-entropy reads no ratio: there is nothing to correct.
         let reads_ratio = !matches!(self.training.loss, LossConfig::Sft {});
-        let Some(key) = self.agent.narrowed().filter(|_| reads_ratio && !corrects) else { return Ok(()) };
+        if !reads_ratio || corrects {
+            return Ok(());
+        }
+        let quantized = (self.rollout.quantization != Quantization::None).then(|| "rollout.quantization".to_owned());
+        let Some(key) = quantized.or_else(|| self.agent.narrowed().map(|key| format!("agent.{key}"))) else { return Ok(()) };
         let why = "draws tokens from another distribution than the policy's own, for which training must correct: set \
                    training.correction.type to \"tis\" or \"mis\", or leave the key out";
-        Err((format!("agent.{key}"), why.to_owned()))
+        Err((key, why.to_owned()))
+    }
+
+    fn check_quantization(&self) -> Result<(), (String, String)> {
+        let problem = match &self.model {
+            _ if self.rollout.quantization == Quantization::None => return Ok(()),
+            model if model.path.starts_with("stub://") => "needs a model that computes: a stub's answers are scripted",
+            model if model.engine != EngineKind::Native => "needs model.engine = \"native\": the candle engine samples in f32",
+            _ => return Ok(()),
+        };
+        Err(("rollout.quantization".to_owned(), problem.to_owned()))
     }
 
     /// What the sections say about themselves: the path of the first bad value, and why it is bad.
     pub(super) fn check(&self) -> Result<(), (String, String)> {
+        if self.cluster.listen.is_none() && !self.cluster.nodes.is_empty() {
+            return Err(("cluster.nodes".to_owned(), "other hosts need cluster.listen, as \"0.0.0.0:7400\", to join".to_owned()));
+        }
+        for (index, node) in self.cluster.nodes.iter().enumerate() {
+            if node.address.trim().is_empty() || node.rollout == 0 && node.reward == 0 {
+                let why = "needs an address, and at least one rollout or reward worker".to_owned();
+                return Err((format!("cluster.nodes[{index}]"), why));
+            }
+        }
+        if self.cluster.launcher.first().is_none_or(String::is_empty) {
+            return Err(("cluster.launcher".to_owned(), "is no command: its first word is the program".to_owned()));
+        }
+        if let Some(bounds) = self.cluster.autoscale {
+            if bounds.rollout_min > bounds.rollout_max {
+                let why =
+                    format!("is {} and rollout_max {}: the least is more than the most", bounds.rollout_min, bounds.rollout_max);
+                return Err(("cluster.autoscale.rollout_min".to_owned(), why));
+            }
+            if !self.cluster.processes {
+                let why = "a run in one process cannot be scaled: set cluster.processes = true, or launch with --processes";
+                return Err(("cluster.autoscale".to_owned(), why.to_owned()));
+            }
+        }
+        if self.cluster.http.is_some_and(|http| !http.ip().is_loopback()) && self.cluster.http_token_file.is_none() {
+            let why = "is not a loopback address: set cluster.http_token_file to a file with a token, or serve on 127.0.0.1";
+            return Err(("cluster.http".to_owned(), why.to_owned()));
+        }
+        if self.cluster.listen.is_some() && !self.cluster.processes {
+            let why = "other hosts can only join a run of processes: set cluster.processes = true, or launch with --processes";
+            return Err(("cluster.listen".to_owned(), why.to_owned()));
+        }
         self.model.check().map_err(|error| ("model".to_owned(), error.to_string()))?;
+        self.check_quantization()?;
         Training::try_from(&self.training).map_err(|error| (error.path.clone(), format!("{} {}", error.value, error.rule)))?;
         if !registry::AGENTS.contains(&self.agent.r#type.as_str()) {
             let kind = &self.agent.r#type;

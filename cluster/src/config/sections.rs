@@ -1,6 +1,7 @@
 //! The sections that belong to the cluster itself; the others are the roles' own.
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
+use std::net::SocketAddr;
 use std::num::NonZeroU16;
 use std::path::PathBuf;
 
@@ -21,6 +22,33 @@ pub struct ClusterConfig {
     pub threads: u16,
     /// Run coordinator and workers as processes of their own that talk QUIC, instead of inside the launching process.
     pub processes: bool,
+    /// Where other hosts join, as `0.0.0.0:7400` or `10.0.0.1:7400`; nothing: the run keeps to this host. Needs
+    /// `processes = true`. Workers connect to the next port, weights are served on the one after it; all three are UDP, with
+    /// mutual certificates of the run.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub listen: Option<SocketAddr>,
+    /// Name or address by which other hosts find this one; nothing: the address of `listen`, or this host's name.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub advertise: Option<String>,
+    /// Hosts that the head node starts by `launcher`; others join by hand.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub nodes: Vec<NodeConfig>,
+    /// The command that starts a host's agent, word by word; it must end up in `cluster join` on that host with its standard
+    /// input, from which the token is read. `{address}`, `{head}`, `{roles}` and `{dir}` are filled in. Under Slurm:
+    /// `["srun", "--nodes=1", "--ntasks=1", "--nodelist={address}", "cluster", "join", "{head}", "--token-file", "-",
+    /// "--roles", "{roles}", "--dir", "{dir}"]`.
+    pub launcher: Vec<String>,
+    /// Bounds within which the number of rollout workers follows the learner's waiting; nothing: it stays as it is. Needs
+    /// `processes = true`.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub autoscale: Option<AutoscaleConfig>,
+    /// Where health and metrics are served over HTTP, as `127.0.0.1:9400`: `/livez`, `/readyz` and, for Prometheus,
+    /// `/metrics`; nothing: nowhere.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub http: Option<SocketAddr>,
+    /// File with the bearer token that `/metrics` asks for; needed where `http` is not a loopback address.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub http_token_file: Option<PathBuf>,
     /// Folder in which run directories are made. Must be on a local disk: the ledger is no friend of NFS or Lustre.
     pub run_root: PathBuf,
 }
@@ -35,9 +63,54 @@ impl Default for ClusterConfig {
             capacity: ONE.saturating_add(7),
             threads: 0,
             processes: false,
+            listen: None,
+            advertise: None,
+            autoscale: None,
+            http: None,
+            http_token_file: None,
+            nodes: Vec::new(),
+            launcher: [
+                "ssh",
+                "-o",
+                "BatchMode=yes",
+                "{address}",
+                "cluster",
+                "join",
+                "{head}",
+                "--token-file",
+                "-",
+                "--roles",
+                "{roles}",
+                "--dir",
+                "{dir}",
+            ]
+            .map(str::to_owned)
+            .to_vec(),
             run_root: PathBuf::from("runs"),
         }
     }
+}
+
+/// How many rollout workers there may be, all hosts together.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+pub struct AutoscaleConfig {
+    /// At least so many.
+    pub rollout_min: NonZeroU16,
+    /// At most so many.
+    pub rollout_max: NonZeroU16,
+}
+
+/// A host that the head node starts.
+#[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields, default)]
+pub struct NodeConfig {
+    /// What `{address}` of the launcher stands for: a name that ssh knows, a node of Slurm.
+    pub address: String,
+    /// Rollout workers that it offers to run.
+    pub rollout: u16,
+    /// Reward workers that it offers to run.
+    pub reward: u16,
 }
 
 /// How a log line is written.

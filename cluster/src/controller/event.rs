@@ -1,5 +1,6 @@
 //! What the controller hears and what it orders. Events are past tense, commands imperative; payloads stay outside, named
 //! by [`DeliveryId`] while they arrive and by [`Work`] once they are accepted.
+use super::plan::Standing;
 use crate::progress::{EvaluationReport, RunPhase};
 use cohort_protocol::messages::learner::{Fault, LoadFrom};
 use cohort_protocol::{AttemptId, Epoch, GroupId, LeasePurpose, PolicyVersion, StepCommit, StepId, StepIntent, WorkerId};
@@ -263,6 +264,8 @@ pub enum Event {
         /// Why.
         error: String,
     },
+    /// The agent says what stands.
+    Standing(Standing),
     /// Someone asked the run to stop in order.
     DrainRequested {
         /// Who or why.

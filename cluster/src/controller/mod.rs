@@ -22,7 +22,7 @@ pub mod wave;
 pub mod weights;
 
 pub use event::{Command, ConnId, DeliveryId, Event, Fact, Outcome, RecordId, ScoresSummary, TrajectoriesSummary, Work};
-pub use plan::{Deadlines, EvaluationPlan, OnFailure, Plan};
+pub use plan::{Deadlines, EvaluationPlan, OnFailure, Plan, Standing};
 pub use state::ControllerState;
 
 #[cfg(test)]

@@ -1,4 +1,5 @@
 //! What a run is to do, as the controller needs it: numbers only, checked by the config before.
+use serde::{Deserialize, Serialize};
 use std::time::Duration;
 
 /// The plan of a run.
@@ -28,6 +29,15 @@ pub struct Plan {
     pub max_failures: u32,
     /// How long things may take.
     pub deadlines: Deadlines,
+}
+
+/// What whoever runs the coordinator tells it while it goes on: all of it, every time.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
+pub struct Standing {
+    /// No further group begins.
+    pub paused: bool,
+    /// Rollout workers expected, all hosts together; none: as configured.
+    pub rollout_workers: Option<u16>,
 }
 
 /// Evaluation rounds: before training, at the end, and every so many steps.

@@ -9,7 +9,7 @@
 use super::accounts::{Accounts, Idleness};
 use super::event::{Command, ConnId, DeliveryId, Event, Fact, Outcome, RecordId, ScoresSummary, TrajectoriesSummary, Work};
 use super::membership::{Member, Membership};
-use super::plan::Plan;
+use super::plan::{Plan, Standing};
 use super::ring::PublishedVersion;
 use super::steps::{LearnerDesk, Request};
 use super::wave::{Generation, Group, Scoring, Wave, WaveKind};
@@ -67,6 +67,7 @@ pub struct ControllerState {
     next_cursor: u64,
     next_record: u64,
     draining: bool,
+    pub(super) paused: bool,
     phase: Option<RunPhase>,
 }
 
@@ -105,6 +106,7 @@ impl ControllerState {
             next_cursor: past.next_cursor,
             next_record: 0,
             draining: false,
+            paused: false,
             phase: None,
         }
     }
@@ -140,10 +142,23 @@ impl ControllerState {
             Event::LearnerFailed { .. } => self.on_learner_failed(now, event, out),
             Event::Recorded(id) => self.on_recorded(now, id, out),
             Event::Failed { error } => self.fail(error, out),
+            Event::Standing(standing) => self.on_standing(standing, out),
             Event::DrainRequested { reason } => self.on_drain(&reason, out),
             Event::Tick => self.on_tick(now, out),
         }
         self.advance(now, out);
+    }
+
+    /// What the agent says. Groups that have begun go on through a pause.
+    fn on_standing(&mut self, standing: Standing, out: &mut Vec<Command>) {
+        if let Some(count) = standing.rollout_workers {
+            self.plan.rollout_workers = count;
+        }
+        if self.paused != standing.paused {
+            self.paused = standing.paused;
+            let text = if self.paused { "paused: what has begun is finished, nothing else begins" } else { "resumed" };
+            out.push(Command::Notice(text.to_owned()));
+        }
     }
 
     /// The committed policy version.
@@ -313,7 +328,7 @@ impl ControllerState {
             Role::Rollout => self.rollout_lost(conn, why, out),
             Role::Reward => self.reward_lost(conn, why, out),
             Role::Learner if self.learner.conn == Some(conn) => self.learner_lost(),
-            Role::Learner | Role::Coordinator => {}
+            Role::Learner | Role::Coordinator | Role::Node => {}
         }
         if needed && let Some(error) = self.members.count_loss(worker, why) {
             self.fail(error, out);

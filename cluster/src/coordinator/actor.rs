@@ -130,6 +130,8 @@ impl Core {
         tick.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
         let mut drain_by = None::<tokio::time::Instant>;
         let mut seen = Instant::now();
+        let mut standing = self.args.standing.clone();
+        standing.mark_changed();
         loop {
             if let Some(outcome) = self.outcome.take() {
                 return Ok(outcome);
@@ -141,6 +143,10 @@ impl Core {
                     None => return Err(CoordinatorError::Internal("journal")),
                 },
                 Some(input) = inbox.recv() => self.input(input).await,
+                Ok(()) = standing.changed() => {
+                    let now = *standing.borrow_and_update();
+                    self.event(Event::Standing(now)).await;
+                }
                 reason = shutdown.wait(), if drain_by.is_none() => {
                     drain_by = Some(tokio::time::Instant::now() + DRAIN_LIMIT);
                     self.event(Event::DrainRequested { reason }).await;

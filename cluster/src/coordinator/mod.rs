@@ -15,6 +15,7 @@ mod session;
 
 pub use error::CoordinatorError;
 pub(crate) use payload::group_payload;
+pub(crate) use report::LEARNER_IDLE;
 pub use report::{COLLECT_S, SAMPLED_TOKENS, STEP_S, TRAINED_TOKENS};
 
 use self::actor::{Core, Told};
@@ -22,16 +23,16 @@ use self::exports::Exports;
 use self::journal::Journal;
 use self::news::News;
 use self::report::Report;
-use crate::controller::{ConnId, ControllerState, Outcome, Plan, Work};
+use crate::controller::{ConnId, ControllerState, Outcome, Plan, Standing, Work};
 use crate::ledger::place::write_atomically;
 use crate::ledger::{Ledger, LedgerError, RunLock, RunMeta, RunPaths};
 use crate::progress::{LaunchReport, Progress, ProgressSink};
 use cohort_actors::{AcceptTerms, Connection, Listener, Shutdown, accept_worker};
 use cohort_learner::advantage::Advantage;
-use cohort_protocol::{SampledItem, SamplingParams, WorkerId};
+use cohort_protocol::{Role, SampledItem, SamplingParams, WorkerId};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
-use tokio::sync::mpsc;
+use tokio::sync::{mpsc, watch};
 use tokio::task::JoinSet;
 
 /// What sessions and helpers have said and the core has not read; when it is full they wait.
@@ -66,7 +67,7 @@ pub struct CoordinatorArgs {
     pub paths: RunPaths,
     /// What the run is to do.
     pub plan: Plan,
-    /// Workers that belong to the run; others are refused.
+    /// Workers that the run begins with. Rollout and reward workers may come and go; any other is refused.
     pub workers: Vec<WorkerId>,
     /// Everything that decides bits, one line; must be the run's.
     pub numerics: String,
@@ -78,6 +79,8 @@ pub struct CoordinatorArgs {
     pub progress: Arc<dyn ProgressSink>,
     /// Who replaces hung workers.
     pub replacer: Arc<dyn Replacer>,
+    /// What the agent says, from now on; never changes where there is none.
+    pub standing: watch::Receiver<Standing>,
     /// Which start of the coordinator in this launch, from 0.
     pub incarnation: u32,
     /// When the launch began.
@@ -108,7 +111,7 @@ pub async fn run(
     news.emit(Progress::Started { run_dir: args.paths.root().to_owned(), resumed_at: past.committed(), steps: args.plan.steps });
     let state = ControllerState::new(args.plan.clone(), epoch, past);
     let (inputs, mut inbox) = mpsc::channel(INPUTS);
-    let terms = AcceptTerms { run: meta.run, epoch, numerics: meta.numerics, deadline: HELLO };
+    let terms = AcceptTerms { run: meta.run, epoch, numerics: meta.numerics, deadline: HELLO, roles: AcceptTerms::WORKERS };
     let accepting = tokio::spawn(accept_all(listener, terms, args.workers.clone(), inputs.clone()));
     let mut core = Core::new(args.clone(), state, report, journal, Told { exports, news }, inputs);
     let result = core.run(&mut inbox, recorded, &shutdown).await;
@@ -209,7 +212,8 @@ async fn welcome(
     inputs: mpsc::Sender<session::Input>,
 ) {
     let admitted = accept_worker(connection, &terms, |hello| {
-        let known = workers.contains(&hello.worker);
+        let movable = matches!(hello.worker.role, Role::Rollout | Role::Reward);
+        let known = movable || workers.contains(&hello.worker);
         known.then_some(()).ok_or_else(|| format!("this run has no {}; it was started with another configuration", hello.worker))
     });
     match admitted.await {

@@ -8,7 +8,7 @@ use crate::progress::{
     ActorState, ActorStatus, EvaluationReport, ExampleDialogue, GroupCounts, LaunchReport, RunPhase, RunStatus, StepProgress,
 };
 use cohort_protocol::{PolicyVersion, Role, StepCommit, WorkerId};
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::time::Instant;
 
 /// Seconds since this launch.
@@ -24,7 +24,7 @@ pub const TRAINED_TOKENS: &str = "tokens/trained";
 /// Seconds that publishing weights took since the commit before.
 const WEIGHT_SYNC_S: &str = "timing_s/weight_sync";
 /// Part of the time since the last commit in which the learner had nothing to do.
-const LEARNER_IDLE: &str = "perf/learner_idle_fraction";
+pub(crate) const LEARNER_IDLE: &str = "perf/learner_idle_fraction";
 /// The same of a rollout worker, in the mean over all of them.
 const ROLLOUT_IDLE: &str = "perf/rollout_idle_fraction";
 const REWARD: &str = "reward";
@@ -226,9 +226,16 @@ impl Report {
             progress: state.commits().len() as u64,
             breakers: BTreeMap::new(),
         }];
-        for worker in &self.expected {
+        // Those the run began with, and whoever else is there.
+        let there = state.members().iter().map(|(_, member)| member.worker);
+        let everyone: BTreeSet<WorkerId> = self.expected.iter().copied().chain(there).collect();
+        let beyond = |w: &WorkerId| w.role == Role::Rollout && w.index >= state.plan().rollout_workers;
+        for worker in &everyone {
             let known = self.known(*worker);
             let (conn, member) = state.members().of(*worker).unzip();
+            if member.is_none() && beyond(worker) {
+                continue;
+            }
             let status = match (member, known) {
                 (Some(m), _) => member_state(state, conn, m),
                 (None, _) if finished => ActorState::Stopped,

@@ -121,7 +121,7 @@ pub(super) async fn serve(conn: ConnId, admitted: Admitted, core: mpsc::Sender<I
         Role::Rollout => serve_rollout(conn, admitted.into_link(), &core).await,
         Role::Reward => serve_reward(conn, admitted.into_link(), &core).await,
         Role::Learner => serve_learner(conn, admitted.into_link(), &core).await,
-        Role::Coordinator => "a coordinator is no worker".to_owned(),
+        role @ (Role::Coordinator | Role::Node) => format!("a {role} is no worker"),
     };
     // A coordinator that is gone needs no news of it.
     let _ = core.send(Input::Closed { conn, why }).await;

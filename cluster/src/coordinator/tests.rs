@@ -14,6 +14,7 @@ use cohort_protocol::score::SampleOutcome;
 use cohort_protocol::version::{PROTOCOL, PROTOCOL_MIN};
 use cohort_protocol::*;
 use std::sync::atomic::{AtomicU32, Ordering};
+use tokio::sync::watch;
 use tokio::task::{JoinHandle, JoinSet};
 
 const NUMERICS: &str = "test numerics";
@@ -74,6 +75,7 @@ fn args(paths: &RunPaths) -> CoordinatorArgs {
         advantage: Arc::new(Rloo),
         progress: Arc::new(Silent),
         replacer: Arc::new(Nobody),
+        standing: watch::channel(Standing::default()).1,
         incarnation: 0,
         begun: Instant::now(),
     }
@@ -487,10 +489,10 @@ async fn failures_and_differences_are_named() {
     // A worker that is not of this run is told why.
     let place = Place::new(Habits::default());
     let (shutdown, running) = start(&place, args(&paths));
-    let stranger: Result<WorkerLink<CoordinatorToReward, RewardToCoordinator>, _> = place.link(id(Role::Reward, 9)).await;
+    let stranger: Result<WorkerLink<CoordinatorToLearner, LearnerToCoordinator>, _> = place.link(id(Role::Learner, 9)).await;
     let Err(why) = stranger else { panic!("a stranger was welcomed") };
     let why = why.to_string();
-    assert!(why.contains("no reward-9"), "{why}");
+    assert!(why.contains("no learner-9"), "{why}");
     shutdown.trigger("done");
     within(running).await.unwrap().unwrap();
 }

@@ -63,6 +63,11 @@ impl RunPaths {
     pub fn agent(&self) -> PathBuf {
         self.root.join("agent.json")
     }
+    /// Where the running run can be spoken to, written by the node agent.
+    #[must_use]
+    pub fn control(&self) -> PathBuf {
+        self.root.join("control.json")
+    }
     /// The report at the end.
     #[must_use]
     pub fn summary(&self) -> PathBuf {

@@ -145,7 +145,7 @@ fn random_id() -> Result<RunId, RunError> {
 }
 
 /// What a run writes in its directory, the launch's lock apart.
-const WRITTEN: [&str; 13] = [
+const WRITTEN: [&str; 14] = [
     "config.toml",
     "ledger.sqlite",
     "ledger.sqlite-wal",
@@ -157,6 +157,7 @@ const WRITTEN: [&str; 13] = [
     "evaluations.jsonl",
     "status.json",
     "agent.json",
+    "control.json",
     "summary.json",
     "certs",
 ];

@@ -14,7 +14,9 @@ use super::hangs::Hangs;
 use super::source::{RING_SLOTS, Surroundings, coordinator_args};
 use super::wiring::Wiring;
 use crate::cli::Exit;
+use crate::controller::Standing;
 use crate::coordinator::{self, Replacer};
+use crate::http::{self, HttpOptions, Pulse};
 use crate::ledger::RunPaths;
 use crate::progress::{LaunchReport, Progress, ProgressSink};
 use async_trait::async_trait;
@@ -43,8 +45,18 @@ pub(super) async fn run(
 ) -> Result<LaunchReport, RunError> {
     let (hung, mut hangs) = mpsc::channel(1);
     let watch = Arc::new(Watch { hangs: Mutex::default(), hung, progress });
-    let around = Surroundings { shared_engine: true, progress: watch.clone(), replacer: watch, begun };
+    // One process is told to stop by signals, and nothing else.
+    let (_orders, standing) = tokio::sync::watch::channel(Standing::default());
+    let around = Surroundings { shared_engine: true, progress: watch.clone(), replacer: watch, standing, begun };
     let args = coordinator_args(wiring, paths, around)?;
+    let serving = match HttpOptions::of(&wiring.config.cluster) {
+        Some(options) => {
+            let ready = http::coordinator_speaks(paths.clone());
+            let served = http::serve(&options, paths.clone(), Pulse::of_runtime(), ready).await;
+            Some(served.map_err(|source| RunError::System { what: "serve cluster.http", source })?.1)
+        }
+        None => None,
+    };
     let (listener, dialer) = inproc::pair("coordinator");
     let place = Arc::new(Place {
         wiring: wiring.clone(),
@@ -77,6 +89,7 @@ pub(super) async fn run(
             return Err(RunError::Hung { worker, why, run: paths.root().to_owned() });
         }
     };
+    serving.inspect(tokio::task::JoinHandle::abort);
     place.shutdown.trigger("the run is over");
     root.stop(None);
     Ok(report?)
@@ -155,7 +168,7 @@ impl Place {
                 args.hello.incarnation = incarnation;
                 Ok(cohort_learner::run_worker(args, dialer, shutdown).await?)
             }
-            Role::Coordinator => Ok(()),
+            Role::Coordinator | Role::Node => Ok(()),
         }
     }
 

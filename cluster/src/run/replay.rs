@@ -129,7 +129,7 @@ impl Replay {
         }
         let begins = beginning(&history, &past, paths.root(), last)?;
         let shop = Workshop {
-            engine: wiring.engine()?,
+            engine: wiring.learning_engine()?,
             reference: wiring.reference()?,
             ring: Arc::new(HeldRing::new(1)),
             training: Training::try_from(&config.training).map_err(WiringError::from)?,

@@ -6,17 +6,7 @@ use serde_json::Value;
 use std::collections::BTreeMap;
 
 /// Keys, and tables of keys, that another launch of the same run may set anew.
-const FREE: [&str; 9] = [
-    "cluster.rollout",
-    "cluster.reward",
-    "cluster.capacity",
-    "cluster.threads",
-    "cluster.processes",
-    "cluster.run_root",
-    "logging",
-    "training.checkpoint",
-    "training.eval",
-];
+const FREE: [&str; 4] = ["cluster", "logging", "training.checkpoint", "training.eval"];
 /// May grow.
 const STEPS: &str = "training.steps";
 

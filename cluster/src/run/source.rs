@@ -1,7 +1,7 @@
 //! What the coordinator of a run is started with: the plan, and where leases get their contents.
 use super::wiring::{Wiring, WiringError};
 use crate::config::Config;
-use crate::controller::{Deadlines, EvaluationPlan, OnFailure, Plan, Work};
+use crate::controller::{Deadlines, EvaluationPlan, OnFailure, Plan, Standing, Work};
 use crate::coordinator::{CoordinatorArgs, GroupSource, Replacer};
 use crate::ledger::RunPaths;
 use crate::progress::ProgressSink;
@@ -11,6 +11,7 @@ use cohort_protocol::{GroupId, LeasePurpose, Role, SampledItem, SamplingParams, 
 use cohort_rollout::dataset::Dataset;
 use std::sync::Arc;
 use std::time::Instant;
+use tokio::sync::watch;
 
 /// Slots of the weight ring: one being read, one being written, one spare for a worker that is slow to swap.
 pub const RING_SLOTS: u32 = 3;
@@ -25,6 +26,8 @@ pub struct Surroundings {
     pub progress: Arc<dyn ProgressSink>,
     /// Who replaces hung workers.
     pub replacer: Arc<dyn Replacer>,
+    /// What the agent says.
+    pub standing: watch::Receiver<Standing>,
     /// When the launch began.
     pub begun: Instant,
 }
@@ -43,6 +46,7 @@ pub fn coordinator_args(wiring: &Wiring, paths: &RunPaths, around: Surroundings)
         advantage: training.advantage,
         progress: around.progress,
         replacer: around.replacer,
+        standing: around.standing,
         incarnation: parent::incarnation()?,
         begun: around.begun,
     })

@@ -10,7 +10,7 @@ use cohort_engine::{Backend, EngineError, EngineHandle, EngineOptions, WeightRin
 use cohort_learner::config::ConfigError;
 use cohort_learner::{LearnerArgs, Ranks, Rendezvous};
 use cohort_model::config::EngineKind;
-use cohort_model::{Lora, ModelConfig, ModelError, ModelFiles};
+use cohort_model::{Lora, ModelConfig, ModelError, ModelFiles, Quantization};
 use cohort_protocol::messages::handshake::Hello;
 use cohort_protocol::version::{PROTOCOL, PROTOCOL_MIN};
 use cohort_protocol::{Role, RunId, WorkerId};
@@ -80,7 +80,11 @@ impl Wiring {
         let training = cohort_learner::training::Training::try_from(&config.training).map(|t| t.numerics()).unwrap_or_default();
         let stub = if self.is_stub() { " stub" } else { "" };
         let frozen = self.frozen.as_deref().unwrap_or_default();
-        format!("engine={engine:?} dtype={dtype:?} device={device:?}{stub}{frozen} {training}").to_lowercase()
+        let rollout = match config.rollout.quantization {
+            Quantization::None => "",
+            Quantization::Int8 => " rollout=int8",
+        };
+        format!("engine={engine:?} dtype={dtype:?} device={device:?}{stub}{frozen}{rollout} {training}").to_lowercase()
     }
 
     /// Scripted answers instead of a model.
@@ -123,6 +127,11 @@ impl Wiring {
     /// publishes.
     pub fn engine(&self) -> Result<EngineHandle, WiringError> {
         self.start(self.backend(Use::All)?)
+    }
+
+    /// An engine without weights that never samples for training: the learner's where rollout workers have their own.
+    pub fn learning_engine(&self) -> Result<EngineHandle, WiringError> {
+        self.start(self.backend(Use::Learning)?)
     }
 
     /// An engine without weights for a process that does not learn.
@@ -216,6 +225,10 @@ impl Wiring {
         let kv_bytes = kv_budget(Need::kv_of_engine(&spec, &self.config));
         let ModelConfig { engine: kind, device, dtype, .. } = self.config.model;
         let recompute = self.config.training.recompute_activations;
+        let quantization = match purpose {
+            Use::All | Use::Sampling => self.config.rollout.quantization,
+            Use::Learning | Use::Reference => Quantization::None,
+        };
         let stub = match self.is_stub() {
             true => Some((registry::stub_script(&self.config.agent, &self.files)?, self.files.weights()?)),
             false => None,
@@ -228,10 +241,11 @@ impl Wiring {
             Ok(match (stub, kind, device) {
                 (Some((script, weights)), _, _) => Box::new(StubBackend::new(spec, script, weights)?),
                 (None, EngineKind::Native, _) => {
-                    let engine = NativeEngine::new(spec, threads, kv_bytes)?.of(dtype).recomputing(recompute);
+                    let engine =
+                        NativeEngine::new(spec, threads, kv_bytes)?.of(dtype).sampling(quantization).recomputing(recompute);
                     Box::new(match (adapters, purpose) {
                         (Some((lora, frozen)), _) => engine.adapted(&lora, &frozen)?,
-                        (None, Use::All) => engine,
+                        (None, Use::All | Use::Learning) => engine,
                         (None, Use::Sampling | Use::Reference) => engine.for_sampling(),
                     })
                 }
@@ -253,6 +267,8 @@ fn adapted(lora: &Lora, frozen: u64) -> String {
 enum Use {
     /// Sampling and learning.
     All,
+    /// Learning where others sample.
+    Learning,
     /// Sampling and scoring.
     Sampling,
     /// Scoring with the frozen model.

@@ -3,19 +3,11 @@
 //! All other layers work on packed rows `[N, ..]` without padding. For attention a group of sequences is laid out as
 //! `[B, T]` queries against `[B, L]` keys; a causal mask over absolute positions also hides the padding, since it lies
 //! behind every position that a real query may see.
+use super::form::{Item, Pass};
 use candle_core::{Device, Result, Tensor};
 
 /// Largest `B * T * L` of a group: bounds the memory of its attention scores to 8 MiB a head.
 const MAX_SCORES: usize = 1 << 21;
-
-/// One sequence of a pass.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) struct Item {
-    /// Tokens whose keys and values are there already.
-    pub(super) past: usize,
-    /// Tokens of this pass.
-    pub(super) new: usize,
-}
 
 /// Sequences that attend in one product.
 pub(super) struct Group {
@@ -35,26 +27,11 @@ pub(super) struct Groups {
     pub(super) groups: Vec<Group>,
     /// Where each packed row lies in the groups' rows one after the other. `[N]`
     pub(super) back: Tensor,
-    /// Absolute position of each packed row. `[N]`
-    pub(super) positions: Tensor,
 }
 
 impl Groups {
-    /// Keys and values are the packed rows of this pass.
-    pub(super) fn fresh(items: &[Item], device: &Device) -> Result<Self> {
-        let mut start = 0;
-        let tables: Vec<Vec<u32>> = items
-            .iter()
-            .map(|item| {
-                start += item.new as u32;
-                (start - item.new as u32..start).collect()
-            })
-            .collect();
-        Self::cached(items, &tables, device)
-    }
-
-    /// Keys and values lie in a store; `tables[i][p]` is the row of sequence `i`'s position `p`.
-    pub(super) fn cached(items: &[Item], tables: &[Vec<u32>], device: &Device) -> Result<Self> {
+    pub(super) fn of(pass: &Pass, device: &Device) -> Result<Self> {
+        let items = &pass.items;
         let mut groups = Vec::new();
         let mut back = Vec::new();
         let (mut first, mut packed, mut padded) = (0, 0u32, 0u32);
@@ -64,10 +41,10 @@ impl Groups {
             let queries = members.iter().map(|item| item.new).max().unwrap_or(0);
             let keys = members.iter().map(|item| item.past + item.new).max().unwrap_or(0);
             let (mut query_rows, mut key_rows, mut mask) = (Vec::new(), Vec::new(), Vec::new());
-            for (item, table) in members.iter().zip(&tables[first..last]) {
+            for (i, item) in members.iter().enumerate() {
                 let row = |i: usize, len: usize, base: u32| if i < len { base + i as u32 } else { 0 };
                 query_rows.extend((0..queries).map(|i| row(i, item.new, packed)));
-                key_rows.extend((0..keys).map(|p| table.get(p).copied().filter(|_| p < item.past + item.new).unwrap_or(0)));
+                key_rows.extend((0..keys).map(|p| if p < item.past + item.new { pass.row(first + i, p) } else { 0 }));
                 for query in 0..queries {
                     let seen = item.past + query;
                     mask.extend((0..keys).map(|key| if key <= seen { 0.0 } else { f32::NEG_INFINITY }));
@@ -86,8 +63,7 @@ impl Groups {
             });
             first = last;
         }
-        let positions: Vec<u32> = items.iter().flat_map(|item| item.past as u32..(item.past + item.new) as u32).collect();
-        Ok(Self { groups, back: Tensor::new(back, device)?, positions: Tensor::new(positions, device)? })
+        Ok(Self { groups, back: Tensor::new(back, device)? })
     }
 }
 
@@ -109,15 +85,16 @@ mod tests {
     #[test]
     fn rows_go_out_and_come_back() {
         let items = [Item { past: 0, new: 3 }, Item { past: 2, new: 1 }];
-        let tables = [vec![10, 11, 12], vec![20, 21, 22]];
-        let g = Groups::cached(&items, &tables, &Device::Cpu).unwrap();
+        let pass = Pass::cached(items.to_vec(), vec![vec![10, 12], vec![22, 20]], 2);
+        let g = Groups::of(&pass, &Device::Cpu).unwrap();
         assert_eq!(g.groups.len(), 1);
         let group = &g.groups[0];
         assert_eq!((group.batch, group.queries, group.keys), (2, 3, 3));
         assert_eq!(group.query_rows.to_vec1::<u32>().unwrap(), [0, 1, 2, 3, 0, 0]);
-        assert_eq!(group.key_rows.to_vec1::<u32>().unwrap(), [10, 11, 12, 20, 21, 22]);
+        assert_eq!(group.key_rows.to_vec1::<u32>().unwrap(), [10, 11, 12, 22, 23, 20]);
         assert_eq!(g.back.to_vec1::<u32>().unwrap(), [0, 1, 2, 3]);
-        assert_eq!(g.positions.to_vec1::<u32>().unwrap(), [0, 1, 2, 2]);
+        assert_eq!(pass.positions(), [0, 1, 2, 2]);
+        assert_eq!(pass.written(), [10, 11, 12, 20]);
         let seen = |row: usize| group.mask.flatten_all().unwrap().to_vec1::<f32>().unwrap()[row * 3..][..3].to_vec();
         assert_eq!(seen(0), [0.0, f32::NEG_INFINITY, f32::NEG_INFINITY]);
         assert_eq!(seen(3), [0.0, 0.0, 0.0]);
@@ -125,8 +102,7 @@ mod tests {
 
     #[test]
     fn a_group_stays_within_its_scores() {
-        let items = vec![Item { past: 0, new: 512 }; 20];
-        let g = Groups::fresh(&items, &Device::Cpu).unwrap();
+        let g = Groups::of(&Pass::packed([512; 20], true), &Device::Cpu).unwrap();
         assert!(g.groups.len() > 1);
         assert!(g.groups.iter().all(|g| g.batch * g.queries * g.keys <= MAX_SCORES));
         assert_eq!(g.groups.iter().map(|g| g.batch).sum::<usize>(), 20);

@@ -1,12 +1,13 @@
 //! Key/value memory: per layer one store of rows, which sequences own in pages.
 use super::decoder::KeyValue;
+use super::form::Operations;
 use crate::{EngineError, KvId};
 use candle_core::{DType, Device, Result, Tensor};
 use cohort_model::DecoderSpec;
 use std::collections::BTreeMap;
 
 /// Rows of a page.
-const PAGE: usize = 16;
+pub(super) const PAGE: usize = 16;
 /// Pages of a new store.
 const FIRST_PAGES: usize = 64;
 
@@ -27,8 +28,8 @@ pub(super) struct KvStore {
     free: Vec<u32>,
     pages: usize,
     most_pages: usize,
-    /// Keys and values of each layer. `[pages * PAGE, width]`
-    stores: Vec<(Tensor, Tensor)>,
+    /// Keys, then values, of each layer. `[2, pages * PAGE, width]`
+    stores: Vec<Tensor>,
 }
 
 impl KvStore {
@@ -80,12 +81,10 @@ impl KvStore {
         if len == 0 {
             return Ok(());
         }
-        let from = Tensor::new(&self.rows(from)[..len], &self.device)?;
-        let mut writer = self.writer(&self.rows(to)[..len])?;
-        for (layer, (keys, values)) in self.stores.iter().enumerate() {
-            writer.put(layer, keys.index_select(&from, 0)?, values.index_select(&from, 0)?)?;
-        }
-        Ok(())
+        let rows = |id| Tensor::new(&self.rows(id)[..len], &self.device);
+        let to = rows(to)?.reshape((1, len, 1))?.broadcast_as((2, len, self.width))?.contiguous()?;
+        let from = rows(from)?;
+        self.stores.iter().try_for_each(|store| store.scatter_set(&to, &store.index_select(&from, 1)?, 1))
     }
 
     pub(super) fn contains(&self, id: KvId) -> bool {
@@ -134,10 +133,15 @@ impl KvStore {
         Ok(())
     }
 
-    /// Rows of a sequence's positions, as many as its pages hold.
-    pub(super) fn rows(&self, id: KvId) -> Vec<u32> {
+    /// First row of each of a sequence's pages.
+    pub(super) fn pages(&self, id: KvId) -> Vec<u32> {
         let pages = self.sequences.get(&id).map_or(&[][..], |s| &s.pages);
-        pages.iter().flat_map(|page| (0..PAGE as u32).map(move |i| page * PAGE as u32 + i)).collect()
+        pages.iter().map(|page| page * PAGE as u32).collect()
+    }
+
+    /// Rows of a sequence's positions, as many as its pages hold.
+    fn rows(&self, id: KvId) -> Vec<u32> {
+        self.pages(id).into_iter().flat_map(|first| first..first + PAGE as u32).collect()
     }
 
     /// Counts tokens whose keys and values are written now.
@@ -149,24 +153,20 @@ impl KvStore {
         }
     }
 
-    /// Writes a pass's keys and values into `rows`, and reads from the stores.
-    pub(super) fn writer(&self, rows: &[u32]) -> Result<Writer<'_>> {
-        let rows = Tensor::new(rows, &self.device)?.unsqueeze(1)?; // [N, 1]
-        let rows = rows.broadcast_as((rows.dim(0)?, self.width))?.contiguous()?; // [N, 1] -> [N, width]
-        Ok(Writer { stores: &self.stores, rows })
+    /// Takes a pass's keys and values.
+    pub(super) fn writer(&self) -> Writer<'_> {
+        Writer { stores: &self.stores }
     }
 
     fn grow(&mut self, short: usize) -> Result<()> {
         let pages = (self.pages * 2).max(FIRST_PAGES).min(self.most_pages).max(self.pages + short);
-        let fresh = || Tensor::zeros((pages * PAGE, self.width), DType::F32, &self.device);
         let mut stores = Vec::with_capacity(self.layers);
         for layer in 0..self.layers {
-            let (keys, values) = (fresh()?, fresh()?);
-            if let Some((old_keys, old_values)) = self.stores.get(layer) {
-                keys.slice_set(old_keys, 0, 0)?;
-                values.slice_set(old_values, 0, 0)?;
+            let store = Tensor::zeros((2, pages * PAGE, self.width), DType::F32, &self.device)?;
+            if let Some(old) = self.stores.get(layer) {
+                store.slice_set(old, 1, 0)?;
             }
-            stores.push((keys, values));
+            stores.push(store);
         }
         self.stores = stores;
         // Lowest first when taken from the end.
@@ -178,18 +178,21 @@ impl KvStore {
 
 /// Puts keys and values of one pass into the store.
 pub(super) struct Writer<'a> {
-    stores: &'a [(Tensor, Tensor)],
-    rows: Tensor,
+    stores: &'a [Tensor],
 }
 
 impl KeyValue for Writer<'_> {
-    fn put(&mut self, layer: usize, keys: Tensor, values: Tensor) -> Result<(Tensor, Tensor)> {
-        let Some((all_keys, all_values)) = self.stores.get(layer) else {
-            candle_core::bail!("no key/value store for layer {layer}")
-        };
-        all_keys.scatter_set(&self.rows, &keys.contiguous()?, 0)?;
-        all_values.scatter_set(&self.rows, &values.contiguous()?, 0)?;
-        Ok((all_keys.clone(), all_values.clone()))
+    fn put(
+        &mut self,
+        layer: usize,
+        keys: &Tensor,
+        values: &Tensor,
+        turned: bool,
+        on: &dyn Operations,
+    ) -> Result<(Tensor, Tensor)> {
+        let Some(store) = self.stores.get(layer) else { candle_core::bail!("no key/value store for layer {layer}") };
+        on.append(store, keys, values, turned)?;
+        Ok((store.get(0)?, store.get(1)?)) // [2, stored, width] -> [stored, width] twice
     }
 }
 
@@ -222,14 +225,14 @@ mod tests {
         kv.reserve(&[(a, 17)]).unwrap();
         kv.advance(&[(a, 17)]);
         assert!(matches!(kv.reserve(&[(a, 1), (b, 17)]), Err(EngineError::Capacity(_))));
-        assert_eq!((kv.len(a), kv.rows(a).len(), kv.rows(b).len()), (17, 32, 0));
+        assert_eq!((kv.len(a), kv.pages(a).len(), kv.pages(b).len()), (17, 2, 0));
         kv.reserve(&[(b, 16)]).unwrap();
         kv.advance(&[(b, 16)]);
-        let mut rows = [kv.rows(a), kv.rows(b)].concat();
-        rows.sort_unstable();
-        assert_eq!(rows, (0..48).collect::<Vec<u32>>());
+        let mut pages = [kv.pages(a), kv.pages(b)].concat();
+        pages.sort_unstable();
+        assert_eq!(pages, [0, 16, 32]);
         kv.truncate(a, 3);
-        assert_eq!((kv.len(a), kv.rows(a).len()), (3, 16));
+        assert_eq!((kv.len(a), kv.pages(a).len()), (3, 1));
         kv.close(b);
         kv.reserve(&[(a, 45)]).unwrap();
     }

@@ -1,17 +1,24 @@
-//! The candle engine: the same decoder in differentiable candle primitives, on the CPU as parity reference and on CUDA.
+//! The candle engine: the same decoder on candle's tensors, on the CPU as parity reference and on CUDA.
 //!
 //! Invariants (beyond **B3** of [`Backend`]; **B1** is the native engine's alone: here bits depend on the batch)
 //! - **C1** every operation between a parameter and a log-prob has a gradient. candle's fused `rms_norm`, `softmax_last_dim`
 //!   and `rope` have none and give no error, so they are not used; a test asks for a gradient of every parameter.
+//!   The parts of a block exist in two [forms](form): candle's primitives, which the CPU runs, and our CUDA kernels.
 //! - **C2** equal calls in equal order give equal bits on one device.
 //! - **C3** logits of a training pass are never kept: the way back computes them again, a chunk of targets at a time.
 //!
-//! Files: `decoder` the network; `groups` which rows attend together; `kv` pages; `scores` log-probs from hidden rows;
-//! `parameters` weights, gradients, moments, update.
+//! Files: `decoder` the network; `form` the seam between its two forms, `primitives` and `fused`; `groups` which rows attend
+//! together in primitives; `kv` pages; `scores` log-probs from hidden rows; `parameters` weights, gradients, moments, updated by `adamw`;
+//! `place` where our kernels run.
+mod adamw;
 mod decoder;
+mod form;
+mod fused;
 mod groups;
 mod kv;
 mod parameters;
+mod place;
+mod primitives;
 mod scores;
 #[cfg(test)]
 mod tests;
@@ -21,20 +28,47 @@ use candle_core::{Device, Tensor};
 use cohort_model::family::Positions;
 use cohort_model::{DecoderSpec, DeviceKind, WeightSet};
 use decoder::{Decoder, Fresh};
-use groups::{Groups, Item};
-use kv::KvStore;
+use form::{Form, Item, Pass};
+use fused::Fused;
+use kv::{KvStore, PAGE};
 use parameters::Parameters;
+use place::Place;
+use primitives::Primitives;
 use scores::Targets;
 use std::ops::ControlFlow;
+use std::sync::Arc;
+
+/// GPUs that this build and machine can compute on.
+///
+/// # Errors
+/// [`EngineError::Device`] when the driver does not answer.
+#[cfg(feature = "cuda")]
+pub fn gpus() -> Result<usize, EngineError> {
+    let found = candle_core::cuda_backend::cudarc::driver::CudaContext::device_count();
+    let count = found.map_err(|error| EngineError::Device(format!("the CUDA driver does not answer: {error:?}")))?;
+    Ok(usize::try_from(count).unwrap_or(0))
+}
+
+/// GPUs that this build and machine can compute on.
+///
+/// # Errors
+/// [`EngineError::Input`]: this build has no CUDA.
+#[cfg(not(feature = "cuda"))]
+pub fn gpus() -> Result<usize, EngineError> {
+    Err(EngineError::Input("this build has no CUDA; build with `--features cuda`".into()))
+}
 
 /// A decoder in candle operations, f32.
 pub struct CandleEngine {
     spec: DecoderSpec,
     device: Device,
+    place: Arc<Place>,
     parameters: Parameters,
-    rope: decoder::Rope,
+    form: Box<dyn Form>,
     kv: KvStore,
     pending: Option<Pending>,
+    /// An update that the device did not finish.
+    broken: Option<EngineError>,
 }
 
 /// What the last training pass left for the way back.
@@ -46,6 +80,7 @@ struct Pending {
 
 impl CandleEngine {
     /// All weights zero until [`Backend::import`]. `kv_budget_bytes` bounds the key/value pages of all sequences together.
+    /// CUDA runs our kernels, the CPU candle's primitives.
     ///
     /// # Errors
     /// [`EngineError::Input`] when the architecture's numbers do not fit together, or this build has no CUDA;
@@ -53,38 +88,59 @@ impl CandleEngine {
     pub fn new(spec: DecoderSpec, device: DeviceKind, kv_budget_bytes: usize) -> Result<Self, EngineError> {
         check_spec(&spec)?;
         let device = open(device)?;
-        let parameters = Parameters::zeros(&spec, &device).map_err(failed)?;
-        let rope = decoder::Rope::new(&spec, &device).map_err(failed)?;
+        let place = Arc::new(Place::of(&device).map_err(failed)?);
+        let parameters = Parameters::zeros(&spec, &device, &place).map_err(failed)?;
+        let form: Box<dyn Form> = if device.is_cuda() && Fused::fits(&spec) {
+            Box::new(Fused::new(&spec, &device, &place).map_err(failed)?)
+        } else {
+            Box::new(Primitives::new(&spec, &device).map_err(failed)?)
+        };
         let kv = KvStore::new(&spec, &device, kv_budget_bytes);
-        Ok(Self { spec, device, parameters, rope, kv, pending: None })
+        Ok(Self { spec, device, place, parameters, form, kv, pending: None, broken: None })
     }
 
-    fn decoder(&self, track: bool) -> candle_core::Result<Decoder<'_>> {
-        Ok(Decoder { spec: &self.spec, rope: &self.rope, weights: self.parameters.network(track)? })
+    /// The same engine with our kernels' operations; on the CPU each is computed by its twin of the native engine.
+    ///
+    /// # Errors
+    /// [`EngineError::Input`] when a head is wider than the kernels take; [`EngineError::Device`] when the device fails.
+    pub fn fused(mut self) -> Result<Self, EngineError> {
+        if !Fused::fits(&self.spec) {
+            let (got, most) = (self.spec.head_dim, fused::MAX_HEAD_DIM);
+            return Err(EngineError::Input(format!("heads of {got} values; the fused operations take up to {most}")));
+        }
+        self.form = Box::new(Fused::new(&self.spec, &self.device, &self.place).map_err(failed)?);
+        self.pending = None;
+        Ok(self)
+    }
+
+    fn decoder(&self, pass: &Arc<Pass>) -> candle_core::Result<Decoder<'_>> {
+        Ok(Decoder { spec: &self.spec, weights: self.parameters.network(pass.track)?, operations: self.form.pass(pass)? })
     }
 
     /// Hidden rows that predict the targets of a batch. `[M, H]`
     fn target_rows(&self, batch: &PackedBatch, targets: &Targets, track: bool) -> candle_core::Result<Tensor> {
-        let items: Vec<Item> = batch.sequences.iter().map(|s| Item { past: 0, new: s.tokens.len() }).collect();
-        let groups = Groups::fresh(&items, &self.device)?;
+        let pass = Arc::new(Pass::packed(batch.sequences.iter().map(|s| s.tokens.len()), track));
         let tokens: Vec<u32> = batch.sequences.iter().flat_map(|s| s.tokens.iter().copied()).collect();
-        let decoder = self.decoder(track)?;
-        let hidden = decoder.hidden(&tokens, &groups, &mut Fresh)?; // [N, H]
+        let decoder = self.decoder(&pass)?;
+        let hidden = decoder.hidden(&tokens, &pass, &mut Fresh)?; // [N, H]
         let rows = Tensor::new(targets.rows.as_slice(), &self.device)?;
-        decoder.final_norm(&hidden.index_select(&rows, 0)?) // [N, H] -> [M, H]
+        decoder.final_norm(hidden.index_select(&rows, 0)?) // [N, H] -> [M, H]
+    }
+
+    /// Whether the weights are those of a whole update.
+    fn usable(&self) -> Result<(), EngineError> {
+        self.broken.clone().map_or(Ok(()), Err)
     }
 
     fn extend_checked(&mut self, work: &[Extend<'_>], logits: &mut [f32]) -> candle_core::Result<()> {
         let items: Vec<Item> = work.iter().map(|w| Item { past: self.kv.len(w.kv), new: w.tokens.len() }).collect();
-        let tables: Vec<_> = work.iter().map(|w| self.kv.rows(w.kv)).collect();
-        let groups = Groups::cached(&items, &tables, &self.device)?;
-        let written: Vec<u32> =
-            items.iter().zip(&tables).flat_map(|(item, table)| table[item.past..item.past + item.new].iter().copied()).collect();
+        let pass = Arc::new(Pass::cached(items, work.iter().map(|w| self.kv.pages(w.kv)).collect(), PAGE));
         let tokens: Vec<u32> = work.iter().flat_map(|w| w.tokens.iter().copied()).collect();
-        let decoder = Decoder { spec: &self.spec, rope: &self.rope, weights: self.parameters.network(false)? };
-        let hidden = decoder.hidden(&tokens, &groups, &mut self.kv.writer(&written)?)?; // [N, H]
+        let decoder = self.decoder(&pass)?;
+        let hidden = decoder.hidden(&tokens, &pass, &mut self.kv.writer())?; // [N, H]
         let mut last = 0u32;
-        let lasts: Vec<u32> = items
+        let lasts: Vec<u32> = pass
+            .items
             .iter()
             .map(|item| {
                 last += item.new as u32;
@@ -92,7 +148,7 @@ impl CandleEngine {
             })
             .collect();
         let rows = hidden.index_select(&Tensor::new(lasts, &self.device)?, 0)?; // [N, H] -> [B, H]
-        let out = decoder.final_norm(&rows)?.matmul(&decoder.weights.head.t()?)?; // [B, H] -> [B, V]
+        let out = decoder.final_norm(rows)?.matmul(&decoder.weights.head.t()?)?; // [B, H] -> [B, V]
         logits.copy_from_slice(&out.flatten_all()?.to_vec1::<f32>()?);
         Ok(())
     }
@@ -105,7 +161,7 @@ impl Backend for CandleEngine {
 
     fn numerics(&self) -> String {
         let place = if self.device.is_cuda() { "cuda" } else { "cpu" };
-        format!("candle f32 {place} 1 (bits depend on batch and device)")
+        format!("candle f32 {place} {} 1 (bits depend on batch and device)", self.form.name())
     }
 
     fn import(&mut self, weights: &WeightSet) -> Result<(), EngineError> {
@@ -116,6 +172,7 @@ impl Backend for CandleEngine {
     }
 
     fn export(&self) -> Result<WeightSet, EngineError> {
+        self.usable()?;
         self.parameters.export().map_err(failed)
     }
 
@@ -140,6 +197,7 @@ impl Backend for CandleEngine {
     }
 
     fn extend(&mut self, work: &[Extend<'_>], logits: &mut [f32]) -> Result<(), EngineError> {
+        self.usable()?;
         input::extend(&self.spec, work, logits.len(), |kv| self.kv.contains(kv).then(|| self.kv.len(kv)))?;
         if work.is_empty() {
             return Ok(());
@@ -152,6 +210,7 @@ impl Backend for CandleEngine {
     }
 
     fn forward(&mut self, batch: &PackedBatch, train: bool) -> Result<Forward, EngineError> {
+        self.usable()?;
         input::batch(&self.spec, batch)?;
         let targets = Targets::of(batch);
         if train {
@@ -162,7 +221,7 @@ impl Backend for CandleEngine {
         }
         let rows = self.target_rows(batch, &targets, train).map_err(failed)?;
         let head = self.parameters.network(false).map_err(failed)?.head;
-        let result = scores::forward(&rows.detach(), &head, &targets).map_err(failed)?;
+        let result = scores::forward(&*self.form, &rows.detach(), &head, &targets).map_err(failed)?;
         if let Some(at) = result.logp.iter().position(|logp| !logp.is_finite()) {
             return Err(EngineError::NonFinite(format!(
                 "log-prob of target {at} of {} is {}; the weights are broken or the target has no probability",
@@ -193,7 +252,7 @@ impl Backend for CandleEngine {
         let head = self.parameters.network(true).map_err(failed)?.head;
         let mut sum = self.parameters.accumulation();
         let mut run = || -> candle_core::Result<()> {
-            let d_rows = scores::backward(&rows.detach(), &head, &targets, upstream, |grads| sum.add(grads))?;
+            let d_rows = scores::backward(&*self.form, &rows.detach(), &head, &targets, upstream, |grads| sum.add(grads))?;
             // d(rows · d_rows)/dw is the gradient of the loss by everything below the rows.
             sum.add(&(&rows * d_rows)?.sum_all()?.backward()?)
         };
@@ -212,6 +271,7 @@ impl Backend for CandleEngine {
     }
 
     fn update(&mut self, optimizer: &AdamW, lr: f64, grad_scale: f64) -> Result<(), EngineError> {
+        self.usable()?;
         let norm = self.parameters.grad_norm().map_err(failed)?;
         if !(norm * grad_scale).is_finite() || !lr.is_finite() {
             return Err(EngineError::NonFinite(format!(
@@ -219,8 +279,10 @@ impl Backend for CandleEngine {
                  the learning rate or the gradient clip"
             )));
         }
-        self.parameters.update(optimizer, lr, grad_scale).map_err(failed)?;
         self.pending = None;
+        self.parameters.update(optimizer, lr, grad_scale).map_err(failed).inspect_err(|error| {
+            self.broken = Some(EngineError::Device(format!("an update was not finished, the weights are lost: {error}")));
+        })?;
         Ok(())
     }
 

@@ -1,31 +1,35 @@
 //! Weights, gradients and moments by name, and AdamW on them.
+use super::adamw::{self, Moments};
 use super::decoder::{Block, Linear, Network, Norm};
+use super::place::Place;
 use crate::AdamW;
 use candle_core::backprop::GradStore;
 use candle_core::{DType, Device, Result, Tensor, Var};
+use cohort_kernels::adamw::Step;
 use cohort_model::{DecoderSpec, Tensor as Canonical, WeightSet};
 use std::collections::BTreeMap;
 use std::ops::ControlFlow;
+use std::sync::Arc;
 
 /// Tensors by canonical name.
 type Named = BTreeMap<String, Tensor>;
 
 /// Everything that an engine trains. Gradients and moments exist from their first use on.
 pub(super) struct Parameters {
+    place: Arc<Place>,
     weights: BTreeMap<String, Var>,
     layers: usize,
     gradients: Named,
-    first: Named,
-    second: Named,
+    moments: BTreeMap<String, Moments>,
     updates: u64,
 }
 
 impl Parameters {
-    pub(super) fn zeros(spec: &DecoderSpec, device: &Device) -> Result<Self> {
+    pub(super) fn zeros(spec: &DecoderSpec, device: &Device, place: &Arc<Place>) -> Result<Self> {
         let zero = |shape: Vec<usize>| Var::zeros(shape, DType::F32, device);
         let weights = spec.tensors().into_iter().map(|t| Ok((t.name, zero(t.shape)?))).collect::<Result<_>>()?;
-        let (gradients, first, second) = (Named::new(), Named::new(), Named::new());
-        Ok(Self { weights, layers: spec.layers, gradients, first, second, updates: 0 })
+        let (gradients, moments) = (Named::new(), BTreeMap::new());
+        Ok(Self { place: place.clone(), weights, layers: spec.layers, gradients, moments, updates: 0 })
     }
 
     /// The network's tensors; `track` keeps the graph that gradients need.
@@ -99,7 +103,11 @@ impl Parameters {
     }
 
     pub(super) fn gradients(&self) -> Result<WeightSet> {
-        self.download_or_zeros(&self.gradients)
+        if self.gradients.is_empty() {
+            let zeros = |var: &Var| Canonical { shape: var.dims().to_vec(), data: vec![0.0; var.elem_count()] };
+            return Ok(WeightSet(self.weights.iter().map(|(name, var)| (name.clone(), zeros(var))).collect()));
+        }
+        download(self.gradients.iter())
     }
 
     /// Through the host's memory, tensor by tensor in the order of their names.
@@ -118,60 +126,55 @@ impl Parameters {
         Ok(())
     }
 
+    /// In place: a device that fails on the way leaves some weights new and some old.
     pub(super) fn update(&mut self, optimizer: &AdamW, lr: f64, grad_scale: f64) -> Result<()> {
         let AdamW { beta1, beta2, eps, weight_decay } = *optimizer;
-        let step = self.updates + 1;
-        let correction = |beta: f64| 1.0 - beta.powf(step as f64);
-        let (unbias1, unbias2) = (1.0 / correction(beta1), 1.0 / correction(beta2));
-        let (mut first, mut second, mut weights) = (Named::new(), Named::new(), Vec::new());
+        self.updates += 1;
         for (name, var) in &self.weights {
-            let weight = var.as_tensor().detach();
-            let gradient = match self.gradients.get(name) {
-                Some(gradient) => (gradient * grad_scale)?,
-                None => weight.zeros_like()?,
-            };
-            let decayed = |old: Option<&Tensor>, beta: f64, new: Tensor| match old {
-                Some(old) => (old * beta)? + (new * (1.0 - beta))?,
-                None => new * (1.0 - beta),
-            };
-            let m = decayed(self.first.get(name), beta1, gradient.clone())?;
-            let v = decayed(self.second.get(name), beta2, gradient.sqr()?)?;
-            let step = ((&m * unbias1)? / ((&v * unbias2)?.sqrt()? + eps)?)?;
-            let decay = if weight.rank() > 1 { lr * weight_decay } else { 0.0 };
-            weights.push((var, ((weight * (1.0 - decay))? - (step * lr)?)?));
-            first.insert(name.clone(), m);
-            second.insert(name.clone(), v);
+            let decay = if var.rank() > 1 { weight_decay } else { 0.0 };
+            let step = Step::new((beta1, beta2), eps, decay, lr, grad_scale, self.updates);
+            if !self.moments.contains_key(name) {
+                self.moments.insert(name.clone(), Moments::zeros(&self.place, var.elem_count())?);
+            }
+            let Some(moments) = self.moments.get_mut(name) else { continue };
+            match self.gradients.get(name) {
+                Some(gradient) => adamw::update(&self.place, step, var.as_tensor(), gradient, moments)?,
+                None => adamw::update(&self.place, step, var.as_tensor(), &var.zeros_like()?, moments)?,
+            }
         }
-        weights.into_iter().try_for_each(|(var, tensor)| var.set(&tensor))?;
-        (self.first, self.second, self.updates) = (first, second, step);
         self.zero_grad();
         Ok(())
     }
 
     pub(super) fn optimizer_export(&self) -> Result<(WeightSet, WeightSet, u64)> {
-        Ok((self.download_or_zeros(&self.first)?, self.download_or_zeros(&self.second)?, self.updates))
+        let (mut first, mut second) = (BTreeMap::new(), BTreeMap::new());
+        for (name, var) in &self.weights {
+            let (m, v) = match self.moments.get(name) {
+                Some(moments) => moments.download(&self.place)?,
+                None => (vec![0.0; var.elem_count()], vec![0.0; var.elem_count()]),
+            };
+            for (set, data) in [(&mut first, m), (&mut second, v)] {
+                set.insert(name.clone(), Canonical { shape: var.dims().to_vec(), data });
+            }
+        }
+        Ok((WeightSet(first), WeightSet(second), self.updates))
     }
 
     pub(super) fn optimizer_import(&mut self, first: &WeightSet, second: &WeightSet, updates: u64) -> Result<()> {
-        let device = self.device();
-        let all = |set: &WeightSet| -> Result<Named> {
-            self.weights.keys().map(|name| Ok((name.clone(), upload(set, name, &device)?))).collect()
+        let data = |set: &WeightSet, name: &str| match set.0.get(name) {
+            Some(tensor) => Ok(tensor.data.clone()),
+            None => candle_core::bail!("tensor {name} is missing"),
         };
-        let (first, second) = (all(first)?, all(second)?);
-        (self.first, self.second, self.updates) = (first, second, updates);
+        let moments = self.weights.keys().map(|name| {
+            let moments = Moments::upload(&self.place, &data(first, name)?, &data(second, name)?)?;
+            Ok((name.clone(), moments))
+        });
+        (self.moments, self.updates) = (moments.collect::<Result<_>>()?, updates);
         Ok(())
     }
 
     fn device(&self) -> Device {
         self.weights.values().next().map_or(Device::Cpu, |var| var.device().clone())
-    }
-
-    fn download_or_zeros(&self, named: &Named) -> Result<WeightSet> {
-        if named.is_empty() {
-            let zero = |var: &Var| Canonical { shape: var.dims().to_vec(), data: vec![0.0; var.elem_count()] };
-            return Ok(WeightSet(self.weights.iter().map(|(name, var)| (name.clone(), zero(var))).collect()));
-        }
-        download(named.iter())
     }
 }
 

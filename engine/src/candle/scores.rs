@@ -1,7 +1,8 @@
 //! Log-probs and entropies of targets from hidden rows, and the way back, a chunk of targets at a time.
+use super::form::Form;
 use crate::{Forward, PackedBatch, Upstream};
 use candle_core::backprop::GradStore;
-use candle_core::{D, Result, Tensor, Var};
+use candle_core::{Result, Tensor, Var};
 
 /// Targets whose logits are in memory together.
 const CHUNK: usize = 256;
@@ -43,29 +44,17 @@ impl Targets {
     }
 
     /// Log-probs and entropies of one chunk. `[m, H] -> [m], [m]`
-    fn score(&self, rows: &Tensor, head: &Tensor, start: usize) -> Result<(Tensor, Tensor)> {
-        let (device, count) = (rows.device(), rows.dim(0)?);
-        let tokens = Tensor::new(&self.tokens[start..start + count], device)?.unsqueeze(1)?; // [m, 1]
-        let temperatures = Tensor::new(&self.temperatures[start..start + count], device)?.unsqueeze(1)?;
-        let logits = rows.matmul(&head.t()?)?.broadcast_div(&temperatures)?; // [m, V]
-        let max = logits.max_keepdim(D::Minus1)?.detach();
-        let shifted = logits.broadcast_sub(&max)?;
-        let exp = shifted.exp()?;
-        let sum = exp.sum_keepdim(D::Minus1)?; // [m, 1]
-        let log_sum = sum.log()?;
-        let logp = (shifted.gather(&tokens, 1)? - &log_sum)?.squeeze(1)?;
-        // H = log Z - sum(p * z)
-        let mean = (exp * shifted)?.sum_keepdim(D::Minus1)?.div(&sum)?;
-        let entropy = (log_sum - mean)?.squeeze(1)?;
-        Ok((logp, entropy))
+    fn score(&self, form: &dyn Form, rows: &Tensor, head: &Tensor, start: usize) -> Result<(Tensor, Tensor)> {
+        let chunk = start..start + rows.dim(0)?;
+        form.score(&rows.matmul(&head.t()?)?, &self.tokens[chunk.clone()], &self.temperatures[chunk]) // [m, V]
     }
 }
 
 /// Scores of all targets, without a graph. `rows` is `[M, H]`.
-pub(super) fn forward(rows: &Tensor, head: &Tensor, targets: &Targets) -> Result<Forward> {
+pub(super) fn forward(form: &dyn Form, rows: &Tensor, head: &Tensor, targets: &Targets) -> Result<Forward> {
     let mut out = Forward::default();
     for (start, len) in targets.chunks() {
-        let (logp, entropy) = targets.score(&rows.narrow(0, start, len)?, head, start)?;
+        let (logp, entropy) = targets.score(form, &rows.narrow(0, start, len)?, head, start)?;
         out.logp.extend(logp.to_vec1::<f32>()?);
         out.entropy.extend(entropy.to_vec1::<f32>()?);
     }
@@ -74,6 +63,7 @@ pub(super) fn forward(rows: &Tensor, head: &Tensor, targets: &Targets) -> Result
 
 /// Gradient of the loss by the rows `[M, H]`; the gradients by the output projection go to `take`, chunk by chunk.
 pub(super) fn backward(
+    form: &dyn Form,
     rows: &Tensor,
     head: &Tensor,
     targets: &Targets,
@@ -83,7 +73,7 @@ pub(super) fn backward(
     let mut parts = Vec::new();
     for (start, len) in targets.chunks() {
         let leaf = Var::from_tensor(&rows.narrow(0, start, len)?.contiguous()?)?;
-        let (logp, entropy) = targets.score(leaf.as_tensor(), head, start)?;
+        let (logp, entropy) = targets.score(form, leaf.as_tensor(), head, start)?;
         let d_logp = Tensor::new(&upstream.d_logp[start..start + len], rows.device())?;
         let mut loss = (logp * d_logp)?.sum_all()?;
         if let Some(d_entropy) = upstream.d_entropy {

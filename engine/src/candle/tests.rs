@@ -36,14 +36,18 @@ fn weights(spec: &DecoderSpec) -> WeightSet {
     weights
 }
 
-fn engine(tied: bool) -> CandleEngine {
-    engine_of(&spec(tied))
+/// In both forms.
+fn engines(tied: bool) -> [CandleEngine; 2] {
+    engines_of(&spec(tied))
 }
 
-fn engine_of(spec: &DecoderSpec) -> CandleEngine {
-    let mut engine = CandleEngine::new(spec.clone(), DeviceKind::Cpu, 1 << 20).unwrap();
-    engine.import(&weights(spec)).unwrap();
-    engine
+fn engines_of(spec: &DecoderSpec) -> [CandleEngine; 2] {
+    let engine = || {
+        let mut engine = CandleEngine::new(spec.clone(), DeviceKind::Cpu, 1 << 20).unwrap();
+        engine.import(&weights(spec)).unwrap();
+        engine
+    };
+    [engine(), engine().fused().unwrap()]
 }
 
 fn sequence(len: u32, seed: u32, temperature: f32) -> PackedSequence {
@@ -61,8 +65,7 @@ fn batch() -> PackedBatch {
 
 #[test]
 fn every_parameter_gets_a_gradient() {
-    for spec in specs() {
-        let mut engine = engine_of(&spec);
+    for (spec, mut engine) in specs().flat_map(|spec| engines_of(&spec).map(|engine| (spec.clone(), engine))) {
         let n = engine.forward(&batch(), true).unwrap().logp.len();
         engine.backward(Upstream { d_logp: &vec![1.0; n], d_entropy: Some(&vec![0.1; n]) }).unwrap();
         let gradients = engine.gradients().unwrap();
@@ -81,8 +84,7 @@ fn every_parameter_gets_a_gradient() {
 
 #[test]
 fn gradients_are_the_slopes_of_the_loss() {
-    for spec in specs() {
-        let mut engine = engine_of(&spec);
+    for (spec, mut engine) in specs().flat_map(|spec| engines_of(&spec).map(|engine| (spec.clone(), engine))) {
         let base = weights(&spec);
         let n = engine.forward(&batch(), true).unwrap().logp.len();
         let (d_logp, d_entropy): (Vec<f32>, Vec<f32>) = (0..n).map(|i| ((i as f32).sin(), (i as f32).cos() * 0.5)).unzip();
@@ -113,88 +115,186 @@ fn gradients_are_the_slopes_of_the_loss() {
     }
 }
 
+/// What an engine computes: a training pass both ways, decoding by prompts and tokens, and the weights after an update.
+#[derive(Debug, PartialEq)]
+struct Pass {
+    logp: Vec<f32>,
+    entropy: Vec<f32>,
+    gradients: WeightSet,
+    logits: Vec<f32>,
+    updated: WeightSet,
+}
+
+/// Learning rate of its update.
+const RATE: f32 = 1e-2;
+
+fn pass(mut engine: CandleEngine) -> Pass {
+    let n = batch().targets();
+    let (d_logp, d_entropy): (Vec<f32>, Vec<f32>) = (0..n).map(|i| ((i as f32).sin(), (i as f32).cos() * 0.5)).unzip();
+    let Forward { logp, entropy } = engine.forward(&batch(), true).unwrap();
+    engine.backward(Upstream { d_logp: &d_logp, d_entropy: Some(&d_entropy) }).unwrap();
+    let gradients = engine.gradients().unwrap();
+    let mut logits = vec![0.0; 2 * 37];
+    let (a, b) = (engine.kv_open().unwrap(), engine.kv_open().unwrap());
+    let (first, second) = (sequence(40, 1, 1.0).tokens, sequence(23, 2, 1.0).tokens);
+    for (x, y) in [(0..17, 0..20), (17..39, 20..22), (39..40, 22..23)] {
+        let work = [Extend { kv: a, tokens: &first[x] }, Extend { kv: b, tokens: &second[y] }];
+        engine.extend(&work, &mut logits).unwrap();
+    }
+    engine.update(&AdamW { beta1: 0.9, beta2: 0.95, eps: 1e-3, weight_decay: 0.1 }, f64::from(RATE), 1.0).unwrap();
+    Pass { logp, entropy, gradients, logits, updated: engine.export().unwrap() }
+}
+
+/// Both round in f32, in other orders: a few units in the last place a sum, which the layers pass on.
+fn assert_near(spec: &DecoderSpec, a: &Pass, b: &Pass) {
+    let far = |a: &[f32], b: &[f32]| {
+        let scale = a.iter().fold(1e-6, |m: f32, x| m.max(x.abs()));
+        a.iter().zip(b).fold(0.0, |m: f32, (a, b)| m.max((a - b).abs())) / scale
+    };
+    for (what, a, b) in [("logp", &a.logp, &b.logp), ("entropy", &a.entropy, &b.entropy), ("logits", &a.logits, &b.logits)] {
+        assert!(far(a, b) < 1e-5, "{:?} {what}: {}", spec.family, far(a, b));
+    }
+    let largest = a.gradients.0.values().flat_map(|t| &t.data).fold(0.0, |m: f32, x| m.max(x.abs()));
+    for ((name, a), b) in a.gradients.0.iter().zip(b.gradients.0.values()) {
+        // GPT-2's bias of keys has no gradient but rounding.
+        let none = a.data.iter().all(|x| x.abs() < 1e-5 * largest);
+        assert!(none || far(&a.data, &b.data) < 1e-4, "{:?} {name}: {}", spec.family, far(&a.data, &b.data));
+    }
+    for ((name, a), b) in a.updated.0.iter().zip(b.updated.0.values()) {
+        // An update moves a weight by up to the learning rate, whatever its gradient's size.
+        let off = a.data.iter().zip(&b.data).fold(0.0, |m: f32, (a, b)| m.max((a - b).abs()));
+        assert!(off < 1e-2 * RATE, "{:?} weight of {name}: {off}", spec.family);
+    }
+}
+
+/// The custom operations against candle's primitives: results, every gradient, what decoding gives, an update.
+#[test]
+fn both_forms_agree() {
+    for spec in specs() {
+        let [primitives, fused] = engines_of(&spec).map(pass);
+        assert_near(&spec, &primitives, &fused);
+    }
+}
+
+/// On a GPU: the CPU's numbers, and equal bits of equal calls (C2).
+#[cfg(feature = "cuda")]
+#[test]
+fn the_gpu_agrees_with_the_cpu_and_with_itself() {
+    use std::io::Write;
+    let found = gpus();
+    if !found.as_ref().is_ok_and(|count| *count > 0) {
+        assert!(std::env::var_os("COHORT_REQUIRE_GPU").is_none(), "COHORT_REQUIRE_GPU is set and there is no GPU: {found:?}");
+        let note = format!("SKIPPED: the candle engine did not run on a GPU: {found:?}\n");
+        std::io::stderr().write_all(note.as_bytes()).unwrap();
+        return;
+    }
+    for spec in specs() {
+        let on_gpu = || {
+            let mut engine = CandleEngine::new(spec.clone(), DeviceKind::Cuda, 1 << 20).unwrap();
+            engine.import(&weights(&spec)).unwrap();
+            pass(engine)
+        };
+        let [primitives, _] = engines_of(&spec).map(pass);
+        let first = on_gpu();
+        assert_near(&spec, &primitives, &first);
+        assert!(first == on_gpu(), "equal calls gave other bits");
+    }
+}
+
+#[test]
+fn heads_wider_than_the_kernels_stay_with_primitives() {
+    let wide = DecoderSpec { head_dim: 130, ..spec(true) };
+    let error = CandleEngine::new(wide, DeviceKind::Cpu, 1 << 20).unwrap().fused().err().unwrap();
+    assert!(error.to_string().contains("130") && error.to_string().contains("128"), "{error}");
+}
+
 #[test]
 fn a_fork_goes_on_where_it_was_cut() {
-    let mut engine = engine(true);
-    let tokens = sequence(40, 1, 1.0).tokens;
-    let (mut want, mut got) = (vec![0.0; 37], vec![0.0; 37]);
-    let whole = engine.kv_open().unwrap();
-    engine.extend(&[Extend { kv: whole, tokens: &tokens }], &mut want).unwrap();
-    for cut in [0, 1, 16, 33] {
-        let fork = engine.kv_fork(whole, cut).unwrap();
-        assert_eq!(engine.kv_len(fork), cut);
-        engine.extend(&[Extend { kv: fork, tokens: &tokens[cut..] }], &mut got).unwrap();
-        assert!(got.iter().zip(&want).all(|(a, b)| (a - b).abs() < 1e-5), "cut at {cut}");
-        engine.kv_close(fork);
+    for mut engine in engines(true) {
+        let tokens = sequence(40, 1, 1.0).tokens;
+        let (mut want, mut got) = (vec![0.0; 37], vec![0.0; 37]);
+        let whole = engine.kv_open().unwrap();
+        engine.extend(&[Extend { kv: whole, tokens: &tokens }], &mut want).unwrap();
+        for cut in [0, 1, 16, 33] {
+            let fork = engine.kv_fork(whole, cut).unwrap();
+            assert_eq!(engine.kv_len(fork), cut);
+            engine.extend(&[Extend { kv: fork, tokens: &tokens[cut..] }], &mut got).unwrap();
+            assert!(got.iter().zip(&want).all(|(a, b)| (a - b).abs() < 1e-5), "cut at {cut}");
+            engine.kv_close(fork);
+        }
+        assert!(engine.kv_fork(whole, 41).is_err());
     }
-    assert!(engine.kv_fork(whole, 41).is_err());
 }
 
 #[test]
 fn the_sampler_and_the_learner_agree_however_tokens_are_cut() {
-    let mut engine = engine(true);
-    let a = sequence(40, 1, 1.0);
-    let b = sequence(23, 2, 1.0);
-    let want = engine.forward(&PackedBatch { sequences: vec![a.clone(), b.clone()] }, false).unwrap().logp;
-    let (ka, kb) = (engine.kv_open().unwrap(), engine.kv_open().unwrap());
-    let vocab = 37;
-    let mut logits = vec![0.0; 2 * vocab];
-    let logp = |row: &[f32], token: u32| {
-        let max = row.iter().copied().fold(f32::MIN, f32::max);
-        row[token as usize] - max - row.iter().map(|x| (x - max).exp()).sum::<f32>().ln()
-    };
-    engine.extend(&[Extend { kv: ka, tokens: &a.tokens[..20] }, Extend { kv: kb, tokens: &b.tokens[..3] }], &mut logits).unwrap();
-    for i in 0..20 {
-        for (row, seq, at, offset) in [(0, &a, 20 + i, 0), (1, &b, 3 + i, 39)] {
-            if at < seq.tokens.len() {
-                let got = logp(&logits[row * vocab..][..vocab], seq.tokens[at]);
-                assert!((got - want[offset + at - 1]).abs() < 1e-4, "{at}: {got} {}", want[offset + at - 1]);
+    for mut engine in engines(true) {
+        let a = sequence(40, 1, 1.0);
+        let b = sequence(23, 2, 1.0);
+        let want = engine.forward(&PackedBatch { sequences: vec![a.clone(), b.clone()] }, false).unwrap().logp;
+        let (ka, kb) = (engine.kv_open().unwrap(), engine.kv_open().unwrap());
+        let vocab = 37;
+        let mut logits = vec![0.0; 2 * vocab];
+        let logp = |row: &[f32], token: u32| {
+            let max = row.iter().copied().fold(f32::MIN, f32::max);
+            row[token as usize] - max - row.iter().map(|x| (x - max).exp()).sum::<f32>().ln()
+        };
+        engine
+            .extend(&[Extend { kv: ka, tokens: &a.tokens[..20] }, Extend { kv: kb, tokens: &b.tokens[..3] }], &mut logits)
+            .unwrap();
+        for i in 0..20 {
+            for (row, seq, at, offset) in [(0, &a, 20 + i, 0), (1, &b, 3 + i, 39)] {
+                if at < seq.tokens.len() {
+                    let got = logp(&logits[row * vocab..][..vocab], seq.tokens[at]);
+                    assert!((got - want[offset + at - 1]).abs() < 1e-4, "{at}: {got} {}", want[offset + at - 1]);
+                }
+            }
+            if i < 19 {
+                let work =
+                    [Extend { kv: ka, tokens: &a.tokens[20 + i..=20 + i] }, Extend { kv: kb, tokens: &b.tokens[3 + i..=3 + i] }];
+                engine.extend(&work, &mut logits).unwrap();
             }
         }
-        if i < 19 {
-            let work =
-                [Extend { kv: ka, tokens: &a.tokens[20 + i..=20 + i] }, Extend { kv: kb, tokens: &b.tokens[3 + i..=3 + i] }];
-            engine.extend(&work, &mut logits).unwrap();
-        }
+        // Cut back and say something else.
+        engine.kv_truncate(ka, 10);
+        assert_eq!(engine.kv_len(ka), 10);
+        engine.extend(&[Extend { kv: ka, tokens: &a.tokens[10..15] }], &mut logits[..vocab]).unwrap();
+        assert!((logp(&logits[..vocab], a.tokens[15]) - want[14]).abs() < 1e-4);
     }
-    // Cut back and say something else.
-    engine.kv_truncate(ka, 10);
-    assert_eq!(engine.kv_len(ka), 10);
-    engine.extend(&[Extend { kv: ka, tokens: &a.tokens[10..15] }], &mut logits[..vocab]).unwrap();
-    assert!((logp(&logits[..vocab], a.tokens[15]) - want[14]).abs() < 1e-4);
 }
 
 #[test]
 fn gradients_accumulate_and_an_update_moves_the_loss_down() {
-    let mut engine = engine(true);
-    let n = batch().targets();
-    let up = vec![-1.0; n];
-    let mut step = |times: usize| {
-        for _ in 0..times {
-            engine.forward(&batch(), true).unwrap();
-            engine.backward(Upstream { d_logp: &up, d_entropy: None }).unwrap();
-        }
-        engine.grad_norm().unwrap()
-    };
-    let once = step(1);
-    let twice = step(1);
-    assert!((twice - 2.0 * once).abs() < 1e-4 * once, "{once} {twice}");
-    let before: f32 = engine.forward(&batch(), false).unwrap().logp.iter().sum();
-    let adamw = AdamW { beta1: 0.9, beta2: 0.999, eps: 1e-8, weight_decay: 0.01 };
-    engine.update(&adamw, 1e-3, 0.5).unwrap();
-    assert_eq!(engine.grad_norm().unwrap(), 0.0);
-    let after: f32 = engine.forward(&batch(), false).unwrap().logp.iter().sum();
-    assert!(after > before, "{before} {after}");
-    let (first, second, updates) = engine.optimizer_export().unwrap();
-    assert_eq!(updates, 1);
-    engine.optimizer_import(&first, &second, 1).unwrap();
-    assert_eq!(engine.optimizer_export().unwrap(), (first, second, 1));
+    for mut engine in engines(true) {
+        let n = batch().targets();
+        let up = vec![-1.0; n];
+        let mut step = |times: usize| {
+            for _ in 0..times {
+                engine.forward(&batch(), true).unwrap();
+                engine.backward(Upstream { d_logp: &up, d_entropy: None }).unwrap();
+            }
+            engine.grad_norm().unwrap()
+        };
+        let once = step(1);
+        let twice = step(1);
+        assert!((twice - 2.0 * once).abs() < 1e-4 * once, "{once} {twice}");
+        let before: f32 = engine.forward(&batch(), false).unwrap().logp.iter().sum();
+        let adamw = AdamW { beta1: 0.9, beta2: 0.999, eps: 1e-8, weight_decay: 0.01 };
+        engine.update(&adamw, 1e-3, 0.5).unwrap();
+        assert_eq!(engine.grad_norm().unwrap(), 0.0);
+        let after: f32 = engine.forward(&batch(), false).unwrap().logp.iter().sum();
+        assert!(after > before, "{before} {after}");
+        let (first, second, updates) = engine.optimizer_export().unwrap();
+        assert_eq!(updates, 1);
+        engine.optimizer_import(&first, &second, 1).unwrap();
+        assert_eq!(engine.optimizer_export().unwrap(), (first, second, 1));
+    }
 }
 
 #[test]
 fn equal_calls_give_equal_bits() {
-    let run = || {
-        let mut engine = engine(false);
+    let run = |form: usize| {
+        let mut engine = engines(false).into_iter().nth(form).unwrap();
         for _ in 0..2 {
             let n = engine.forward(&batch(), true).unwrap().logp.len();
             engine.backward(Upstream { d_logp: &vec![0.3; n], d_entropy: None }).unwrap();
@@ -202,35 +302,38 @@ fn equal_calls_give_equal_bits() {
         }
         engine.export().unwrap()
     };
-    assert_eq!(run(), run());
+    assert_eq!(run(0), run(0));
+    assert_eq!(run(1), run(1));
 }
 
 #[test]
 fn what_is_wrong_is_said_and_changes_nothing() {
-    let mut engine = engine(true);
-    let before = engine.export().unwrap();
-    let input = |e: EngineError| matches!(e, EngineError::Input(_));
-    assert!(input(engine.backward(Upstream { d_logp: &[], d_entropy: None }).unwrap_err()));
-    let bad =
-        PackedBatch { sequences: vec![PackedSequence { tokens: vec![1, 40], targets: vec![1], temperature: 1.0, shared: 0 }] };
-    assert!(input(engine.forward(&bad, false).unwrap_err()));
-    let n = engine.forward(&batch(), true).unwrap().logp.len();
-    assert!(input(engine.backward(Upstream { d_logp: &[1.0], d_entropy: None }).unwrap_err()));
-    let nan = vec![f32::NAN; n];
-    assert!(matches!(engine.backward(Upstream { d_logp: &nan, d_entropy: None }), Err(EngineError::NonFinite(_))));
-    // The refusals left the pass as it was.
-    engine.backward(Upstream { d_logp: &vec![f32::MAX; n], d_entropy: None }).unwrap();
-    let adamw = AdamW { beta1: 0.9, beta2: 0.999, eps: 1e-8, weight_decay: 0.0 };
-    assert!(matches!(engine.update(&adamw, 1e-3, 1.0), Err(EngineError::NonFinite(_))));
-    assert_eq!(engine.export().unwrap(), before);
-    let kv = engine.kv_open().unwrap();
-    let mut logits = vec![0.0; 37];
-    let long = vec![0; 65];
-    assert!(matches!(engine.extend(&[Extend { kv, tokens: &long }], &mut logits), Err(EngineError::Capacity(_))));
-    assert_eq!(engine.kv_len(kv), 0);
-    let mut other = before.clone();
-    other.0.remove("model.norm.weight");
-    assert!(input(engine.import(&other).unwrap_err()));
-    #[cfg(not(feature = "cuda"))]
-    assert!(CandleEngine::new(spec(true), DeviceKind::Cuda, 1).err().is_some_and(|e| e.to_string().contains("no CUDA")));
+    for mut engine in engines(true) {
+        let before = engine.export().unwrap();
+        let input = |e: EngineError| matches!(e, EngineError::Input(_));
+        assert!(input(engine.backward(Upstream { d_logp: &[], d_entropy: None }).unwrap_err()));
+        let bad = PackedBatch {
+            sequences: vec![PackedSequence { tokens: vec![1, 40], targets: vec![1], temperature: 1.0, shared: 0 }],
+        };
+        assert!(input(engine.forward(&bad, false).unwrap_err()));
+        let n = engine.forward(&batch(), true).unwrap().logp.len();
+        assert!(input(engine.backward(Upstream { d_logp: &[1.0], d_entropy: None }).unwrap_err()));
+        let nan = vec![f32::NAN; n];
+        assert!(matches!(engine.backward(Upstream { d_logp: &nan, d_entropy: None }), Err(EngineError::NonFinite(_))));
+        // The refusals left the pass as it was.
+        engine.backward(Upstream { d_logp: &vec![f32::MAX; n], d_entropy: None }).unwrap();
+        let adamw = AdamW { beta1: 0.9, beta2: 0.999, eps: 1e-8, weight_decay: 0.0 };
+        assert!(matches!(engine.update(&adamw, 1e-3, 1.0), Err(EngineError::NonFinite(_))));
+        assert_eq!(engine.export().unwrap(), before);
+        let kv = engine.kv_open().unwrap();
+        let mut logits = vec![0.0; 37];
+        let long = vec![0; 65];
+        assert!(matches!(engine.extend(&[Extend { kv, tokens: &long }], &mut logits), Err(EngineError::Capacity(_))));
+        assert_eq!(engine.kv_len(kv), 0);
+        let mut other = before.clone();
+        other.0.remove("model.norm.weight");
+        assert!(input(engine.import(&other).unwrap_err()));
+        #[cfg(not(feature = "cuda"))]
+        assert!(CandleEngine::new(spec(true), DeviceKind::Cuda, 1).err().is_some_and(|e| e.to_string().contains("no CUDA")));
+    }
 }

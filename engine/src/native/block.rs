@@ -4,6 +4,7 @@
 use super::layout::{Layout, Part};
 use super::lora::{self, Adapters, LowRank};
 use super::norm::{self, Place};
+use super::quantized::Quantized;
 use super::weights::Weights;
 use cohort_kernels::attention::{self, Append, Heads, PAGE, Span};
 use cohort_kernels::linear::{self, Matrix, Output, Projection};
@@ -11,6 +12,7 @@ use cohort_kernels::rope::{self, Direction, RopeTable};
 use cohort_kernels::{Buffer, Cpu, Format, bias, embedding, gelu, rmsnorm, swiglu};
 use cohort_model::DecoderSpec;
 use cohort_model::family::{Mlp, Positions};
+use std::ops::Range;
 use std::sync::Arc;
 
 /// What the blocks are made of.
@@ -20,6 +22,8 @@ pub(super) struct Model<'a> {
     pub(super) spec: &'a DecoderSpec,
     pub(super) layout: &'a Layout,
     pub(super) weights: &'a Weights,
+    /// What products read instead of the weights' own matrices.
+    pub(super) quantized: Option<&'a Quantized>,
     pub(super) rope: &'a RopeTable,
     /// What is trained, where it is not the parameters.
     pub(super) adapters: Option<&'a Adapters>,
@@ -35,22 +39,29 @@ impl<'a> Model<'a> {
         self.weights.vector(self.layout.block(layer, part))
     }
 
-    /// A block's matrix with `inner` columns.
+    /// A block's matrix with `inner` columns, as products read it.
     pub(super) fn matrix(&self, layer: usize, part: Part, inner: usize) -> Matrix<'a> {
-        self.weights.matrix(self.layout.block(layer, part), inner)
+        self.product(self.layout.block(layer, part), inner)
     }
 
-    /// `[vocab, hidden]`
+    fn product(&self, range: Range<usize>, inner: usize) -> Matrix<'a> {
+        match self.quantized {
+            Some(quantized) => quantized.matrix(&range),
+            None => self.weights.matrix(range, inner),
+        }
+    }
+
+    /// What tokens are looked up in. `[vocab, hidden]`
     pub(super) fn embedding(&self) -> Matrix<'a> {
         self.weights.matrix(self.layout.embedding(), self.spec.hidden)
     }
 
     /// The output projection. `[vocab, hidden]`
     pub(super) fn head(&self) -> Matrix<'a> {
-        self.weights.matrix(self.layout.head(), self.spec.hidden)
+        self.product(self.layout.head(), self.spec.hidden)
     }
 
-    /// Format of the products.
+    /// Format of the products of training.
     pub(super) fn format(&self) -> Format {
         self.weights.format()
     }

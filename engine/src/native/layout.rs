@@ -197,6 +197,16 @@ impl Layout {
         self.head.clone()
     }
 
+    /// Whether products read this matrix: learned positions, and an embedding that is not the head as well, are only looked up.
+    pub(super) fn is_multiplied(&self, slot: &Slot) -> bool {
+        slot.matrix().is_some() && (slot.range == self.head || !self.is_looked_up(slot))
+    }
+
+    /// Whether rows of this matrix are looked up.
+    pub(super) fn is_looked_up(&self, slot: &Slot) -> bool {
+        slot.range == self.embedding || slot.range == self.positions
+    }
+
     /// Refuses a set of other tensors or with values that are not finite.
     pub(super) fn check(&self, set: &WeightSet) -> Result<(), EngineError> {
         let spec = |slot: &Slot| TensorSpec { name: slot.name.clone(), shape: slot.shape.clone() };

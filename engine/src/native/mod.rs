@@ -7,8 +7,11 @@
 //! - **N3** large buffers are kept between calls and grow to the largest call seen.
 //! - **N4** in bf16 the factors of every matrix product are rounded to bf16 and summed up in f32; all else, the residual stream,
 //!   attention, keys and values, gradients and moments, is f32.
+//! - **N5** with int8 sampling, [`Backend::extend`] multiplies with int8 copies and nothing else does: a learner's log-probs are
+//!   its own, and what was sampled is marked as inexact ([`Backend::is_exact`]). Only an engine that keeps nothing else scores with
+//!   them too.
 //!
-//! Files: `layout` where tensors lie; `weights` parameters in either format; `kv` pages; `block` one block forward; `norm` the residual stream's norms; `forward`
+//! Files: `layout` where tensors lie; `weights` parameters in either format; `quantized` their int8 copies; `kv` pages; `block` one block forward; `norm` the residual stream's norms; `forward`
 //! passes; `workspace` buffers; `backward` the way back; `optimizer` gradients, moments, update; `lora` adapters beside frozen parameters.
 mod backward;
 mod block;
@@ -18,6 +21,7 @@ mod layout;
 mod lora;
 mod norm;
 mod optimizer;
+mod quantized;
 #[cfg(test)]
 mod tests;
 mod weights;
@@ -28,17 +32,17 @@ use crate::{AdamW, Backend, EngineError, Extend, Forward, KvId, PackedBatch, Pac
 use backward::Gradients;
 use block::Model;
 use cohort_kernels::rope::RopeTable;
-use cohort_kernels::{Cpu, Format, Path};
+use cohort_kernels::{Cpu, Path};
 use cohort_model::family::Positions;
 use cohort_model::spec::TensorSpec;
-use cohort_model::{DecoderSpec, DtypeKind, Lora, WeightSet};
+use cohort_model::{DecoderSpec, DtypeKind, Lora, Quantization, WeightSet};
 use forward::{PASS_ROWS, Pending};
 use kv::KvStore;
 use layout::Layout;
 use lora::Adapters;
 use optimizer::Training;
 use std::ops::ControlFlow;
-use weights::Weights;
+use weights::{Kind, Weights};
 use workspace::{BackwardSpace, Kept, Workspace};
 
 /// A decoder on this machine's cores, its matrix products in f32 or bf16.
@@ -82,7 +86,7 @@ impl NativeEngine {
         let layout = Layout::new(&spec);
         Ok(Self {
             cpu: Cpu::with_path(path, threads, NICE),
-            weights: Weights::zeroed(&layout, Format::F32, false),
+            weights: Weights::zeroed(&layout, Kind::default()),
             rope: RopeTable::new(spec.head_dim, spec.rope_theta),
             kv: KvStore::new(block::heads(&spec), spec.layers, kv_budget_bytes),
             layout,
@@ -100,11 +104,17 @@ impl NativeEngine {
     /// The same engine with matrix products of this kind, on f32 parameters; weights are zero again until [`Backend::import`].
     #[must_use]
     pub fn of(self, dtype: DtypeKind) -> Self {
-        let format = match dtype {
-            DtypeKind::F32 => Format::F32,
-            DtypeKind::Bf16 => Format::Bf16,
-        };
-        let weights = Weights::zeroed(&self.layout, format, false);
+        self.keeping(|kind| Kind { halved: dtype == DtypeKind::Bf16, ..kind })
+    }
+
+    /// The same engine whose sampling is quantized or not; weights are zero again until [`Backend::import`].
+    #[must_use]
+    pub fn sampling(self, quantization: Quantization) -> Self {
+        self.keeping(|kind| Kind { quantized: quantization == Quantization::Int8, ..kind })
+    }
+
+    fn keeping(self, change: impl FnOnce(Kind) -> Kind) -> Self {
+        let weights = Weights::zeroed(&self.layout, change(self.weights.kind()));
         Self { weights, pending: None, ..self }
     }
 
@@ -112,8 +122,8 @@ impl NativeEngine {
     /// adapters only. They are zero until [`Backend::import`].
     ///
     /// # Errors
-    /// [`EngineError::Input`] and [`EngineError::NonFinite`] as importing `frozen` has them, and where matrices are kept in
-    /// bf16 alone.
+    /// [`EngineError::Input`] and [`EngineError::NonFinite`] as importing `frozen` has them, and of an engine
+    /// [`for_sampling`](Self::for_sampling) alone.
     pub fn adapted(mut self, lora: &Lora, frozen: &WeightSet) -> Result<Self, EngineError> {
         self.layout.check(frozen)?;
         self.weights.import(&self.cpu, &self.layout, frozen, None);
@@ -124,7 +134,7 @@ impl NativeEngine {
     /// All parameters as products read them: with adapters, merged.
     ///
     /// # Errors
-    /// [`EngineError::Input`] where matrices are kept in bf16 alone.
+    /// [`EngineError::Input`] of an engine [`for_sampling`](Self::for_sampling) alone.
     pub fn merged(&self) -> Result<WeightSet, EngineError> {
         Ok(self.layout.unpack(&self.cpu, self.weights.arena()?))
     }
@@ -154,12 +164,11 @@ impl NativeEngine {
         self.adapters.as_ref().map_or(&self.layout, |adapters| &adapters.layout)
     }
 
-    /// An engine in bf16 that keeps its matrices in bf16 alone, for half the memory: it samples and scores, and refuses to
-    /// train or to export. No change in f32.
+    /// An engine that keeps its matrices only as sampling reads them, in bf16 for half the memory, in int8 for a bit more than a
+    /// quarter (embeddings apart): it samples and scores, and refuses to train or to export. No change in f32.
     #[must_use]
     pub fn for_sampling(self) -> Self {
-        let weights = Weights::zeroed(&self.layout, self.weights.format(), true);
-        Self { weights, pending: None, ..self }
+        self.keeping(|kind| Kind { sampling_only: true, ..kind })
     }
 
     /// The same engine that keeps, for the backward pass, only what goes into each block and computes the rest again: less
@@ -221,12 +230,13 @@ fn check_spec(spec: &DecoderSpec) -> Result<(), EngineError> {
 
 /// The parts of the engine that a pass reads; a macro since the other fields stay free to change meanwhile.
 macro_rules! model {
-    ($engine:expr) => {
+    ($engine:expr, $quantized:expr) => {
         Model {
             cpu: &$engine.cpu,
             spec: &$engine.spec,
             layout: &$engine.layout,
             weights: &$engine.weights,
+            quantized: $quantized,
             rope: &$engine.rope,
             adapters: $engine.adapters.as_ref(),
         }
@@ -239,11 +249,14 @@ impl Backend for NativeEngine {
     }
 
     fn numerics(&self) -> String {
-        let dtype = match self.weights.format() {
-            Format::F32 => "f32",
-            Format::Bf16 => "bf16",
-        };
-        format!("native {dtype} batch-invariant 1 (equal bits on every instruction set and for any number of threads)")
+        let kind = self.weights.kind();
+        let dtype = if kind.halved { DtypeKind::Bf16 } else { DtypeKind::F32 }.name();
+        let sampling = if kind.quantized { ", sampling in int8," } else { "" };
+        format!("native {dtype}{sampling} batch-invariant 1 (equal bits on every instruction set and for any number of threads)")
+    }
+
+    fn is_exact(&self) -> bool {
+        !self.weights.kind().quantized
     }
 
     fn each(&self, tasks: usize, task: &(dyn Fn(usize) + Sync)) {
@@ -307,7 +320,8 @@ impl Backend for NativeEngine {
         self.kv.reserve(&growth)?;
         let longest = growth.iter().map(|(kv, tokens)| self.kv.len(*kv) + tokens).max();
         self.reserve_positions(longest.unwrap_or(0));
-        forward::extend(model!(self), &mut self.workspace, &mut self.kv, work, logits)
+        let model = model!(self, self.weights.for_sampling());
+        forward::extend(model, &mut self.workspace, &mut self.kv, work, logits)
     }
 
     fn draws(&self) -> bool {
@@ -338,7 +352,8 @@ impl Backend for NativeEngine {
             rest = later;
             let kept = train.then_some(&mut self.kept);
             let keys = if train { &self.keys[..] } else { &[] };
-            let (scores, pending) = forward::score(model!(self), &mut self.workspace, now, kept, keys);
+            let (scores, pending) =
+                forward::score(model!(self, self.weights.for_scoring()), &mut self.workspace, now, kept, keys);
             result.logp.extend(scores.logp);
             result.entropy.extend(scores.entropy);
             self.pending = if train { Some(pending) } else { self.pending.take() };
@@ -371,7 +386,7 @@ impl Backend for NativeEngine {
         let layout = self.adapters.as_ref().map_or(&self.layout, |adapters| &adapters.layout);
         let gradients = Gradients { arena: self.training.gradients_mut(layout), adapters: self.adapters.as_ref() };
         let (kept, work, space) = (&mut self.kept, &mut self.workspace, &mut self.backward);
-        backward::backward(model!(self), pending, kept, work, space, upstream, gradients);
+        backward::backward(model!(self, None), pending, kept, work, space, upstream, gradients);
         self.pending = None;
         Ok(())
     }

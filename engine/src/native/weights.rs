@@ -1,35 +1,71 @@
-//! The parameters: one f32 arena, and with bf16 the rounded matrices beside it, which is all that products read.
+//! The parameters: one f32 arena, and with bf16 the rounded matrices beside it, which is all that products read; where sampling
+//! is to be in int8, those matrices as well.
 //!
 //! Invariant **W1**: after every change the rounded matrices are those of the arena. Export, digest and the optimizer know the
 //! f32 values only, so that no rounding adds up over steps.
-use super::layout::Layout;
+use super::layout::{Layout, Slot};
+use super::quantized::Quantized;
 use crate::EngineError;
 use cohort_kernels::linear::{self, Matrix};
 use cohort_kernels::{Buffer, Cpu, Format};
 use cohort_model::WeightSet;
 use std::ops::Range;
 
+/// What of a decoder's matrices is kept.
+#[derive(Debug, Clone, Copy, Default)]
+pub(super) struct Kind {
+    /// Products read bf16 copies.
+    pub(super) halved: bool,
+    /// Those of sampling read int8 copies.
+    pub(super) quantized: bool,
+    /// Nothing but what sampling reads.
+    pub(super) sampling_only: bool,
+}
+
 /// All parameters of a decoder in the order of a [`Layout`].
 #[derive(Debug)]
 pub(super) struct Weights {
     format: Format,
-    /// For sampling alone with bf16: of the arena only the vectors are ever touched, so that matrices cost half the memory.
+    /// For sampling alone with bf16 or int8: only what passes read is ever touched. Of the arena that are the vectors, and in f32
+    /// with int8 the embeddings too; of the halves beside int8 the embeddings.
     sampling_only: bool,
     /// Digest of the set that was imported, where the arena does not have it.
     imported: Option<u64>,
     arena: Buffer,
     /// Words of bf16 pairs; a matrix at half its place in the arena.
     halves: Buffer,
+    /// What sampling multiplies with, where that is not what training does.
+    quantized: Option<Quantized>,
 }
 
 impl Weights {
-    pub(super) fn zeroed(layout: &Layout, format: Format, sampling_only: bool) -> Self {
-        let halves = match format {
-            Format::F32 => Buffer::default(),
-            Format::Bf16 => Buffer::zeroed(layout.len() / 2),
-        };
-        let sampling_only = sampling_only && format == Format::Bf16;
-        Self { format, sampling_only, imported: None, arena: Buffer::zeroed(layout.len()), halves }
+    /// In f32 or bf16, all zero.
+    pub(super) fn zeroed(layout: &Layout, kind: Kind) -> Self {
+        let halves = if kind.halved { Buffer::zeroed(layout.len() / 2) } else { Buffer::default() };
+        Self {
+            format: if kind.halved { Format::Bf16 } else { Format::F32 },
+            sampling_only: kind.sampling_only && (kind.halved || kind.quantized),
+            imported: None,
+            arena: Buffer::zeroed(layout.len()),
+            halves,
+            quantized: kind.quantized.then(|| Quantized::zeroed(layout)),
+        }
+    }
+
+    /// What they are.
+    pub(super) fn kind(&self) -> Kind {
+        let Self { format, sampling_only, quantized, .. } = self;
+        Kind { halved: *format == Format::Bf16, quantized: quantized.is_some(), sampling_only: *sampling_only }
+    }
+
+    /// What passes that sample multiply with, where that is not [`Weights::matrix`].
+    pub(super) fn for_sampling(&self) -> Option<&Quantized> {
+        self.quantized.as_ref()
+    }
+
+    /// As [`Weights::for_sampling`] for passes that score: the learner's own matrices, wherever they are kept.
+    pub(super) fn for_scoring(&self) -> Option<&Quantized> {
+        self.quantized.as_ref().filter(|_| self.sampling_only)
     }
 
     pub(super) fn format(&self) -> Format {
@@ -43,13 +79,11 @@ impl Weights {
 
     /// A matrix with `inner` columns.
     pub(super) fn matrix(&self, range: Range<usize>, inner: usize) -> Matrix<'_> {
-        match self.format {
-            Format::F32 => Matrix::f32(&self.arena[range]),
-            Format::Bf16 => {
-                let words: &[u32] = bytemuck::cast_slice(&self.halves);
-                Matrix::bf16(&words[half(&range, inner)])
-            }
+        if self.format == Format::F32 {
+            return Matrix::f32(&self.arena[range]);
         }
+        let words: &[u32] = bytemuck::cast_slice(&self.halves);
+        Matrix::bf16(&words[half(&range, inner)])
     }
 
     /// Takes a checked set, of which the caller may know the digest.
@@ -68,10 +102,24 @@ impl Weights {
                     panels.reserve(slot.range.len());
                     let panels = &mut panels[..slot.range.len()];
                     linear::pack(cpu, values, out, inner, panels);
-                    halve(cpu, panels, slot.range.clone(), inner, &mut self.halves);
+                    self.keep(cpu, layout, slot, inner, panels);
                 }
                 None => self.arena[slot.range.clone()].copy_from_slice(values),
             }
+        }
+    }
+
+    /// What sampling reads of a matrix.
+    fn keep(&mut self, cpu: &Cpu, layout: &Layout, slot: &Slot, inner: usize, panels: &[f32]) {
+        if let Some(quantized) = &mut self.quantized {
+            quantized.take(cpu, slot, panels);
+            if !layout.is_looked_up(slot) {
+                return;
+            }
+        }
+        match self.format {
+            Format::Bf16 => halve(cpu, panels, slot.range.clone(), inner, &mut self.halves),
+            Format::F32 | Format::Int8 => self.arena[slot.range.clone()].copy_from_slice(panels),
         }
     }
 
@@ -107,20 +155,21 @@ impl Weights {
 
     fn refuse_sampling_only(&self) -> Result<(), EngineError> {
         if self.sampling_only {
-            let what =
-                "this engine was opened for sampling alone and keeps its matrices in bf16: train, export and compare on another";
+            let what = "this engine was opened for sampling alone and keeps its matrices in bf16 or int8: train, export and \
+                        compare on another";
             return Err(EngineError::Input(what.into()));
         }
         Ok(())
     }
 
     fn round(&mut self, cpu: &Cpu, layout: &Layout) {
-        if self.format == Format::F32 {
-            return;
-        }
         for slot in layout.slots() {
-            if let Some((_, inner)) = slot.matrix() {
-                halve(cpu, &self.arena[slot.range.clone()], slot.range.clone(), inner, &mut self.halves);
+            let (Some((_, inner)), panels) = (slot.matrix(), &self.arena[slot.range.clone()]) else { continue };
+            if self.format == Format::Bf16 {
+                halve(cpu, panels, slot.range.clone(), inner, &mut self.halves);
+            }
+            if let Some(quantized) = &mut self.quantized {
+                quantized.take(cpu, slot, panels);
             }
         }
     }

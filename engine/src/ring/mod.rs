@@ -6,13 +6,15 @@
 //! - **R2** one writer (the learner); any number of readers. Who may overwrite which slot is the coordinator's decision.
 //! - **R3** a writer killed in the middle leaves a slot that readers refuse and the next `publish` repairs.
 //!
-//! [`SharedRing`] serves the processes of a host, [`LocalRing`] engines of one process, [`HeldRing`] roles that share an
+//! [`SharedRing`] serves the processes of a host, and its slots can be copied to other hosts' rings ([`SlotImage`]); [`LocalRing`] engines of one process, [`HeldRing`] roles that share an
 //! engine.
 mod held;
+mod image;
 mod local;
 mod shared;
 
 pub use held::HeldRing;
+pub use image::SlotImage;
 pub use local::LocalRing;
 pub use shared::SharedRing;
 

@@ -88,7 +88,7 @@ impl SharedRing {
         self.write(at, &bytes)
     }
 
-    fn read(&self, at: u64, bytes: &mut [u8]) -> Result<(), RingError> {
+    pub(super) fn read(&self, at: u64, bytes: &mut [u8]) -> Result<(), RingError> {
         self.file.read_exact_at(bytes, at).map_err(|source| RingError::Io { what: "cannot read", source })
     }
 
@@ -97,7 +97,7 @@ impl SharedRing {
     }
 
     /// The slot's size, decided by the first publish (all weights of a run have one size).
-    fn reserve(&self, need: u64) -> Result<u64, RingError> {
+    pub(super) fn reserve(&self, need: u64) -> Result<u64, RingError> {
         let need = need.next_multiple_of(PAGE);
         let have = self.slot_bytes()?;
         if have == 0 {
@@ -132,8 +132,7 @@ impl WeightRing for SharedRing {
         }
         let at = self.offset(slot, self.reserve(PAGE + directory.len() as u64 + values)?)?;
         let [sequence] = self.read_words::<1>(at)?;
-        // Odd while being written; an odd one left by a dead writer is simply passed over.
-        let writing = (sequence | 1) + if sequence & 1 == 1 { 2 } else { 0 };
+        let writing = writing(sequence);
         self.write_words(at, &[writing])?;
         let digest = weights.digest();
         self.write_words(at + 8, &[version, digest, directory.len() as u64, values])?;
@@ -204,6 +203,11 @@ impl WeightRing for SharedRing {
     fn slots(&self) -> u32 {
         self.slots
     }
+}
+
+/// The sequence number of a slot that is being written: odd; an odd one left by a dead writer is simply passed over.
+pub(super) fn writing(sequence: u64) -> u64 {
+    (sequence | 1) + if sequence & 1 == 1 { 2 } else { 0 }
 }
 
 /// `count, {name length, name, rank, dimensions..}..`, every number a u64.

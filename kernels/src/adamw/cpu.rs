@@ -40,6 +40,12 @@ impl Step {
             gradient_scale: gradient_scale as f32,
         }
     }
+
+    /// All of them, in the order in which `cuda.cu` takes them.
+    pub(super) fn factors(&self) -> [f32; 10] {
+        let Self { beta1, beta2, rest1, rest2, correction1, correction2, eps, keep, rate, gradient_scale } = *self;
+        [beta1, beta2, rest1, rest2, correction1, correction2, eps, keep, rate, gradient_scale]
+    }
 }
 
 /// `m = b1 m + (1 - b1) g`, `v = b2 v + (1 - b2) g^2`, `w = (1 - lr decay) w - lr m' / (sqrt(v') + eps)` with

@@ -1,5 +1,6 @@
 //! AdamW (1711.05101) on slices, and the sum of squares of a gradient.
 mod cpu;
+pub mod cuda;
 #[cfg(test)]
 mod parity;
 #[cfg(test)]

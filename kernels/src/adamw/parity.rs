@@ -1,6 +1,7 @@
 //! Against the f64 definition over several updates, and bit-equal between machines.
 use super::reference::{self, Hyper};
-use super::{Step, step, sum_squares};
+use super::{Step, cuda, step, sum_squares};
+use crate::cuda::devices::{Memory, on_every_device};
 use crate::testing::{bits, machines, noise, relative};
 
 #[test]
@@ -49,3 +50,27 @@ fn squares_are_summed_in_a_fixed_order() {
     }
     assert!(!sum_squares(&crate::Cpu::new(1, 0), &[1.0, f32::NAN]).is_finite());
 }
+
+/// The CUDA kernel does the CPU's operations one for one; only how products join sums may differ by a rounding.
+fn cuda_agrees_with_the_definition<M: Memory>(device: &M) {
+    let h = Hyper { betas: (0.9, 0.999), eps: 1e-8, decay: 0.1, rate: 1e-2, scale: 0.5 };
+    for n in [1, 35, 1000] {
+        let start = noise(1, n);
+        let mut want: Vec<_> = start.iter().map(|w| (f64::from(*w), 0.0, 0.0)).collect();
+        let (w, m, v) = (&mut device.upload(&start), &mut device.upload(&vec![0.0; n]), &mut device.upload(&vec![0.0; n]));
+        for count in 1..=3 {
+            let g = noise(10 + count, n);
+            let next = |(state, g): (&mut _, &f32)| *state = reference::step(&h, count as i32, *state, f64::from(*g));
+            want.iter_mut().zip(&g).for_each(next);
+            let step = Step::new(h.betas, h.eps, h.decay, h.rate, h.scale, count);
+            let moments = (&mut device.view_mut(m), &mut device.view_mut(v));
+            cuda::step(device, &step, &device.view(&device.upload(&g)), &mut device.view_mut(w), moments).unwrap();
+        }
+        let column = |f: fn(&(f64, f64, f64)) -> f64| want.iter().map(f).collect::<Vec<_>>();
+        assert!(relative(&device.download(w), &column(|s| s.0)) < 1e-6);
+        assert!(relative(&device.download(m), &column(|s| s.1)) < 1e-6);
+        assert!(relative(&device.download(v), &column(|s| s.2)) < 1e-6);
+    }
+}
+
+on_every_device!(cuda_agrees_with_the_definition);

@@ -14,6 +14,9 @@
 //! the head's width rounded up to 16.
 #![expect(unsafe_code, reason = "hands operands to the microkernel and interleaved heads to tasks")]
 mod backward;
+pub mod cuda;
+#[cfg(test)]
+mod cuda_parity;
 mod forward;
 mod pages;
 #[cfg(test)]

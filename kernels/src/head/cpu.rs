@@ -3,7 +3,7 @@ use crate::linear::{self, Matrix, Output, PANEL, Projection, RowPacked, packed_l
 use crate::logprob::{CHUNK, ChunkStats, RowStats, chunk, combine};
 use crate::math::exp;
 use crate::path::kernel;
-use crate::{Buffer, Cpu};
+use crate::{Buffer, Cpu, Path};
 
 /// Rows whose logits of one chunk stand in memory together: 6 MiB.
 const ROWS: usize = 1024;
@@ -120,11 +120,7 @@ pub fn backward(
             let width = CHUNK.min(vocab - first);
             let dz = chunk_logits(cpu, &mut head.logits, hidden, inner, weight, first, width);
             cpu.pool().parts(dz, width, |row, dz| {
-                let up = upstream[row];
-                differentiate(cpu.path(), up, dz);
-                if let Some(value) = (up.target.token as usize).checked_sub(first).and_then(|at| dz.get_mut(at)) {
-                    *value += up.d_logp / up.target.temperature;
-                }
+                gradient(cpu.path(), upstream[row], first, dz);
             });
             if wanted {
                 let gradient = &mut d_weight[first / PANEL * PANEL * inner..][..packed_len(width, inner)];
@@ -133,6 +129,14 @@ pub fn backward(
             linear::backward_input(cpu, dz, width, weight.rows(first, width, inner), inner, output, d_hidden);
             output = Output::Continue;
         }
+    }
+}
+
+/// Replaces the logits of tokens `first ..` of a row by dL/dlogit.
+pub fn gradient(path: Path, up: Upstream, first: usize, logits: &mut [f32]) {
+    differentiate(path, up, logits);
+    if let Some(value) = (up.target.token as usize).checked_sub(first).and_then(|at| logits.get_mut(at)) {
+        *value += up.d_logp / up.target.temperature;
     }
 }
 

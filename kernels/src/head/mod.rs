@@ -7,6 +7,6 @@ mod cpu;
 #[cfg(test)]
 mod parity;
 #[cfg(test)]
-mod reference;
+pub(crate) mod reference;
 
-pub use cpu::{Head, Target, Upstream, backward, forward};
+pub use cpu::{Head, Target, Upstream, backward, forward, gradient};

@@ -1,6 +1,7 @@
 //! Against the f64 definition; bit-equal to the sampler's log-softmax and between machines.
 use super::{Head, Target, Upstream, backward, forward, reference};
-use crate::linear::{self, Matrix, Output, Projection, halve, pack, packed_len, unpack};
+use crate::Format;
+use crate::linear::{self, Matrix, Output, Projection, halve, pack, packed_len, quantize, unpack};
 use crate::logprob;
 use crate::testing::{bits, machines, noise, relative};
 
@@ -63,7 +64,9 @@ fn the_samplers_log_probs_are_the_learners() {
         let mut pairs = vec![0; packed_len(vocab, inner / 2)];
         halve(&cpu, &packed, inner, &mut pairs);
         let targets: Vec<_> = (0..rows).map(|r| Target { token: (r * 401) as u32 % vocab as u32, temperature: 0.7 }).collect();
-        for weight in [Matrix::f32(&packed), Matrix::bf16(&pairs)] {
+        let mut groups = vec![0; packed_len(vocab, Format::Int8.words(inner))];
+        quantize(&cpu, &packed, inner, &mut groups);
+        for weight in [Matrix::f32(&packed), Matrix::bf16(&pairs), Matrix::int8(&groups)] {
             let learner = forward(&cpu, &mut Head::default(), (&hidden, inner), (weight, vocab), &targets);
             for (row, (hidden, target)) in hidden.chunks(inner).zip(&targets).enumerate() {
                 let mut logits = vec![0.0; vocab];

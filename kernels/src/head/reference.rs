@@ -1,7 +1,7 @@
 //! The definition in f64 on the canonical layout.
 
 /// Log-prob of the target, entropy, and the gradient of `d_logp * logp + d_entropy * entropy` by each logit.
-pub(super) fn target(logits: &[f64], token: usize, temperature: f64, d_logp: f64, d_entropy: f64) -> (f64, f64, Vec<f64>) {
+pub(crate) fn target(logits: &[f64], token: usize, temperature: f64, d_logp: f64, d_entropy: f64) -> (f64, f64, Vec<f64>) {
     let z: Vec<f64> = logits.iter().map(|l| l / temperature).collect();
     let max = z.iter().fold(f64::NEG_INFINITY, |m, z| m.max(*z));
     let log_sum = max + z.iter().map(|z| (z - max).exp()).sum::<f64>().ln();

@@ -1,7 +1,8 @@
 //! The three products over packed panels, cut into tasks of a panel and a range of rows.
 use super::pack::{GROUP, RowPacked, packed_len};
 use super::{Matrix, Output, PANEL};
-use crate::bf16::{interleave, pack_rows};
+use crate::bf16::{self, interleave};
+use crate::int8;
 use crate::pool::Disjoint;
 use crate::tile::{MAX_ROWS, Store, Tile, run, run_ahead};
 use crate::{Cpu, Format, Path, scratch};
@@ -54,16 +55,19 @@ pub fn forward(cpu: &Cpu, x: &[f32], inner: usize, output: Output, projections: 
 fn with_words<R>(cpu: &Cpu, format: Format, x: &[f32], inner: usize, job: impl FnOnce(&[u32]) -> R) -> R {
     match format {
         Format::F32 => job(bytemuck::cast_slice(x)),
-        Format::Bf16 => scratch::with(x.len() / inner * format.words(inner), |memory| {
+        Format::Bf16 | Format::Int8 => scratch::with(x.len() / inner * format.row_words(inner), |memory| {
             let words = bytemuck::cast_slice_mut(memory);
-            pack_rows(cpu, x, inner, words);
+            match format {
+                Format::Int8 => int8::pack_rows(cpu, x, inner, words),
+                Format::F32 | Format::Bf16 => bf16::pack_rows(cpu, x, inner, words),
+            }
             job(words)
         }),
     }
 }
 
 fn products(cpu: &Cpu, format: Format, x: &[u32], inner: usize, rows: usize, output: Output, jobs: &[Job<'_>]) {
-    let width = format.words(inner);
+    let width = format.row_words(inner);
     let (panels, threads) = (jobs.iter().map(|job| job.panels).sum::<usize>(), cpu.pool().threads());
     let range = row_range(rows, width, panels, threads);
     cpu.pool().run(panels * rows.div_ceil(range), |task| {
@@ -75,7 +79,7 @@ fn products(cpu: &Cpu, format: Format, x: &[u32], inner: usize, rows: usize, out
         let ahead = next.map_or(std::ptr::null(), |(job, panel)| job.weight.panel(panel, inner).as_ptr().cast());
         let x = &x[first * width..][..count * width];
         let target = Columns { y: &job.y, first, column: panel * PANEL, width: job.out };
-        let operands = Operands { format, a: x, k: width, panel: job.weight.panel(panel, inner) };
+        let operands = Operands { format, a: x, row: width, k: format.words(inner), panel: job.weight.panel(panel, inner) };
         // SAFETY: each (rows, panel) pair is one task's, so the columns written are too.
         unsafe { multiply(cpu.path(), output.into(), &operands, &target, ahead) };
     });
@@ -116,10 +120,11 @@ struct Columns<'a> {
     width: usize,
 }
 
-/// Dense `a [rows, k]` and a panel `[k, 48]`, `k` counting words.
+/// Dense `a [rows, row]` and a panel `[k, 48]`, counting words.
 struct Operands<'a> {
     format: Format,
     a: &'a [u32],
+    row: usize,
     k: usize,
     panel: &'a [u32],
 }
@@ -130,8 +135,8 @@ struct Operands<'a> {
 /// # Safety
 /// No other task touches these rows of these columns.
 unsafe fn multiply(path: Path, store: Store, operands: &Operands<'_>, target: &Columns<'_>, ahead: *const f32) {
-    let Operands { format, a, k, panel } = *operands;
-    let rows = a.len().checked_div(k).unwrap_or(0);
+    let Operands { format, a, row: stride, k, panel } = *operands;
+    let rows = a.len().checked_div(stride).unwrap_or(0);
     let width = target.width;
     let columns = PANEL.min(width - target.column);
     assert!(panel.len() >= k * PANEL && rows > 0 && (target.first + rows) * width <= target.y.len());
@@ -142,10 +147,10 @@ unsafe fn multiply(path: Path, store: Store, operands: &Operands<'_>, target: &C
         let count = if left > MAX_ROWS && left < 2 * MAX_ROWS { left.div_ceil(2) } else { left.min(MAX_ROWS) };
         // SAFETY: rows below `first + rows`, columns below `width`: inside y by the check above.
         let c = unsafe { target.y.as_mut_ptr().add((target.first + row) * width + target.column) };
-        let a = a[row * k..].as_ptr().cast();
+        let a = a[row * stride..].as_ptr().cast();
         let b = panel.as_ptr().cast();
-        let tile = Tile { k, a, a_row: k, a_k: 1, b, b_k: PANEL, b_vec: 16, c, c_row: width, c_vec: 16 };
-        // SAFETY: `a` has `count` rows of `k`, the panel `k` rows of 48; C as above.
+        let tile = Tile { k, a, a_row: stride, a_k: 1, b, b_k: PANEL, b_vec: 16, c, c_row: width, c_vec: 16 };
+        // SAFETY: `a` has `count` rows of `stride`, the panel `k` rows of 48; C as above.
         unsafe {
             if columns.is_multiple_of(16) {
                 let ahead = if row == MAX_ROWS { ahead } else { std::ptr::null() };
@@ -182,11 +187,12 @@ unsafe fn run_narrow(path: Path, format: Format, rows: usize, columns: usize, st
 /// (or a further range of panels) with the same input.
 ///
 /// # Panics
-/// When a length does not fit the shapes.
+/// When a length does not fit the shapes, and for a matrix of int8.
 pub fn backward_input(cpu: &Cpu, dy: &[f32], out: usize, weight: Matrix<'_>, inner: usize, output: Output, dx: &mut [f32]) {
     let rows = dy.len() / out;
     let fits = dy.len() == rows * out && weight.fits(out, inner) && dx.len() == rows * inner;
     assert!(fits, "{out} x {inner}, {rows} rows");
+    assert_ne!(weight.format(), Format::Int8, "int8 has no gradients");
     let (format, panels) = (weight.format(), inner.div_ceil(PANEL));
     let k = format.words(out);
     // Each task transposes its slice of W, so rows are cut only where threads would have nothing to do.
@@ -201,7 +207,7 @@ pub fn backward_input(cpu: &Cpu, dy: &[f32], out: usize, weight: Matrix<'_>, inn
                 let columns = bytemuck::cast_slice_mut(columns);
                 transpose_columns(weight, inner, panel * PANEL, columns);
                 let target = Columns { y: &dx, first, column: panel * PANEL, width: inner };
-                let operands = Operands { format, a: &dy[first * k..][..count * k], k, panel: columns };
+                let operands = Operands { format, a: &dy[first * k..][..count * k], row: k, k, panel: columns };
                 // SAFETY: each (rows, panel) pair is one task's.
                 unsafe { multiply(cpu.path(), output.into(), &operands, &target, std::ptr::null()) };
             });
@@ -217,7 +223,7 @@ fn transpose_columns(weight: Matrix<'_>, inner: usize, first: usize, columns: &m
     for (block, panel) in columns.chunks_mut(PANEL * format.words(PANEL)).zip(panels) {
         let source = &panel[first / (PANEL / format.words(PANEL)) * PANEL..][..format.words(width) * PANEL];
         match format {
-            Format::F32 => {
+            Format::F32 | Format::Int8 => {
                 for (lane, line) in block.chunks_exact_mut(PANEL).enumerate() {
                     for k in 0..width {
                         line[k] = source[k * PANEL + lane];
@@ -277,7 +283,7 @@ fn gather_columns(path: Path, format: Format, dy: &[f32], out: usize, first: usi
         part
     };
     match format {
-        Format::F32 => {
+        Format::F32 | Format::Int8 => {
             for (line, row) in columns.chunks_exact_mut(PANEL).zip(dy.chunks_exact(out)) {
                 line.copy_from_slice(bytemuck::cast_slice(&part(row)));
             }

@@ -1,10 +1,12 @@
 //! A packed matrix as the products read it.
 use super::{PANEL, packed_len};
 use crate::Format;
+use crate::int8::{self, GROUP, STEPS, WEIGHT_BLOCK};
 
-/// A packed `[out, in]` matrix of either format, borrowed. The panels of f32 are described at [`super`]; those of bf16 hold
+/// A packed `[out, in]` matrix of any format, borrowed. The panels of f32 are described at [`super`]; those of bf16 hold
 /// pairs along `in`: `(n, k)` and `(n, k + 1)` for an even `k` are the word at `(n / 48) * 48 * w + k / 2 * 48 + n % 48`, with
-/// `w = in / 2` rounded up.
+/// `w = in / 2` rounded up. Those of int8 hold, for each 32 values along `in`, four of them in each of 8 words a row of W, then
+/// their scale in a ninth.
 #[derive(Debug, Clone, Copy)]
 pub struct Matrix<'a> {
     format: Format,
@@ -22,6 +24,12 @@ impl<'a> Matrix<'a> {
     #[must_use]
     pub fn bf16(panels: &'a [u32]) -> Self {
         Self { format: Format::Bf16, words: panels }
+    }
+
+    /// Panels of int8 groups, see [`quantize`](super::quantize).
+    #[must_use]
+    pub fn int8(panels: &'a [u32]) -> Self {
+        Self { format: Format::Int8, words: panels }
     }
 
     /// What the words hold.
@@ -64,6 +72,11 @@ impl<'a> Matrix<'a> {
             Format::Bf16 => {
                 let word = self.words[super::packed_index(row, column / 2, inner.div_ceil(2))];
                 crate::bf16::half(word, column % 2)
+            }
+            Format::Int8 => {
+                let (group, place) = (column / GROUP * WEIGHT_BLOCK, column % GROUP);
+                let word = |line| self.words[super::packed_index(row, group + line, self.format.words(inner))];
+                int8::value(word(place / 4), place % 4, word(STEPS))
             }
         }
     }

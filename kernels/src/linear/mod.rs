@@ -7,7 +7,8 @@
 //! Each element is one chain: `y[m, n]` over `k`, `dx[m, k]` over `n`, `dW[n, k]` over `m`, all ascending (C1).
 //!
 //! With a [`Matrix`] of bf16 both factors of each product are rounded to bf16 and go in pairs along the chain (C2); results,
-//! gradients included, are f32.
+//! gradients included, are f32. With one of int8 both factors are integers of a group with a scale, and groups go along the chain
+//! (C3); there are no gradients of it.
 #![expect(unsafe_code, reason = "hands operands to the microkernel, whose bounds are checked here")]
 mod cpu;
 mod matrix;
@@ -19,7 +20,7 @@ mod reference;
 
 pub use cpu::{Projection, backward_input, backward_weight, forward};
 pub use matrix::Matrix;
-pub use pack::{RowPacked, halve, pack, packed_index, packed_len, unpack, unpack_rows};
+pub use pack::{RowPacked, halve, pack, packed_index, packed_len, quantize, unpack, unpack_rows};
 
 /// Rows of W (columns of y) in a panel.
 pub const PANEL: usize = 48;

@@ -1,6 +1,7 @@
 //! Between canonical `[out, in]` and panels; activations regrouped for the weight gradient.
 use super::PANEL;
 use crate::bf16::{interleave, pair};
+use crate::int8::{self, WEIGHT_BLOCK, round_columns};
 use crate::{Buffer, Cpu, Format};
 
 /// Values that a packed `[out, in]` matrix takes.
@@ -92,6 +93,21 @@ pub fn halve(cpu: &Cpu, panels: &[f32], inner: usize, words: &mut [u32]) {
     });
 }
 
+/// The panels of an f32 matrix with `inner` columns as panels of int8 groups.
+///
+/// # Panics
+/// When a length does not fit the shape.
+pub fn quantize(cpu: &Cpu, panels: &[f32], inner: usize, words: &mut [u32]) {
+    let (full, width) = (PANEL * inner, PANEL * Format::Int8.words(inner));
+    assert_eq!(panels.len() / full * width, words.len(), "panels of {inner} columns");
+    let mut jobs: Vec<_> = panels.chunks_exact(full).zip(words.chunks_exact_mut(width)).collect();
+    cpu.pool().each(&mut jobs, |_, (panel, words)| {
+        for (columns, block) in panel.chunks(int8::GROUP * PANEL).zip(words.chunks_exact_mut(WEIGHT_BLOCK * PANEL)) {
+            round_columns(cpu.path(), columns, block);
+        }
+    });
+}
+
 /// Columns of activations that lie together for the weight gradient.
 pub(super) const GROUP: usize = 8;
 
@@ -108,7 +124,11 @@ pub struct RowPacked {
 
 impl RowPacked {
     /// Takes `x [rows, in]`; the products with it are of this format.
+    ///
+    /// # Panics
+    /// For int8, which has no gradients.
     pub fn pack(&mut self, cpu: &Cpu, format: Format, x: &[f32], inner: usize) {
+        assert_ne!(format, Format::Int8, "int8 has no gradients");
         let rows = x.len() / inner;
         (self.format, self.rows, self.inner) = (format, rows, inner);
         let steps = format.words(rows);
@@ -117,7 +137,7 @@ impl RowPacked {
         cpu.pool().parts(&mut self.data[..len], steps * GROUP, |group, part| {
             let (first, width) = (group * GROUP, GROUP.min(inner - group * GROUP));
             match format {
-                Format::F32 => {
+                Format::F32 | Format::Int8 => {
                     for (row, values) in part.chunks_exact_mut(GROUP).enumerate() {
                         let source = &x[row * inner + first..][..width];
                         values[..width].copy_from_slice(source);

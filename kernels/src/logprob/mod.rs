@@ -4,6 +4,7 @@
 //! Invariant **L1**: a row is cut into chunks of [`CHUNK`] tokens. A chunk gives its largest `z`, the sum of
 //! `e^(z - max)` and of `e^(z - max) (z - max)` in 16 lanes; chunks are combined in order, in f64. `z = logit / T`.
 mod cpu;
+pub mod cuda;
 #[cfg(test)]
 mod parity;
 #[cfg(test)]

@@ -37,6 +37,12 @@ impl RopeTable {
         }
     }
 
+    /// All that is reserved: cosines, then sines of each position. `[positions][2][head_dim / 2]`
+    #[must_use]
+    pub fn turns(&self) -> &[f32] {
+        &self.turns
+    }
+
     /// Cosines, then sines of a position that was reserved.
     fn at(&self, position: u32) -> &[f32] {
         let width = 2 * self.frequencies.len();
@@ -79,13 +85,5 @@ kernel! {
                 *b = y.mul_add(*c, x * s);
             }
         }
-    }
-}
-
-#[cfg(test)]
-impl RopeTable {
-    /// The whole table.
-    pub(super) fn turns_for_test(&self) -> Vec<f32> {
-        self.turns.clone()
     }
 }

@@ -1,5 +1,6 @@
 //! Against the f64 definition (tolerance: a few roundings), and bit-equal between machines.
-use super::{backward, forward, reference};
+use super::{backward, cuda, forward, reference};
+use crate::cuda::devices::{Memory, on_every_device};
 use crate::testing::{bits, machines, noise, relative};
 
 #[test]
@@ -32,3 +33,24 @@ fn large_gates_saturate_without_nan() {
     backward(&cpu, &[1.0, 1.0], &mut gate, &mut up);
     assert_eq!(gate, [0.0, 1.0]);
 }
+
+/// The CUDA kernels (tolerance: a few roundings, and an exponential within 2 units in the last place).
+fn cuda_agrees_with_the_definition<M: Memory>(device: &M) {
+    for n in [1, 17, 256, 1000] {
+        let mut gate: Vec<f32> = noise(1, n).iter().map(|x| 12.0 * x).collect();
+        gate[0] = -1e4; // its silu is zero, not NaN
+        let (up, dh) = (noise(2, n), noise(3, n));
+        let (gates, ups, dhs) = (device.upload(&gate), device.upload(&up), device.upload(&dh));
+        let (h, d_gate, d_up) = (&mut device.blank(n), &mut device.blank(n), &mut device.blank(n));
+        let (gate_view, up_view) = (device.view(&gates), device.view(&ups));
+        let inputs = (&gate_view, &up_view);
+        cuda::forward(device, inputs.0, inputs.1, &mut device.view_mut(h)).unwrap();
+        assert!(relative(&device.download(h), &reference::forward(&gate, &up)) < 1e-6);
+        let dh_view = device.view(&dhs);
+        cuda::backward(device, &dh_view, inputs, (&mut device.view_mut(d_gate), &mut device.view_mut(d_up))).unwrap();
+        let want = reference::backward(&dh, &gate, &up);
+        assert!(relative(&device.download(d_gate), &want.0) < 2e-6 && relative(&device.download(d_up), &want.1) < 1e-6, "{n}");
+    }
+}
+
+on_every_device!(cuda_agrees_with_the_definition);

@@ -4,23 +4,32 @@
 //! +0 (or from the C that was there), whatever the tile's size, the instructions, or how the chain is cut into calls:
 //! storing an `f32` and loading it again changes nothing.
 //!
-//! Operands are words of 32 bits: an `f32`, or a pair of bf16 that follow each other along `k`, the earlier one in the low half.
+//! Operands are words of 32 bits: an `f32`, or a pair of bf16 that follow each other along `k`, the earlier one in the low half,
+//! or four int8 of a group ([`int8`](crate::int8)).
 //!
 //! Invariant **C2**: with pairs a step of the chain is `acc = fma(a.high, b.high, acc)`, then `acc = fma(a.low, b.low, acc)`,
 //! each rounded to the nearest `f32`, ties to even, with a zero of the same sign for a result (or a first acc) below the
 //! smallest normal number. That is what x86's VDPBF16PS does; other paths compute it with their own multiply-adds.
+//!
+//! Invariant **C3**: with int8 a step of the chain is a group: `acc = fma(s * a.scale, b.scale, acc)`, `s` being the group's exact
+//! integer sum of products and `s * a.scale` rounded to an `f32`.
 #![expect(unsafe_code, reason = "strided loads and stores through raw pointers; bounds are the callers' promise")]
 #[cfg(target_arch = "x86_64")]
 mod avx2;
 #[cfg(target_arch = "x86_64")]
+mod avx2_int8;
+#[cfg(target_arch = "x86_64")]
 mod avx512;
 #[cfg(target_arch = "x86_64")]
 mod avx512_bf16;
+#[cfg(target_arch = "x86_64")]
+mod avx512_vnni;
 mod ceiling;
 mod pairs;
 #[cfg(test)]
 mod parity;
 mod portable;
+mod quads;
 #[cfg(test)]
 mod reference;
 
@@ -28,6 +37,7 @@ mod reference;
 pub(crate) use avx512_bf16::agree as pairs_agree;
 pub use ceiling::ceiling;
 
+use crate::int8::{self, GROUP, WEIGHT_BLOCK};
 use crate::path::{Path, Set};
 
 /// Most rows of a tile.
@@ -52,16 +62,29 @@ pub enum Format {
     F32,
     /// Two bf16, see [`bf16`](crate::bf16).
     Bf16,
+    /// Four int8, and after those of a group their scale: for forward products only, see [`int8`](crate::int8).
+    Int8,
 }
 
 impl Format {
-    /// Words that `values` values along `k` take; the last pair of an odd number ends in a zero.
+    /// Words that `values` values of a weight along `k` take; what is missing in the last one, or in the last group, are zeros.
     #[must_use]
     #[inline(always)]
     pub fn words(self, values: usize) -> usize {
         match self {
             Self::F32 => values,
             Self::Bf16 => values.div_ceil(2),
+            Self::Int8 => values.div_ceil(GROUP) * WEIGHT_BLOCK,
+        }
+    }
+
+    /// Words that a row of `values` activations takes.
+    #[must_use]
+    #[inline(always)]
+    pub fn row_words(self, values: usize) -> usize {
+        match self {
+            Self::F32 | Self::Bf16 => self.words(values),
+            Self::Int8 => int8::row_words(values),
         }
     }
 }
@@ -69,9 +92,9 @@ impl Format {
 /// Operands of one tile. Strides count words.
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct Tile {
-    /// Length of the chains, in words.
+    /// Length of the chains, in words of B.
     pub(crate) k: usize,
-    /// `A[r, k]` lies at `a + r * a_row + k * a_k`.
+    /// `A[r, k]` lies at `a + r * a_row + k * a_k`; with int8 a row is one piece, whatever `a_k` says.
     pub(crate) a: *const f32,
     pub(crate) a_row: usize,
     pub(crate) a_k: usize,
@@ -108,7 +131,12 @@ pub(crate) unsafe fn run(path: Path, format: Format, rows: usize, vecs: usize, s
             (Format::Bf16, Set::Avx512Bf16) => avx512_bf16::run(rows, vecs, store, tile),
             (Format::Bf16, _) => pairs::run(path, rows, vecs, store, tile),
             #[cfg(target_arch = "x86_64")]
-            (Format::F32, Set::Avx512 | Set::Avx512Bf16) => avx512::run(rows, vecs, store, tile),
+            (Format::Int8, Set::Avx512Bf16 | Set::Avx512Vnni) => avx512_vnni::run(rows, vecs, store, tile),
+            #[cfg(target_arch = "x86_64")]
+            (Format::Int8, Set::Avx512 | Set::Avx2) => avx2_int8::run(rows, vecs, store, tile),
+            (Format::Int8, _) => quads::run(rows, vecs, store, tile),
+            #[cfg(target_arch = "x86_64")]
+            (Format::F32, Set::Avx512 | Set::Avx512Vnni | Set::Avx512Bf16) => avx512::run(rows, vecs, store, tile),
             #[cfg(target_arch = "x86_64")]
             (Format::F32, Set::Avx2) => avx2::run(rows, vecs, store, tile),
             (Format::F32, _) => portable::run(rows, vecs, store, tile),
@@ -134,7 +162,7 @@ pub(crate) unsafe fn run_ahead(
     unsafe {
         match (format, path.set()) {
             #[cfg(target_arch = "x86_64")]
-            (Format::F32, Set::Avx512 | Set::Avx512Bf16) if full => avx512::run_ahead(store, tile, ahead),
+            (Format::F32, Set::Avx512 | Set::Avx512Vnni | Set::Avx512Bf16) if full => avx512::run_ahead(store, tile, ahead),
             #[cfg(target_arch = "x86_64")]
             (Format::Bf16, Set::Avx512Bf16) if full => avx512_bf16::run_ahead(store, tile, ahead),
             _ => run(path, format, rows, vecs, store, tile),

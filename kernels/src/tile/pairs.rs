@@ -24,7 +24,7 @@ pub(super) unsafe fn run(path: Path, rows: usize, vecs: usize, store: Store, t: 
     unsafe {
         match path.set() {
             #[cfg(target_arch = "x86_64")]
-            Set::Avx512 | Set::Avx512Bf16 => avx512(rows, vecs, store, t),
+            Set::Avx512 | Set::Avx512Vnni | Set::Avx512Bf16 => avx512(rows, vecs, store, t),
             #[cfg(target_arch = "x86_64")]
             Set::Avx2 => avx2(rows, vecs, store, t),
             _ => portable(rows, vecs, store, t),

@@ -1,5 +1,6 @@
 //! The definition, one element at a time.
 use super::Store;
+use crate::int8::{BEGINNING, ROW_BLOCK, SCALE, STEPS, WEIGHT_BLOCK};
 
 /// `c[r][j]` of `rows x columns` from dense `a [rows, k]` and `b [k, columns]`.
 pub(super) fn matrix(rows: usize, k: usize, columns: usize, a: &[f32], b: &[f32], c: &mut [f32], store: Store) {
@@ -26,6 +27,26 @@ pub(super) fn pairs(rows: usize, k: usize, columns: usize, a: &[u32], b: &[u32],
                 for (a, b) in halves(a[r * k + p]).into_iter().zip(halves(b[p * columns + j])) {
                     acc = step(a, b, acc);
                 }
+            }
+            c[r * columns + j] = if store == Store::Add { old + acc } else { acc };
+        }
+    }
+}
+
+/// As [`matrix`] for int8: `a [rows][groups]` of [`ROW_BLOCK`] words, `b [groups][WEIGHT_BLOCK, columns]`, products and sums by
+/// their definition in wide integers.
+pub(super) fn groups(rows: usize, groups: usize, columns: usize, a: &[u32], b: &[u32], c: &mut [f32], store: Store) {
+    for r in 0..rows {
+        for j in 0..columns {
+            let old = c[r * columns + j];
+            let mut acc = if store == Store::Chain { old } else { 0.0 };
+            for g in 0..groups {
+                let a = &a[(r * groups + g) * ROW_BLOCK..][..ROW_BLOCK];
+                let b = |line: usize| b[(g * WEIGHT_BLOCK + line) * columns + j];
+                let product =
+                    |k: usize| i64::from(b(k / 4).to_le_bytes()[k % 4]) * i64::from(a[k / 4].to_le_bytes()[k % 4] as i8);
+                let sum = (0..4 * STEPS).map(product).sum::<i64>() + i64::from(a[BEGINNING].cast_signed());
+                acc = (sum as f32 * f32::from_bits(a[SCALE])).mul_add(f32::from_bits(b(STEPS)), acc);
             }
             c[r * columns + j] = if store == Store::Add { old + acc } else { acc };
         }

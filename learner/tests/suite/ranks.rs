@@ -144,7 +144,13 @@ impl Session {
     async fn join(&mut self, index: u16, engine: EngineHandle) {
         let worker = start(engine, index, self, self._folder.path());
         self.workers.push((index, worker));
-        let terms = AcceptTerms { run: RUN, epoch: Epoch(1), numerics: "any".into(), deadline: Duration::from_secs(5) };
+        let terms = AcceptTerms {
+            run: RUN,
+            epoch: Epoch(1),
+            numerics: "any".into(),
+            deadline: Duration::from_secs(5),
+            roles: AcceptTerms::FOLLOWERS,
+        };
         let connection = timeout(Duration::from_secs(20), self.listener.accept()).await.unwrap().unwrap();
         let link: Link = accept_worker(connection, &terms, |_| Ok(())).await.unwrap().into_link();
         if index > 0 {

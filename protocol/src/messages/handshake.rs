@@ -31,6 +31,34 @@ pub struct Welcome {
     pub epoch: Epoch,
 }
 
+/// A host wants to take part in a run and has a token, but no certificate yet.
+#[derive(Debug, Clone, PartialEq, Encode, Decode)]
+pub struct Enrol {
+    /// Oldest protocol version it understands.
+    pub protocol_min: u16,
+    /// Newest.
+    pub protocol_max: u16,
+    /// The run it has a token for.
+    pub run: RunId,
+    /// The token's secret.
+    pub secret: [u8; 32],
+    /// Its name, for people.
+    pub host: String,
+    /// Public half of the key that its certificate is to hold: an uncompressed point on P-256, 65 bytes.
+    pub public_key: Vec<u8>,
+}
+
+/// The host has a place; its secret is used up.
+#[derive(Debug, Clone, PartialEq, Encode, Decode)]
+pub struct Enrolled {
+    /// Version both will speak.
+    pub protocol: u16,
+    /// Its place.
+    pub node: WorkerId,
+    /// Its certificate, DER.
+    pub certificate: Vec<u8>,
+}
+
 /// The coordinator refuses, with the remedy in the text. The worker exits: it would be refused again.
 #[derive(Debug, Clone, PartialEq, Encode, Decode)]
 pub struct Refused {
@@ -47,5 +75,9 @@ wire_messages! {
         2 => Welcome(Welcome),
         /// Coordinator to worker.
         3 => Refused(Refused),
+        /// Host without a certificate to the head node.
+        4 => Enrol(Enrol),
+        /// Head node to such a host.
+        5 => Enrolled(Enrolled),
     } removed []
 }

@@ -1,9 +1,11 @@
 //! The message tables, one a direction. A table gives each message its explicit tag; tags are never reused.
 pub mod handshake;
 pub mod learner;
+pub mod node;
 pub mod ranks;
 pub mod reward;
 pub mod rollout;
+pub mod weights;
 
 use crate::{Frame, codec::CodecError};
 
@@ -25,6 +27,14 @@ pub enum Direction {
     LearnerToCoordinator = 6,
     /// [`learner::CoordinatorToLearner`].
     CoordinatorToLearner = 7,
+    /// [`node::NodeToHead`].
+    NodeToHead = 8,
+    /// [`node::HeadToNode`].
+    HeadToNode = 9,
+    /// [`weights::FetcherToHolder`].
+    FetcherToHolder = 10,
+    /// [`weights::HolderToFetcher`].
+    HolderToFetcher = 11,
     /// [`ranks::BetweenRanks`], both ways.
     BetweenRanks = 12,
 }

@@ -2,10 +2,9 @@
 //! a journal that was changed or trimmed is noticed.
 use super::bench;
 use anyhow::{Context, Result, ensure};
-use cohort_tests::launch::{Bench, Ended, GROUPS, PATIENCE, finish, start, until};
+use cohort_tests::launch::{Bench, Ended, GROUPS, PATIENCE, finish, metric, start, until};
 use rusqlite::Connection;
 use serde_json::Value;
-use std::path::Path;
 
 const STEPS: u64 = 8;
 const MAX_STALENESS: u64 = 2;
@@ -28,7 +27,7 @@ fn sound(bench: &Bench, name: &str, ended: &Ended) -> Result<String> {
 }
 
 /// `cluster replay`: its report, or what it said and the code it ended with.
-fn replay(bench: &Bench, name: &str, args: &[&str]) -> Result<std::result::Result<Value, (Option<i32>, String)>> {
+pub(super) fn replay(bench: &Bench, name: &str, args: &[&str]) -> Result<std::result::Result<Value, (Option<i32>, String)>> {
     let output = bench.command("replay").arg(bench.run_dir(name)).arg("--json").args(args).output()?;
     let said = String::from_utf8_lossy(&output.stderr).into_owned();
     if !output.status.success() {
@@ -42,15 +41,6 @@ fn replays(bench: &Bench, name: &str, weights: &str) -> Result<()> {
     let report = replay(bench, name, &[])?.map_err(|(code, said)| anyhow::anyhow!("{name}: {code:?}: {said}"))?;
     ensure!(report["replayed"] == STEPS && report["from"] == 0 && report["weights_sha256"] == weights, "{name}: {report}");
     Ok(())
-}
-
-fn metric(run: &Path, name: &str) -> Result<Vec<f64>> {
-    let lines = std::fs::read_to_string(run.join("metrics.jsonl"))?;
-    let value = |line: &str| -> Result<f64> {
-        let line: Value = serde_json::from_str(line)?;
-        line[name].as_f64().or_else(|| line["metrics"][name].as_f64()).with_context(|| format!("no {name} in {line}"))
-    };
-    lines.lines().map(value).collect()
 }
 
 #[test]

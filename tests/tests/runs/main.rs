@@ -4,6 +4,8 @@ mod adapters;
 mod asynchronous;
 mod bits;
 mod disks;
+mod hosts;
+mod int8;
 mod kills;
 mod ranks;
 mod settings;

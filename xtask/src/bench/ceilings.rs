@@ -10,6 +10,7 @@ pub(crate) fn measure(threads: usize) -> Value {
         "read_gb_per_s": reads(threads),
         "gflop_per_s": multiply_adds(threads, Format::F32),
         "bf16_gflop_per_s": multiply_adds(threads, Format::Bf16),
+        "int8_gop_per_s": multiply_adds(threads, Format::Int8),
     })
 }
 

@@ -2,12 +2,14 @@
 use super::{Subject, median, since};
 use anyhow::Result;
 use cohort_engine::{Completion, Decoding, DrawKey, EngineHandle, Extend};
+use cohort_model::DeviceKind;
 use serde_json::{Map, Value, json};
 use std::io::Write;
 use std::path::Path;
 use std::time::Instant;
 
 const BATCHES: [usize; 4] = [1, 8, 16, 32];
+const GPU_BATCHES: [usize; 5] = [1, 8, 16, 32, 64];
 const PROMPT: usize = 64;
 const NEW: u32 = 64;
 
@@ -15,7 +17,8 @@ const NEW: u32 = 64;
 pub(crate) async fn decode(subject: &Subject, prompts_out: Option<&Path>) -> Result<Value> {
     let engine = subject.engine()?;
     let mut report = Map::new();
-    for batch in BATCHES.into_iter().filter(|batch| subject.batch.is_none_or(|only| only == *batch)) {
+    let batches = if subject.device == DeviceKind::Cuda { &GPU_BATCHES[..] } else { &BATCHES };
+    for batch in batches.iter().copied().filter(|batch| subject.batch.is_none_or(|only| only == *batch)) {
         let prompts = subject.prompts(batch, PROMPT);
         generate(&engine, &prompts, 4).await?;
         let (mut rates, mut hashes) = (Vec::new(), Vec::new());

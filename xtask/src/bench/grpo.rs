@@ -70,7 +70,8 @@ fn scored(group: usize, sample: usize, prompt: &[u32], done: &Completion, reward
     let pad = |values: &[f32]| -> Vec<f32> { std::iter::repeat_n(0.0, prompt.len()).chain(values.iter().copied()).collect() };
     let tokens: Vec<u32> = prompt.iter().chain(&done.tokens).copied().collect();
     let mask = (0..tokens.len()).map(|t| u8::from(t >= prompt.len())).collect();
-    let span = VersionSpan { start: prompt.len() as u32, len: done.tokens.len() as u32, version: PolicyVersion(0), exact: true };
+    let exact = done.spans.iter().all(|span| span.exact);
+    let span = VersionSpan { start: prompt.len() as u32, len: done.tokens.len() as u32, version: PolicyVersion(0), exact };
     let trajectory = Trajectory {
         group: GroupId(group as u64),
         sample: SampleIx(sample as u16),

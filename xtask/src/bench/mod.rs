@@ -9,13 +9,15 @@ mod decode;
 mod grpo;
 mod learn;
 mod prefix;
+mod spread;
 mod weights;
 
 use anyhow::{Context, Result, bail};
 use clap::Args;
+use cohort_engine::candle::{CandleEngine, gpus};
 use cohort_engine::native::NativeEngine;
 use cohort_engine::{Backend, EngineHandle, EngineOptions};
-use cohort_model::{DecoderSpec, DtypeKind, ModelFiles};
+use cohort_model::{DecoderSpec, DeviceKind, DtypeKind, ModelFiles, Quantization};
 use serde_json::{Map, Value, json};
 use std::path::PathBuf;
 use std::time::Instant;
@@ -26,12 +28,18 @@ pub(crate) struct BenchArgs {
     /// Print one JSON object on the last line.
     #[arg(long)]
     json: bool,
-    /// Only these, comma separated: decode, prefill, train, grpo, prefix, weights.
+    /// Only these, comma separated: decode, prefill, train, grpo, prefix, weights, spread.
     #[arg(long, value_delimiter = ',')]
     only: Vec<String>,
     /// Number format of matrix products: f32 or bf16.
     #[arg(long, default_value = "f32")]
     dtype: DtypeKind,
+    /// Number format of the products of sampling: none (as --dtype) or int8.
+    #[arg(long, default_value = "none")]
+    quantization: Quantization,
+    /// Where to compute: cpu, or cuda, which needs a build with `--features cuda` and says SKIPPED without a GPU.
+    #[arg(long, default_value = "cpu", value_parser = ["cpu", "cuda"])]
+    device: String,
     /// Model: directory, GGUF file or `builtin://order-desk`.
     #[arg(long)]
     model: Option<String>,
@@ -41,8 +49,8 @@ pub(crate) struct BenchArgs {
     /// Runs of each figure; the median is given.
     #[arg(long, default_value_t = 5)]
     runs: usize,
-    /// Only this batch of decode: 1, 8, 16 or 32.
-    #[arg(long, value_parser = ["1", "8", "16", "32"])]
+    /// Only this batch of decode: 1, 8, 16 or 32; on a GPU also 64.
+    #[arg(long, value_parser = ["1", "8", "16", "32", "64"])]
     batch: Option<String>,
     /// Write the decode prompts as input for `cluster generate`.
     #[arg(long)]
@@ -54,6 +62,8 @@ pub(crate) struct Subject {
     pub(crate) spec: DecoderSpec,
     pub(crate) threads: usize,
     pub(crate) dtype: DtypeKind,
+    quantization: Quantization,
+    pub(crate) device: DeviceKind,
     pub(crate) runs: usize,
     pub(crate) batch: Option<usize>,
     files: ModelFiles,
@@ -62,11 +72,15 @@ pub(crate) struct Subject {
 impl Subject {
     /// An engine of its own with the model's weights.
     pub(crate) fn engine(&self) -> Result<EngineHandle> {
-        let (spec, threads, dtype, weights) = (self.spec.clone(), self.threads, self.dtype, self.files.weights()?);
+        let (spec, threads, weights) = (self.spec.clone(), self.threads, self.files.weights()?);
+        let (dtype, device, quantization) = (self.dtype, self.device, self.quantization);
         let make = move || {
-            let mut engine = NativeEngine::new(spec, threads, 2 << 30)?.of(dtype);
+            let mut engine: Box<dyn Backend> = match device {
+                DeviceKind::Cpu => Box::new(NativeEngine::new(spec, threads, 2 << 30)?.of(dtype).sampling(quantization)),
+                DeviceKind::Cuda => Box::new(CandleEngine::new(spec, device, 2 << 30)?),
+            };
             engine.import(&weights)?;
-            Ok(Box::new(engine) as Box<dyn Backend>)
+            Ok(engine)
         };
         Ok(EngineHandle::start(make, EngineOptions::default())?)
     }
@@ -79,11 +93,12 @@ impl Subject {
         (0..rows).map(|r| (0..len).map(|t| token((r * len + t + 1) as u64)).collect()).collect()
     }
 
-    /// Bytes that a weight of a matrix takes where products read it.
+    /// Bytes that a weight of a matrix takes where sampling reads it.
     pub(crate) fn weight_bytes(&self) -> f64 {
-        match self.dtype {
-            DtypeKind::F32 => 4.0,
-            DtypeKind::Bf16 => 2.0,
+        match (self.quantization, self.dtype) {
+            (Quantization::Int8, _) => 36.0 / 32.0,
+            (Quantization::None, DtypeKind::F32) => 4.0,
+            (Quantization::None, DtypeKind::Bf16) => 2.0,
         }
     }
 
@@ -102,22 +117,44 @@ pub(crate) fn run(args: &BenchArgs) -> Result<()> {
     if cfg!(debug_assertions) {
         bail!("a debug build is not measured: use `cargo xtask bench`, which builds in release");
     }
-    const ALL: [&str; 6] = ["decode", "prefill", "train", "grpo", "prefix", "weights"];
+    const ALL: [&str; 7] = ["decode", "prefill", "train", "grpo", "prefix", "weights", "spread"];
     if let Some(unknown) = args.only.iter().find(|o| !ALL.contains(&o.as_str())) {
         bail!("--only {unknown}: expected some of {}", ALL.join(", "));
+    }
+    let device = if args.device == "cuda" { DeviceKind::Cuda } else { DeviceKind::Cpu };
+    if device == DeviceKind::Cuda
+        && let Some(reason) = no_gpu(args)?
+    {
+        eprintln!("SKIPPED: nothing was measured on a GPU: {reason}");
+        if args.json {
+            println!("{}", json!({ "device": "cuda", "skipped": reason }));
+        }
+        return Ok(());
     }
     let model = args.model.clone().unwrap_or_else(default_model);
     let files = ModelFiles::open(&model).with_context(|| format!("--model {model}"))?;
     let batch = args.batch.as_deref().map(str::parse).transpose()?;
-    let subject =
-        Subject { spec: files.spec.clone(), threads: args.threads, dtype: args.dtype, runs: args.runs.max(5), batch, files };
+    let subject = Subject {
+        spec: files.spec.clone(),
+        threads: args.threads,
+        dtype: args.dtype,
+        quantization: args.quantization,
+        device,
+        runs: args.runs.max(5),
+        batch,
+        files,
+    };
     let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(1).enable_all().build()?;
     let wanted = |name: &str| args.only.is_empty() || args.only.iter().any(|o| o == name);
     let mut report = Map::new();
     report.insert("model".into(), json!(model));
     report.insert("threads".into(), json!(args.threads));
     report.insert("dtype".into(), json!(args.dtype.name()));
-    report.insert("ceilings".into(), ceilings::measure(args.threads));
+    report.insert("quantization".into(), json!(args.quantization.name()));
+    report.insert("device".into(), json!(args.device));
+    if device == DeviceKind::Cpu {
+        report.insert("ceilings".into(), ceilings::measure(args.threads));
+    }
     let mut add = |name: &str, value: Value| {
         eprintln!("{name}: {value}");
         report.insert(name.into(), value);
@@ -134,6 +171,10 @@ pub(crate) fn run(args: &BenchArgs) -> Result<()> {
     if wanted("weights") {
         add("weights", runtime.block_on(weights::on_one_host(&subject))?);
     }
+    if wanted("spread") {
+        let hosts = tokio::runtime::Builder::new_multi_thread().enable_all().build()?;
+        add("spread", hosts.block_on(spread::between_hosts(args.runs.max(5)))?);
+    }
     if wanted("prefix") {
         add("prefix", runtime.block_on(prefix::sharing(&subject))?);
     }
@@ -144,6 +185,19 @@ pub(crate) fn run(args: &BenchArgs) -> Result<()> {
         println!("{}", Value::Object(report));
     }
     Ok(())
+}
+
+/// Why there is nothing to measure on a GPU here.
+fn no_gpu(args: &BenchArgs) -> Result<Option<String>> {
+    if args.dtype != DtypeKind::F32 || args.quantization != Quantization::None {
+        let given = format!("--dtype {} --quantization {}", args.dtype.name(), args.quantization.name());
+        bail!("--device cuda {given}: the candle engine computes in f32");
+    }
+    Ok(match gpus() {
+        Ok(0) => Some("no GPU".into()),
+        Ok(_) => None,
+        Err(error) => Some(error.to_string()),
+    })
 }
 
 /// The fetched real model where it is, else the embedded one.

@@ -9,6 +9,7 @@ use async_trait::async_trait;
 use cohort_protocol::{CodecError, Frame, RunId, WorkerId, limits};
 use quinn::{RecvStream, SendStream, VarInt};
 use rustls::pki_types::CertificateDer;
+use std::net::SocketAddr;
 use std::sync::{Arc, OnceLock};
 use tokio::sync::{Mutex as AsyncMutex, OwnedSemaphorePermit, Semaphore, mpsc};
 use tokio::task::JoinSet;
@@ -90,6 +91,10 @@ impl QuicConnection {
 impl Connection for QuicConnection {
     fn peer(&self) -> String {
         self.shared.peer.clone()
+    }
+
+    fn remote(&self) -> Option<SocketAddr> {
+        Some(self.shared.quic.remote_address())
     }
 
     fn verify_peer(&self, run: RunId, claimed: WorkerId) -> Result<(), TransportError> {

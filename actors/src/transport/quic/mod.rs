@@ -16,16 +16,17 @@ mod stream;
 mod tests;
 
 use super::{Connection, Deadlines, Dialer, Listener, TransportError};
-use crate::certs::{Identity, name_of};
+use crate::certs::{Identity, authority_of, name_of};
 use async_trait::async_trait;
-use cohort_protocol::{Role, WorkerId};
+use cohort_protocol::{Role, RunId, WorkerId};
 use connection::QuicConnection;
 use quinn::crypto::rustls::{QuicClientConfig, QuicServerConfig};
 use quinn::{Endpoint, EndpointConfig, IdleTimeout, TokioRuntime, TransportConfig, VarInt};
 use quinn_proto::HashedConnectionIdGenerator;
 use ring::hmac;
+use rustls::client::WantsClientCert;
 use rustls::server::WebPkiClientVerifier;
-use rustls::{ClientConfig, RootCertStore, ServerConfig};
+use rustls::{ClientConfig, ConfigBuilder, RootCertStore, ServerConfig};
 use std::fmt;
 use std::io;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, UdpSocket};
@@ -118,7 +119,7 @@ pub struct QuicListener {
     acceptor: AbortHandle,
 }
 
-/// The endpoint of whoever dials: a worker.
+/// The endpoint of whoever dials: a worker, or an agent of a host.
 pub struct QuicDialer {
     endpoint: Endpoint,
     to: WorkerId,
@@ -131,10 +132,20 @@ impl QuicListener {
     /// Listens on a bound socket (bound by the node agent, so that a restarted coordinator keeps its address). Call it
     /// within a tokio runtime.
     pub fn new(socket: UdpSocket, identity: &Identity, options: QuicOptions) -> Result<Self, QuicError> {
+        Self::listen(socket, identity, options, false)
+    }
+
+    /// As [`Self::new`], and lets in who has no certificate at all: `verify_peer` then fails for every place, and only a
+    /// token may be shown ([`Handshake::Enrol`](cohort_protocol::messages::handshake::Handshake::Enrol)).
+    pub fn with_strangers(socket: UdpSocket, identity: &Identity, options: QuicOptions) -> Result<Self, QuicError> {
+        Self::listen(socket, identity, options, true)
+    }
+
+    fn listen(socket: UdpSocket, identity: &Identity, options: QuicOptions, strangers: bool) -> Result<Self, QuicError> {
         let address = socket.local_addr().map_err(|source| QuicError::Socket { address: "unbound".into(), source })?;
         let failed = |source| QuicError::Socket { address: address.to_string(), source };
         socket.set_nonblocking(true).map_err(failed)?;
-        let mut config = quinn::ServerConfig::with_crypto(Arc::new(server_tls(identity)?));
+        let mut config = quinn::ServerConfig::with_crypto(Arc::new(server_tls(identity, strangers)?));
         config
             .transport_config(Arc::new(transport(&options)?))
             .migration(false)
@@ -190,14 +201,28 @@ impl QuicDialer {
 
     /// Will reach whoever holds the place `to` of `identity`'s run.
     pub fn to(to: WorkerId, at: SocketAddr, identity: &Identity, options: QuicOptions) -> Result<Self, QuicError> {
+        Self::dial(to, at, identity.run(), client_tls(identity)?, options)
+    }
+
+    /// Will reach `to` of `run` without a certificate of its own, trusting the authority (PEM) that a token names.
+    pub fn stranger(to: WorkerId, at: SocketAddr, run: RunId, authority: &str, options: QuicOptions) -> Result<Self, QuicError> {
+        let tls = |why: String| QuicError::Tls { who: to, why };
+        let authority = authority_of(authority).map_err(|error| tls(error.to_string()))?;
+        let mut roots = RootCertStore::empty();
+        roots.add(authority).map_err(|error| tls(error.to_string()))?;
+        let builder = client_builder(to, roots)?;
+        Self::dial(to, at, run, finish_client(to, builder.with_no_client_auth())?, options)
+    }
+
+    fn dial(to: WorkerId, at: SocketAddr, run: RunId, tls: QuicClientConfig, options: QuicOptions) -> Result<Self, QuicError> {
         let local = SocketAddr::new(local_ip(at.ip()), 0);
         let failed = |source| QuicError::Socket { address: local.to_string(), source };
         let socket = UdpSocket::bind(local).map_err(failed)?;
         let mut endpoint = Endpoint::new(EndpointConfig::default(), None, socket, Arc::new(TokioRuntime)).map_err(failed)?;
-        let mut config = quinn::ClientConfig::new(Arc::new(client_tls(identity)?));
+        let mut config = quinn::ClientConfig::new(Arc::new(tls));
         config.transport_config(Arc::new(transport(&options)?));
         endpoint.set_default_client_config(config);
-        Ok(Self { endpoint, to, at, server_name: name_of(identity.run(), to), options })
+        Ok(Self { endpoint, to, at, server_name: name_of(run, to), options })
     }
 
     async fn establish(&self) -> Result<Arc<dyn Connection>, TransportError> {
@@ -312,12 +337,12 @@ fn server_endpoint(identity: &Identity) -> EndpointConfig {
     config
 }
 
-fn server_tls(identity: &Identity) -> Result<QuicServerConfig, QuicError> {
+fn server_tls(identity: &Identity, strangers: bool) -> Result<QuicServerConfig, QuicError> {
     let failed = |why: String| QuicError::Tls { who: identity.who(), why };
     let provider = Arc::new(rustls::crypto::ring::default_provider());
-    let verifier = WebPkiClientVerifier::builder_with_provider(Arc::new(roots(identity)?), provider.clone())
-        .build()
-        .map_err(|error| failed(error.to_string()))?;
+    let verifier = WebPkiClientVerifier::builder_with_provider(Arc::new(roots(identity)?), provider.clone());
+    let verifier = if strangers { verifier.allow_unauthenticated() } else { verifier };
+    let verifier = verifier.build().map_err(|error| failed(error.to_string()))?;
     let mut config = ServerConfig::builder_with_provider(provider)
         .with_protocol_versions(&[&rustls::version::TLS13])
         .map_err(|error| failed(error.to_string()))?
@@ -331,16 +356,23 @@ fn server_tls(identity: &Identity) -> Result<QuicServerConfig, QuicError> {
 }
 
 fn client_tls(identity: &Identity) -> Result<QuicClientConfig, QuicError> {
-    let failed = |why: String| QuicError::Tls { who: identity.who(), why };
-    let mut config = ClientConfig::builder_with_provider(Arc::new(rustls::crypto::ring::default_provider()))
-        .with_protocol_versions(&[&rustls::version::TLS13])
-        .map_err(|error| failed(error.to_string()))?
-        .with_root_certificates(roots(identity)?)
+    let config = client_builder(identity.who(), roots(identity)?)?
         .with_client_auth_cert(identity.chain(), identity.key())
-        .map_err(|error| failed(error.to_string()))?;
+        .map_err(|error| QuicError::Tls { who: identity.who(), why: error.to_string() })?;
+    finish_client(identity.who(), config)
+}
+
+fn client_builder(who: WorkerId, roots: RootCertStore) -> Result<ConfigBuilder<ClientConfig, WantsClientCert>, QuicError> {
+    let builder = ClientConfig::builder_with_provider(Arc::new(rustls::crypto::ring::default_provider()))
+        .with_protocol_versions(&[&rustls::version::TLS13])
+        .map_err(|error| QuicError::Tls { who, why: error.to_string() })?;
+    Ok(builder.with_root_certificates(roots))
+}
+
+fn finish_client(who: WorkerId, mut config: ClientConfig) -> Result<QuicClientConfig, QuicError> {
     config.alpn_protocols = vec![ALPN.to_vec()];
     config.resumption = rustls::client::Resumption::disabled();
-    QuicClientConfig::try_from(config).map_err(|error| failed(error.to_string()))
+    QuicClientConfig::try_from(config).map_err(|error| QuicError::Tls { who, why: error.to_string() })
 }
 
 /// Only the run's own authority is trusted.

@@ -2,6 +2,7 @@
 mod bf16;
 mod exactness;
 mod gradients;
+mod int8;
 mod lora;
 mod reference;
 mod refusals;

@@ -1,0 +1,501 @@
+//! The agent of a host that joined a run: takes a place with a token, runs the workers that it is assigned, keeps their
+//! weights.
+//!
+//! ```text
+//! token ──► certificate ──► session with the head node ──► facts of the run ──► workers
+//!                                    ▲      │ manifests, chunks to take
+//!                                    └──────┘ what it holds, what its processes do
+//! ```
+//!
+//! Invariants
+//! - **J1** the token is shown once: with the certificate that it gave, a restarted agent comes back as the same host.
+//! - **J2** while the head node is out of reach the workers go on; they have connections of their own to the coordinator.
+//! - **J3** when the head node says so, or cannot be found for five minutes, every worker is stopped and the agent leaves.
+use super::children::{self, Children};
+use super::doors::node_terms;
+use super::handover;
+use super::head::HEAD;
+use super::membership::Membership;
+use super::nodes::tokens::Token;
+use super::weights::gate::{self, Call};
+use super::weights::{holder, shelf::Shelf, store::Store, taker::Taker};
+use crate::http::{self, HttpOptions, Pulse};
+use crate::ledger::{LedgerError, RunLock, RunPaths};
+use cohort_actors::certs::{CertError, Identity, SigningKey};
+use cohort_actors::supervision::process::ProcessSupervisor;
+use cohort_actors::transport::quic::{QuicDialer, QuicError, QuicListener, QuicOptions};
+use cohort_actors::{ChildId, Dialer, Escalation, LinkError, LinkOptions, LinkSender, Shutdown, SupervisionPolicy, WorkerLink};
+use cohort_engine::{RingError, SharedRing};
+use cohort_protocol::messages::handshake::Hello;
+use cohort_protocol::messages::node::{
+    CertificateRequest, ChunkFailed, ChunkName, FetchChunk, HeadToNode, NodeReady, NodeToHead, RunFacts,
+};
+use cohort_protocol::version::{PROTOCOL, PROTOCOL_MIN};
+use cohort_protocol::{Role, RunId, WorkerId};
+use std::collections::{BTreeMap, BTreeSet, HashMap};
+use std::fs::OpenOptions;
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, UdpSocket};
+use std::os::fd::OwnedFd;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::Duration;
+use thiserror::Error;
+use tokio::sync::mpsc;
+use tokio::task::JoinHandle;
+
+/// Chunks on their way, taken and not yet written.
+const TAKING: usize = 64;
+/// For the farewell to reach the head node.
+const FAREWELL: Duration = Duration::from_secs(1);
+
+/// How a host joins.
+#[derive(Debug, Clone)]
+pub struct JoinOptions {
+    /// Where the head node listens.
+    pub head: SocketAddr,
+    /// The token; needed the first time only.
+    pub(crate) token: Option<Token>,
+    /// The host's own directory: certificates, configuration, logs.
+    pub dir: PathBuf,
+    /// Workers that it offers to run.
+    pub offers: Vec<(Role, u16)>,
+    /// The host's name, for people.
+    pub host: String,
+    /// Where health and metrics are served.
+    pub(crate) http: Option<HttpOptions>,
+}
+
+/// Why a host left early or never joined.
+#[derive(Debug, Error)]
+pub enum JoinError {
+    /// The directory knows no run, and there is no token.
+    #[error("{} has joined no run yet: get a token by `cluster token RUN` on the head node and name it by --token-file", dir.display())]
+    NoToken {
+        /// The host's directory.
+        dir: PathBuf,
+    },
+    /// The token file.
+    #[error("the token: {0}")]
+    Token(String),
+    /// The directory belongs to another run.
+    #[error("{} has joined run {joined:016x}, the token is of run {token:016x}; name another directory by --dir", dir.display())]
+    OtherRun {
+        /// The host's directory.
+        dir: PathBuf,
+        /// The run there.
+        joined: u64,
+        /// The run of the token.
+        token: u64,
+    },
+    /// The head node.
+    #[error(transparent)]
+    Link(#[from] LinkError),
+    /// Certificates.
+    #[error(transparent)]
+    Certificates(#[from] CertError),
+    /// A port.
+    #[error(transparent)]
+    Listen(#[from] QuicError),
+    /// The weight ring.
+    #[error(transparent)]
+    Ring(#[from] RingError),
+    /// The directory is in use.
+    #[error(transparent)]
+    Directory(#[from] LedgerError),
+    /// A worker failed too often, or cannot run here.
+    #[error("this host gives up: {0}")]
+    GaveUp(Escalation),
+    /// The system refused something.
+    #[error("cannot {what}: {source}")]
+    System {
+        /// What was tried.
+        what: &'static str,
+        /// Why not.
+        source: std::io::Error,
+    },
+}
+
+pub(super) fn system(what: &'static str) -> impl Fn(std::io::Error) -> JoinError {
+    move |source| JoinError::System { what, source }
+}
+
+/// Joins and stays until the run is over (`Ok`), `shutdown`, or a failure.
+///
+/// # Errors
+/// [`JoinError`].
+pub async fn run(options: JoinOptions, shutdown: Shutdown) -> Result<(), JoinError> {
+    std::fs::create_dir_all(&options.dir).map_err(system("make the host's directory"))?;
+    let dir = options.dir.canonicalize().map_err(system("find the host's directory"))?;
+    let options = JoinOptions { dir, ..options };
+    let paths = RunPaths::new(&options.dir);
+    let _lock = RunLock::take(&paths.launch_lock(), Duration::ZERO)?;
+    let membership = Membership::take(&options, &paths).await?;
+    let (run, node) = (RunId(membership.run), membership.node);
+    let load = || Identity::load(&children::certificates(&paths), run, node);
+    let hello = Hello {
+        protocol_min: PROTOCOL_MIN,
+        protocol_max: PROTOCOL,
+        run,
+        worker: node,
+        pid: std::process::id(),
+        incarnation: 0,
+        numerics: String::new(),
+    };
+    let weights = UdpSocket::bind(SocketAddr::new(beside(options.head.ip()), 0)).map_err(system("bind a port for weights"))?;
+    let weights_port = weights.local_addr().map_err(system("read the weights' port"))?.port();
+    let weights = QuicListener::new(weights, &load()?, QuicOptions::default())?;
+    let dialer: Arc<dyn Dialer> = Arc::new(QuicDialer::to(HEAD, options.head, &load()?, QuicOptions::default())?);
+    let link: WorkerLink<HeadToNode, NodeToHead> =
+        WorkerLink::connect(dialer, hello.clone(), LinkOptions::default(), shutdown.clone()).await?;
+    tracing::info!(target: "cohort::agent", %node, head = %options.head, "joined");
+
+    let stop = Shutdown::new();
+    let (supervisor, mut ended) =
+        ProcessSupervisor::start(SupervisionPolicy::default(), run.0 ^ u64::from(node.index), stop.clone());
+    let taker = Arc::new(Taker::new(load()?, hello, stop.clone()));
+    let mut joined = Joined::new(&options, paths.clone(), run, &link, weights_port, supervisor, taker)?;
+    joined.weights_listener = Some(weights);
+    let serving = match &options.http {
+        Some(given) => {
+            let (connected, pulse) = (joined.connected.clone(), joined.pulse.clone());
+            let ready =
+                move || if connected.load(Ordering::Relaxed) { Ok(()) } else { Err("the head node is out of reach".into()) };
+            let served = http::serve(given, paths, pulse, Box::new(ready)).await;
+            Some(served.map_err(system("serve --http"))?.1)
+        }
+        None => None,
+    };
+    let outcome = joined.stay(link, &mut ended).await;
+    stop.trigger("this host leaves");
+    // It ends when every worker has ended or was killed.
+    let _ = ended.await;
+    serving.inspect(JoinHandle::abort);
+    outcome
+}
+
+/// An address to listen on that whoever listens at `head` can reach, and, for a head node on this host, nobody else.
+fn beside(head: IpAddr) -> IpAddr {
+    match (head.is_loopback(), head.is_ipv4()) {
+        (true, _) => head,
+        (false, true) => Ipv4Addr::UNSPECIFIED.into(),
+        (false, false) => Ipv6Addr::UNSPECIFIED.into(),
+    }
+}
+
+/// What the agent holds.
+struct Joined<'a> {
+    options: &'a JoinOptions,
+    paths: RunPaths,
+    run: RunId,
+    sender: LinkSender<NodeToHead>,
+    weights_port: u16,
+    weights_listener: Option<QuicListener>,
+    supervisor: ProcessSupervisor,
+    taker: Arc<Taker>,
+    /// Made when the run's facts are known.
+    site: Option<Site>,
+    /// Workers that run here.
+    workers: BTreeSet<WorkerId>,
+    /// Keys of workers whose certificates are on their way.
+    keys: HashMap<WorkerId, SigningKey>,
+    authority: String,
+    calls: (mpsc::Sender<Call>, mpsc::Receiver<Call>),
+    taken: (mpsc::Sender<Taken>, mpsc::Receiver<Taken>),
+    chunks: u64,
+    /// Whether the head node is in reach.
+    connected: Arc<AtomicBool>,
+    pulse: Arc<Pulse>,
+}
+
+/// The ring and what serves it.
+struct Site {
+    facts: RunFacts,
+    children: Children,
+    ring: Arc<SharedRing>,
+    store: Store,
+    serving: Vec<JoinHandle<()>>,
+}
+
+impl Drop for Site {
+    fn drop(&mut self) {
+        self.serving.iter().for_each(JoinHandle::abort);
+    }
+}
+
+/// The end of a chunk's way.
+type Taken = (ChunkName, WorkerId, Result<(), String>);
+
+/// Why the agent's loop ends.
+enum End {
+    /// The run is over, or the host was sent away.
+    Left(String),
+}
+
+impl<'a> Joined<'a> {
+    fn new(
+        options: &'a JoinOptions,
+        paths: RunPaths,
+        run: RunId,
+        link: &WorkerLink<HeadToNode, NodeToHead>,
+        weights_port: u16,
+        supervisor: ProcessSupervisor,
+        taker: Arc<Taker>,
+    ) -> Result<Self, JoinError> {
+        let authority = std::fs::read_to_string(children::certificates(&paths).join("ca.pem")).map_err(system("read ca.pem"))?;
+        Ok(Self {
+            options,
+            paths,
+            run,
+            sender: link.sender(),
+            weights_port,
+            weights_listener: None,
+            supervisor,
+            taker,
+            site: None,
+            workers: BTreeSet::new(),
+            keys: HashMap::new(),
+            authority,
+            calls: mpsc::channel(256),
+            taken: mpsc::channel(TAKING),
+            chunks: 0,
+            connected: Arc::new(AtomicBool::new(true)),
+            pulse: Pulse::new(),
+        })
+    }
+
+    /// Until the run is over, the agent is told to leave, or its workers cannot be kept alive.
+    async fn stay(
+        &mut self,
+        mut link: WorkerLink<HeadToNode, NodeToHead>,
+        ended: &mut JoinHandle<Result<(), Escalation>>,
+    ) -> Result<(), JoinError> {
+        let mut status = self.supervisor.watch();
+        let mut beat = tokio::time::interval(Duration::from_secs(1));
+        self.greet().await;
+        loop {
+            tokio::select! {
+                message = link.recv() => match message {
+                    Ok((message, _)) => if let Some(End::Left(reason)) = self.hear(message).await? {
+                        tracing::info!(target: "cohort::agent", reason, "leaving");
+                        self.say(NodeToHead::Leaving(reason)).await;
+                        // The head node ends the session when it has heard.
+                        let _ = tokio::time::timeout(FAREWELL, async { while link.recv().await.is_ok() {} }).await;
+                        return Ok(());
+                    },
+                    Err(error) if error.is_lost() => {
+                        tracing::warn!(target: "cohort::agent", %error, "head_node_out_of_reach");
+                        // J2, J3.
+                        self.connected.store(false, Ordering::Relaxed);
+                        link.reconnect().await?;
+                        self.connected.store(true, Ordering::Relaxed);
+                        self.greet().await;
+                    }
+                    Err(LinkError::Shutdown { reason }) => {
+                        self.say(NodeToHead::Leaving(reason)).await;
+                        tokio::time::sleep(FAREWELL).await;
+                        return Ok(());
+                    }
+                    Err(error) => return Err(error.into()),
+                },
+                escalated = &mut *ended => {
+                    let Ok(Err(escalation)) = escalated else { return Ok(()) };
+                    self.say(NodeToHead::Leaving(escalation.to_string())).await;
+                    tokio::time::sleep(FAREWELL).await;
+                    return Err(JoinError::GaveUp(escalation));
+                }
+                Ok(()) = status.changed() => {
+                    let now = status.borrow_and_update().clone();
+                    // For people on this host; what matters goes to the head node.
+                    let _ = children::write_status(&self.paths, &now, &[]);
+                    self.say(NodeToHead::Children(now.iter().map(children::state_of).collect())).await;
+                }
+                Some(call) = self.calls.1.recv() => self.called(call).await,
+                Some(taken) = self.taken.1.recv() => self.landed(taken).await,
+                _ = beat.tick() => {
+                    self.pulse.beat();
+                    self.say(NodeToHead::Beat(self.chunks)).await;
+                }
+            }
+        }
+    }
+
+    /// What does not arrive is said again after the next connection.
+    async fn say(&self, message: NodeToHead) {
+        if let Err(error) = self.sender.send(&message).await {
+            tracing::debug!(target: "cohort::agent", %error, "message_lost");
+        }
+    }
+
+    async fn greet(&mut self) {
+        let held = self.site.as_ref().and_then(|site| site.store.newest());
+        let ready = NodeReady { offers: self.options.offers.clone(), weights_port: self.weights_port, held };
+        self.say(NodeToHead::Ready(ready)).await;
+        let now = self.supervisor.status().iter().map(children::state_of).collect();
+        self.say(NodeToHead::Children(now)).await;
+        for wish in self.site.as_ref().map(|site| site.store.wishes()).unwrap_or_default() {
+            self.say(NodeToHead::WantWeights(wish)).await;
+        }
+        for (&worker, key) in &self.keys {
+            self.say(NodeToHead::Certify(CertificateRequest { worker, public_key: key.public() })).await;
+        }
+    }
+
+    async fn hear(&mut self, message: HeadToNode) -> Result<Option<End>, JoinError> {
+        match message {
+            HeadToNode::Run(facts) => self.settle(facts).await?,
+            HeadToNode::Assign(workers) => self.assign(workers).await?,
+            HeadToNode::Certificate(certificate) => {
+                let Some(key) = self.keys.remove(&certificate.worker) else { return Ok(None) };
+                let identity = Identity::assemble(self.run, certificate.worker, &self.authority, certificate.der, &key)?;
+                identity.save(&children::certificates(&self.paths))?;
+                self.start(certificate.worker).await?;
+            }
+            HeadToNode::Replace(replace) => {
+                self.supervisor.kill(ChildId::from(replace.worker.to_string()), replace.why).await;
+            }
+            HeadToNode::Manifest(manifest) => {
+                if let Some(site) = &mut self.site {
+                    site.store.begin(manifest);
+                }
+            }
+            HeadToNode::Fetch(fetch) => self.fetch(fetch).await,
+            HeadToNode::NoWeights(no) => {
+                if let Some(site) = &mut self.site {
+                    site.store.refuse(no.version, &no.why);
+                }
+            }
+            HeadToNode::Leave(reason) => return Ok(Some(End::Left(reason))),
+        }
+        Ok(None)
+    }
+
+    /// Takes over the run's facts. Others than before end all workers: they were started with the old ones.
+    async fn settle(&mut self, facts: RunFacts) -> Result<(), JoinError> {
+        if self.site.as_ref().is_some_and(|site| site.facts == facts) {
+            return Ok(());
+        }
+        for who in std::mem::take(&mut self.workers) {
+            self.supervisor.remove(ChildId::from(who.to_string())).await;
+        }
+        self.site = None;
+        crate::ledger::place::write_atomically(&self.paths.config(), facts.config.as_bytes())?;
+        let logs = self.options.dir.join("logs");
+        std::fs::create_dir_all(&logs).map_err(system("make the folder for logs"))?;
+        let ring = Arc::new(SharedRing::create(facts.slots)?);
+        let memory = OpenOptions::new().read(true).write(true).open(format!("/proc/self/fd/{}", ring.fd()));
+        let memory = OwnedFd::from(memory.map_err(system("keep the weight ring"))?);
+        // Another name for other facts: children of the old ones may still be on their way out.
+        let name = format!("cohort-{:016x}-{}-{}", self.run.0, std::process::id(), facts.coordinator_port);
+        handover::serve(&name, BTreeMap::from([(handover::Item::Ring as u8, memory)]))
+            .map_err(system("open the hand-over socket"))?;
+        let gate = format!("{name}-gate");
+        let mut serving = vec![gate::serve(&gate, self.calls.0.clone()).map_err(system("open the gate for weights"))?];
+        let shelf = Arc::new(Shelf::default());
+        if let Some(listener) = self.weights_listener.take() {
+            let serve = holder::serve(Arc::new(listener), node_terms(self.run), ring.clone(), shelf.clone());
+            serving.push(tokio::spawn(serve));
+        }
+        let children = Children {
+            program: std::env::current_exe().map_err(system("find this program"))?,
+            run: self.run,
+            dir: self.options.dir.clone(),
+            logs,
+            handover: name,
+            gate: Some(gate),
+            coordinator: SocketAddr::new(self.options.head.ip(), facts.coordinator_port),
+            authority: None,
+        };
+        let store = Store::new(ring.clone(), shelf);
+        self.site = Some(Site { facts, children, ring, store, serving });
+        Ok(())
+    }
+
+    async fn assign(&mut self, workers: Vec<WorkerId>) -> Result<(), JoinError> {
+        let wanted: BTreeSet<WorkerId> = workers.into_iter().collect();
+        let gone: Vec<WorkerId> = self.workers.difference(&wanted).copied().collect();
+        for who in gone {
+            self.workers.remove(&who);
+            self.supervisor.remove(ChildId::from(who.to_string())).await;
+        }
+        self.keys.retain(|who, _| wanted.contains(who));
+        for who in wanted {
+            if !self.workers.contains(&who) && !self.keys.contains_key(&who) {
+                let key = SigningKey::generate()?;
+                let public_key = key.public();
+                self.keys.insert(who, key);
+                self.say(NodeToHead::Certify(CertificateRequest { worker: who, public_key })).await;
+            }
+        }
+        Ok(())
+    }
+
+    async fn start(&mut self, who: WorkerId) -> Result<(), JoinError> {
+        let Some(site) = &self.site else { return Ok(()) };
+        let spec = site.children.spec(who).map_err(|error| system("start a worker")(std::io::Error::other(error)))?;
+        self.supervisor.add(spec).await;
+        self.workers.insert(who);
+        Ok(())
+    }
+
+    /// A worker at the gate.
+    async fn called(&mut self, call: Call) {
+        let Some(site) = &mut self.site else { return };
+        match call {
+            Call::Ask { version, at_head, reply } => {
+                if let Some(wish) = site.store.ask(version, at_head, reply) {
+                    self.say(NodeToHead::WantWeights(wish)).await;
+                }
+            }
+            Call::Released(slot) => site.store.released(slot),
+        }
+    }
+
+    /// Takes a chunk in a task of its own.
+    async fn fetch(&mut self, fetch: FetchChunk) {
+        let FetchChunk { name, from, address } = fetch;
+        let Some(site) = &self.site else { return };
+        let place = match site.store.place(name) {
+            Some(Some(place)) => place,
+            Some(None) => return self.say(NodeToHead::Held(name)).await,
+            None => {
+                let failed = ChunkFailed { name, from, why: "this host is not taking that version".into() };
+                return self.say(NodeToHead::ChunkFailed(failed)).await;
+            }
+        };
+        let at = match address.as_str() {
+            "" => Ok(SocketAddr::new(self.options.head.ip(), site.facts.weights_port)),
+            given => given.parse().map_err(|_| format!("{given:?} is no address")),
+        };
+        let (taker, ring, done) = (self.taker.clone(), site.ring.clone(), self.taken.0.clone());
+        tokio::spawn(async move {
+            let result = match at {
+                Ok(at) => taker.take_into(ring, place, from, at, name).await,
+                Err(why) => Err(why),
+            };
+            // An agent that leaves takes no more chunks.
+            let _ = done.send((name, from, result)).await;
+        });
+    }
+
+    async fn landed(&mut self, (name, from, result): Taken) {
+        let Some(site) = &mut self.site else { return };
+        match result {
+            Ok(()) => {
+                self.chunks += 1;
+                site.store.landed(name);
+                self.say(NodeToHead::Held(name)).await;
+            }
+            Err(why) => {
+                tracing::debug!(target: "cohort::weights", version = name.version.0, chunk = name.chunk, %from, why, "chunk_failed");
+                self.say(NodeToHead::ChunkFailed(ChunkFailed { name, from, why })).await;
+            }
+        }
+    }
+}
+
+/// A place for a host that nobody named: `joined-` and the run's number, in the working directory.
+#[must_use]
+pub fn default_dir(run: RunId) -> PathBuf {
+    Path::new(&format!("joined-{:016x}", run.0)).to_owned()
+}

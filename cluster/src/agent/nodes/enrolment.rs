@@ -1,0 +1,125 @@
+//! How a host without a certificate gets a place: its token is redeemed, its key certified.
+//!
+//! Invariant **E1**: a use of a token is on the disk before the certificate leaves; places are never given twice.
+use super::tokens::{Token, Tokens};
+use crate::ledger::place::write_atomically;
+use cohort_actors::certs::RunAuthority;
+use cohort_protocol::messages::handshake::{Enrol, Enrolled};
+use cohort_protocol::{Role, RunId, WorkerId, version};
+use serde::{Deserialize, Serialize};
+use std::fs::Permissions;
+use std::os::unix::fs::PermissionsExt;
+use std::path::PathBuf;
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::SystemTime;
+
+/// What is kept about hosts over restarts of the head node's agent.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+struct Book {
+    /// The next place.
+    next: u16,
+    tokens: Tokens,
+}
+
+/// Tokens, places and certificates.
+#[derive(Debug)]
+pub(crate) struct Enrolment {
+    run: RunId,
+    path: PathBuf,
+    authority: Arc<RunAuthority>,
+    book: Mutex<Book>,
+}
+
+impl Enrolment {
+    /// Goes on with what `path` holds, if it is there.
+    ///
+    /// # Errors
+    /// The file cannot be read, or is none of ours.
+    pub(crate) fn open(run: RunId, path: PathBuf, authority: Arc<RunAuthority>) -> std::io::Result<Self> {
+        let book = match std::fs::read(&path) {
+            Ok(bytes) => serde_json::from_slice(&bytes)
+                .map_err(|e| std::io::Error::other(format!("{}: {e}; delete it to void all tokens", path.display())))?,
+            Err(error) if error.kind() == std::io::ErrorKind::NotFound => Book { next: 1, tokens: Tokens::default() },
+            Err(error) => return Err(error),
+        };
+        Ok(Self { run, path, authority, book: Mutex::new(book) })
+    }
+
+    /// A new token.
+    ///
+    /// # Errors
+    /// The disk, or the system's source of random numbers.
+    pub(crate) fn issue(&self, uses: u32, seconds: u64) -> Result<Token, String> {
+        let mut book = self.book.lock().unwrap_or_else(PoisonError::into_inner);
+        let secret = book.tokens.issue(SystemTime::now(), uses, seconds).map_err(|e| e.to_string())?;
+        self.keep(&book)?;
+        Ok(Token::new(self.run, &secret, self.authority.pem()))
+    }
+
+    /// Gives a host its place.
+    ///
+    /// # Errors
+    /// The reason for the host's user.
+    pub(crate) fn enrol(&self, request: &Enrol) -> Result<Enrolled, String> {
+        let protocol = version::negotiate(request.protocol_min, request.protocol_max).ok_or_else(|| {
+            format!(
+                "no common protocol version: {} speaks {} to {}, this build {} to {}",
+                request.host,
+                request.protocol_min,
+                request.protocol_max,
+                version::PROTOCOL_MIN,
+                version::PROTOCOL
+            )
+        })?;
+        let mut book = self.book.lock().unwrap_or_else(PoisonError::into_inner);
+        let node = WorkerId { role: Role::Node, index: book.next };
+        // A key that is none costs no use of the token.
+        let certificate = self.authority.certify(node, &request.public_key).map_err(|e| e.to_string())?;
+        book.tokens.redeem(SystemTime::now(), &request.secret)?;
+        book.next = book.next.checked_add(1).ok_or("there are no places left")?;
+        self.keep(&book)?;
+        Ok(Enrolled { protocol, node, certificate })
+    }
+
+    fn keep(&self, book: &Book) -> Result<(), String> {
+        let bytes = serde_json::to_vec(book).map_err(|e| e.to_string())?;
+        write_atomically(&self.path, &bytes).map_err(|e| e.to_string())?;
+        std::fs::set_permissions(&self.path, Permissions::from_mode(0o600)).map_err(|e| e.to_string())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use cohort_actors::certs::SigningKey;
+
+    #[test]
+    fn a_token_gives_one_place_and_a_restart_remembers_it() {
+        let dir = tempfile::tempdir().unwrap();
+        let authority = Arc::new(RunAuthority::open_or_create(&dir.path().join("certs"), RunId(5)).unwrap());
+        let open = || Enrolment::open(RunId(5), dir.path().join("hosts.json"), authority.clone()).unwrap();
+        let enrolment = open();
+        let token = enrolment.issue(1, 60).unwrap();
+        let (_, secret) = token.parse().unwrap();
+        let key = SigningKey::generate().unwrap();
+        let request = Enrol {
+            protocol_min: version::PROTOCOL_MIN,
+            protocol_max: version::PROTOCOL,
+            run: RunId(5),
+            secret,
+            host: "gpu-2".into(),
+            public_key: vec![1, 2, 3],
+        };
+        assert!(enrolment.enrol(&request).unwrap_err().contains("public key"), "and the token is still good");
+        let request = Enrol { public_key: key.public(), ..request };
+        let old = Enrol { protocol_min: 900, protocol_max: 901, ..request.clone() };
+        assert!(enrolment.enrol(&old).unwrap_err().contains("no common protocol"));
+        let enrolled = enrolment.enrol(&request).unwrap();
+        assert_eq!(enrolled.node, WorkerId { role: Role::Node, index: 1 });
+        let enrolment = open();
+        assert!(enrolment.enrol(&request).unwrap_err().contains("used up"));
+        let (_, secret) = enrolment.issue(2, 60).unwrap().parse().unwrap();
+        let again = Enrol { secret, ..request };
+        assert_eq!([1, 2].map(|_| enrolment.enrol(&again).unwrap().node.index), [2, 3]);
+    }
+}

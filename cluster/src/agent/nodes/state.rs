@@ -1,0 +1,489 @@
+//! What the head node's agent decides about other hosts: who is there, which workers each runs, who gets weights from whom.
+//! Pure; `actor.rs` carries out.
+//!
+//! Invariants
+//! - **H1** one connection a host; a newer one ends the older, whose messages are then ignored.
+//! - **H2** a host whose connection is lost keeps its workers for [`GRACE`]; then they are placed elsewhere, or not at all. One
+//!   that says that it leaves, leaves at once.
+//! - **H3** a host is told its workers whenever they change, all of them; a certificate is given for those only.
+use super::placement::{HEAD, Host, Placement};
+use crate::agent::weights::spread::{Order, Source, Spread};
+use cohort_protocol::messages::node::{
+    Certificate, ChildState, ChunkName, FetchChunk, HeadToNode, Manifest, NoWeights, NodeReady, NodeToHead, Replace, RunFacts,
+    WantWeights,
+};
+use cohort_protocol::{PolicyVersion, Role, WorkerId};
+use std::collections::{BTreeMap, BTreeSet};
+use std::net::{IpAddr, SocketAddr};
+use std::time::{Duration, Instant};
+
+/// How long a host may be out of reach before its workers are given up.
+pub(crate) const GRACE: Duration = Duration::from_secs(10);
+
+/// A connection of a host.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub(crate) struct ConnId(pub u64);
+
+/// What happened.
+#[derive(Debug)]
+pub(crate) enum Event {
+    /// A host was welcomed; its first message follows.
+    Opened { conn: ConnId, host: Host, ip: Option<IpAddr> },
+    /// A host spoke.
+    Said { conn: ConnId, message: NodeToHead },
+    /// A connection ended.
+    Closed { conn: ConnId, why: String },
+    /// A manifest was made, or could not be.
+    Hashed { version: PolicyVersion, result: Result<Manifest, String> },
+    /// A certificate was made.
+    Certified { host: Host, worker: WorkerId, der: Vec<u8> },
+    /// The coordinator says that a worker hangs.
+    Hangs { worker: WorkerId, why: String },
+    /// Time has passed.
+    Tick,
+}
+
+/// What is to be done.
+#[derive(Debug, PartialEq)]
+pub(crate) enum Command {
+    /// Say something to a host.
+    Tell { conn: ConnId, message: HeadToNode },
+    /// End a connection.
+    Close { conn: ConnId, why: String },
+    /// The workers of this host, all of them.
+    Here(Vec<WorkerId>),
+    /// Make a manifest of a slot of this host's ring.
+    Hash { version: PolicyVersion, slot: u32 },
+    /// Make a certificate.
+    Certify { host: Host, worker: WorkerId, public_key: Vec<u8> },
+    /// Kill a worker of this host.
+    Kill { worker: WorkerId, why: String },
+    /// Worth a line to people.
+    Notice(String),
+}
+
+/// A host that is there, or was a moment ago.
+#[derive(Debug)]
+struct Member {
+    conn: Option<ConnId>,
+    ip: Option<IpAddr>,
+    weights_port: u16,
+    lost: Option<Instant>,
+    told: Option<Vec<WorkerId>>,
+    children: Vec<ChildState>,
+}
+
+/// Everything about other hosts.
+#[derive(Debug, Default)]
+pub(crate) struct HostsState {
+    placement: Placement,
+    facts: Option<RunFacts>,
+    members: BTreeMap<Host, Member>,
+    here: Vec<WorkerId>,
+    spread: Spread,
+    manifests: BTreeMap<PolicyVersion, Manifest>,
+    /// Who waits for a manifest that is being made.
+    waiting: BTreeMap<PolicyVersion, BTreeSet<Host>>,
+}
+
+impl HostsState {
+    /// The head node's own offer, and what hosts are told of the run.
+    pub(crate) fn begin(&mut self, offers: impl IntoIterator<Item = (Role, u16)>, facts: RunFacts, out: &mut Vec<Command>) {
+        self.facts = Some(facts);
+        self.placement.join(HEAD, offers);
+        self.assign(out);
+    }
+
+    /// So many workers of a role from now on.
+    ///
+    /// # Errors
+    /// See [`Placement::scale`].
+    pub(crate) fn scale(&mut self, role: Role, count: u16, out: &mut Vec<Command>) -> Result<(), String> {
+        self.placement.scale(role, count)?;
+        self.assign(out);
+        Ok(())
+    }
+
+    /// Lets a host go: its workers are placed elsewhere, and it is asked to leave.
+    ///
+    /// # Errors
+    /// A sentence for the user.
+    pub(crate) fn dismiss(&mut self, host: Host, out: &mut Vec<Command>) -> Result<(), String> {
+        let Some(member) = self.members.get(&host) else {
+            let there: Vec<String> = self.members.keys().map(|host| format!("node-{host}")).collect();
+            return Err(format!("there is no node-{host}; there are: {}", there.join(", ")));
+        };
+        if let Some(conn) = member.conn {
+            out.push(Command::Tell { conn, message: HeadToNode::Leave("it was drained".into()) });
+        }
+        self.placement.leave(host);
+        self.assign(out);
+        Ok(())
+    }
+
+    /// Workers of a role, all hosts together.
+    pub(crate) fn count(&self, role: Role) -> u16 {
+        self.placement.count(role)
+    }
+
+    /// Processes of other hosts, by host.
+    pub(crate) fn children(&self) -> impl Iterator<Item = (WorkerId, bool, &[ChildState])> {
+        let name = |host: &Host| WorkerId { role: Role::Node, index: *host };
+        self.members.iter().map(move |(host, m)| (name(host), m.conn.is_some(), m.children.as_slice()))
+    }
+
+    /// Every connection, for the farewell.
+    pub(crate) fn connections(&self) -> Vec<ConnId> {
+        self.members.values().filter_map(|m| m.conn).collect()
+    }
+
+    /// Takes note of an event.
+    pub(crate) fn on_event(&mut self, now: Instant, event: Event, out: &mut Vec<Command>) {
+        match event {
+            Event::Opened { conn, host, ip } => self.opened(conn, host, ip, out),
+            Event::Said { conn, message } => {
+                if let Some(host) = self.host_of(conn) {
+                    self.said(host, message, out);
+                }
+            }
+            Event::Closed { conn, why } => {
+                let Some(host) = self.host_of(conn) else { return };
+                if let Some(member) = self.members.get_mut(&host) {
+                    (member.conn, member.lost) = (None, Some(now));
+                }
+                out.push(Command::Notice(format!("node-{host} is out of reach: {why}")));
+            }
+            Event::Hashed { version, result } => self.hashed(version, result, out),
+            Event::Certified { host, worker, der } => {
+                self.tell(host, HeadToNode::Certificate(Certificate { worker, der }), out);
+            }
+            Event::Hangs { worker, why } => match self.placement.of(worker) {
+                Some(host) if host != HEAD => self.tell(host, HeadToNode::Replace(Replace { worker, why }), out),
+                // The learner and the coordinator are placed by nobody: they are here.
+                _ => out.push(Command::Kill { worker, why }),
+            },
+            Event::Tick => {
+                let late = |m: &Member| m.lost.is_some_and(|at| now.saturating_duration_since(at) > GRACE);
+                let gone: Vec<Host> = self.members.iter().filter(|(_, m)| late(m)).map(|(&host, _)| host).collect();
+                for host in gone {
+                    self.leave(host, "it did not come back", out);
+                }
+            }
+        }
+    }
+
+    fn host_of(&self, conn: ConnId) -> Option<Host> {
+        self.members.iter().find(|(_, m)| m.conn == Some(conn)).map(|(&host, _)| host)
+    }
+
+    fn tell(&self, host: Host, message: HeadToNode, out: &mut Vec<Command>) {
+        // A host that is out of reach hears everything that still matters when it is back.
+        if let Some(conn) = self.members.get(&host).and_then(|m| m.conn) {
+            out.push(Command::Tell { conn, message });
+        }
+    }
+
+    /// H1.
+    fn opened(&mut self, conn: ConnId, host: Host, ip: Option<IpAddr>, out: &mut Vec<Command>) {
+        let children = self.members.get_mut(&host).map(|m| std::mem::take(&mut m.children)).unwrap_or_default();
+        let member = Member { conn: Some(conn), ip, weights_port: 0, lost: None, told: None, children };
+        if let Some(older) = self.members.insert(host, member).and_then(|m| m.conn) {
+            out.push(Command::Close { conn: older, why: "a newer connection of this host".into() });
+        }
+        // What it was taking over the old connection it asks for again.
+        self.chunks(|spread, orders| spread.gone(host, orders), out);
+    }
+
+    fn said(&mut self, host: Host, message: NodeToHead, out: &mut Vec<Command>) {
+        match message {
+            NodeToHead::Ready(ready) => self.ready(host, ready, out),
+            NodeToHead::Certify(request) => {
+                if self.placement.of(request.worker) == Some(host) {
+                    out.push(Command::Certify { host, worker: request.worker, public_key: request.public_key });
+                }
+            }
+            NodeToHead::Children(children) => {
+                if let Some(member) = self.members.get_mut(&host) {
+                    member.children = children;
+                }
+            }
+            NodeToHead::Beat(_) => {}
+            NodeToHead::WantWeights(wish) => self.want(host, wish, out),
+            NodeToHead::Held(ChunkName { version, chunk }) => {
+                self.chunks(|spread, orders| spread.held(host, version, chunk, orders), out);
+            }
+            NodeToHead::ChunkFailed(failed) => {
+                let ChunkName { version, chunk } = failed.name;
+                let why = format!("from {}: {}", failed.from, failed.why);
+                self.chunks(|spread, orders| spread.failed(host, version, chunk, &why, orders), out);
+            }
+            NodeToHead::Leaving(reason) => self.leave(host, &reason, out),
+        }
+    }
+
+    fn ready(&mut self, host: Host, ready: NodeReady, out: &mut Vec<Command>) {
+        let known = self.placement.on(host).len();
+        if let Some(member) = self.members.get_mut(&host) {
+            member.weights_port = ready.weights_port;
+        }
+        if let Some(facts) = self.facts.clone() {
+            self.tell(host, HeadToNode::Run(facts), out);
+        }
+        if let Some(version) = ready.held {
+            self.spread.holds_all(host, version);
+        }
+        let offers: Vec<String> = ready.offers.iter().map(|(role, n)| format!("{role}={n}")).collect();
+        self.placement.join(host, ready.offers);
+        if known == 0 {
+            let ip =
+                self.members.get(&host).and_then(|m| m.ip).map_or_else(|| "an unknown address".to_owned(), |ip| ip.to_string());
+            out.push(Command::Notice(format!("node-{host} has joined from {ip} and offers {}", offers.join(","))));
+        }
+        self.assign(out);
+    }
+
+    /// H2.
+    fn leave(&mut self, host: Host, why: &str, out: &mut Vec<Command>) {
+        if let Some(conn) = self.members.remove(&host).and_then(|m| m.conn) {
+            out.push(Command::Close { conn, why: "it leaves".into() });
+        }
+        self.placement.leave(host);
+        out.push(Command::Notice(format!("node-{host} has left: {why}")));
+        self.chunks(|spread, orders| spread.gone(host, orders), out);
+        self.assign(out);
+    }
+
+    /// H3.
+    fn assign(&mut self, out: &mut Vec<Command>) {
+        let here = self.placement.on(HEAD);
+        if here != self.here {
+            self.here.clone_from(&here);
+            out.push(Command::Here(here));
+        }
+        for (&host, member) in &mut self.members {
+            let workers = self.placement.on(host);
+            // Before it says what it offers there is nothing to tell.
+            let Some(conn) = member.conn.filter(|_| member.weights_port != 0) else { continue };
+            if member.told.as_ref() != Some(&workers) {
+                member.told = Some(workers.clone());
+                out.push(Command::Tell { conn, message: HeadToNode::Assign(workers) });
+            }
+        }
+    }
+
+    fn want(&mut self, host: Host, wish: WantWeights, out: &mut Vec<Command>) {
+        let version = wish.version;
+        if let Some(manifest) = self.manifests.get(&version).filter(|_| self.spread.knows(version)) {
+            self.tell(host, HeadToNode::Manifest(manifest.clone()), out);
+            return self.chunks(|spread, orders| spread.want(host, version, orders), out);
+        }
+        let begun = !self.waiting.contains_key(&version);
+        self.waiting.entry(version).or_default().insert(host);
+        if begun {
+            out.push(Command::Hash { version, slot: wish.slot });
+        }
+    }
+
+    fn hashed(&mut self, version: PolicyVersion, result: Result<Manifest, String>, out: &mut Vec<Command>) {
+        let waiting = self.waiting.remove(&version).unwrap_or_default();
+        match result {
+            Ok(manifest) => {
+                let chunks = u32::try_from(manifest.hashes.len() / 32).unwrap_or(u32::MAX);
+                self.spread.publish(version, chunks);
+                self.manifests.insert(version, manifest.clone());
+                self.manifests.retain(|version, _| self.spread.knows(*version));
+                for host in waiting {
+                    self.tell(host, HeadToNode::Manifest(manifest.clone()), out);
+                    self.chunks(|spread, orders| spread.want(host, version, orders), out);
+                }
+            }
+            Err(why) => {
+                for host in waiting {
+                    self.tell(host, HeadToNode::NoWeights(NoWeights { version, why: why.clone() }), out);
+                }
+            }
+        }
+    }
+
+    /// Lets chunks move and tells the hosts.
+    fn chunks(&mut self, change: impl FnOnce(&mut Spread, &mut Vec<Order>), out: &mut Vec<Command>) {
+        let mut orders = Vec::new();
+        change(&mut self.spread, &mut orders);
+        for order in orders {
+            match order {
+                Order::Fetch { to, version, chunk, from } => {
+                    let (from, address) = self.address(from);
+                    let name = ChunkName { version, chunk };
+                    self.tell(to, HeadToNode::Fetch(FetchChunk { name, from, address }), out);
+                }
+                Order::GiveUp { to, version, why } => self.tell(to, HeadToNode::NoWeights(NoWeights { version, why }), out),
+            }
+        }
+    }
+
+    fn address(&self, source: Source) -> (WorkerId, String) {
+        let node = |index| WorkerId { role: Role::Node, index };
+        match source {
+            Source::Head => (node(HEAD), String::new()),
+            Source::Host(host) => {
+                let member = self.members.get(&host);
+                let at = member.and_then(|m| Some(SocketAddr::new(m.ip?, m.weights_port)));
+                // Without an address the host says that it failed, and another source is found.
+                (node(host), at.map_or_else(|| "unknown".to_owned(), |at| at.to_string()))
+            }
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use cohort_protocol::messages::node::CertificateRequest;
+
+    fn rollout(index: u16) -> WorkerId {
+        WorkerId { role: Role::Rollout, index }
+    }
+
+    struct World {
+        state: HostsState,
+        begun: Instant,
+        next: u64,
+    }
+
+    impl World {
+        fn new() -> (Self, Vec<Command>) {
+            let (mut state, mut out) = (HostsState::default(), Vec::new());
+            let facts = RunFacts { config: String::new(), coordinator_port: 1, weights_port: 2, slots: 3 };
+            state.begin([(Role::Rollout, 1), (Role::Reward, 1)], facts, &mut out);
+            (Self { state, begun: Instant::now(), next: 0 }, out)
+        }
+
+        fn at(&mut self, seconds: u64, event: Event) -> Vec<Command> {
+            let mut out = Vec::new();
+            self.state.on_event(self.begun + Duration::from_secs(seconds), event, &mut out);
+            out
+        }
+
+        fn say(&mut self, conn: ConnId, message: NodeToHead) -> Vec<Command> {
+            self.at(0, Event::Said { conn, message })
+        }
+
+        fn join(&mut self, host: Host, rollouts: u16) -> (ConnId, Vec<Command>) {
+            self.next += 1;
+            let conn = ConnId(self.next);
+            let mut out = self.at(0, Event::Opened { conn, host, ip: Some(IpAddr::from([10, 0, 0, host as u8])) });
+            let offers = vec![(Role::Rollout, rollouts)];
+            out.extend(self.say(conn, NodeToHead::Ready(NodeReady { offers, weights_port: 9000, held: None })));
+            (conn, out)
+        }
+    }
+
+    fn assigned(out: &[Command], to: ConnId) -> Option<Vec<WorkerId>> {
+        out.iter().rev().find_map(|command| match command {
+            Command::Tell { conn, message: HeadToNode::Assign(workers) } if *conn == to => Some(workers.clone()),
+            _ => None,
+        })
+    }
+
+    fn fetches(out: &[Command]) -> Vec<(ConnId, u32, String)> {
+        let fetch = |command: &Command| match command {
+            Command::Tell { conn, message: HeadToNode::Fetch(f) } => Some((*conn, f.name.chunk, f.address.clone())),
+            _ => None,
+        };
+        out.iter().filter_map(fetch).collect()
+    }
+
+    #[test]
+    fn a_host_gets_its_workers_and_certificates_for_those_only() {
+        let (mut world, out) = World::new();
+        assert_eq!(out, [Command::Here(vec![rollout(0), WorkerId { role: Role::Reward, index: 0 }])]);
+        let (conn, out) = world.join(1, 2);
+        assert_eq!(assigned(&out, conn), Some(vec![rollout(1), rollout(2)]));
+        let ask = |worker| NodeToHead::Certify(CertificateRequest { worker, public_key: vec![4] });
+        assert!(matches!(world.say(conn, ask(rollout(2)))[..], [Command::Certify { host: 1, .. }]));
+        for foreign in [rollout(0), rollout(7), WorkerId { role: Role::Learner, index: 0 }] {
+            assert!(world.say(conn, ask(foreign)).is_empty(), "{foreign} is not its to run");
+        }
+    }
+
+    #[test]
+    fn a_lost_host_keeps_its_workers_for_a_while_and_a_newer_connection_counts() {
+        let (mut world, _) = World::new();
+        let (first, _) = world.join(1, 2);
+        world.at(1, Event::Closed { conn: first, why: "idle".into() });
+        assert!(world.at(5, Event::Tick).is_empty());
+        let (second, out) = world.join(1, 2);
+        assert_eq!(assigned(&out, second), Some(vec![rollout(1), rollout(2)]), "the same ones");
+        assert!(world.at(60, Event::Tick).is_empty());
+        let (third, out) = world.join(1, 2);
+        assert!(out.iter().any(|c| matches!(c, Command::Close { conn, .. } if *conn == second)));
+        assert!(world.say(second, NodeToHead::Leaving("late".into())).is_empty(), "H1");
+        world.at(61, Event::Closed { conn: third, why: "idle".into() });
+        let out = world.at(72, Event::Tick);
+        assert!(matches!(&out[..], [Command::Notice(text)] if text.contains("node-1 has left")), "{out:?}");
+        assert_eq!(world.state.count(Role::Rollout), 1);
+    }
+
+    #[test]
+    fn workers_are_wished_for_on_hosts_that_are_there() {
+        let (mut world, _) = World::new();
+        let (conn, _) = world.join(1, 1);
+        let mut out = Vec::new();
+        world.state.scale(Role::Rollout, 4, &mut out).unwrap();
+        assert_eq!(assigned(&out, conn).map(|w| w.len()), Some(2));
+        let out = world.say(conn, NodeToHead::Leaving("SIGTERM".into()));
+        let here = out.iter().find_map(|c| if let Command::Here(workers) = c { Some(workers.len()) } else { None });
+        assert_eq!(here, Some(5), "four rollout workers and the reward worker: {out:?}");
+        assert_eq!(world.state.count(Role::Rollout), 4);
+    }
+
+    #[test]
+    fn weights_are_hashed_once_and_come_from_hosts_that_have_them() {
+        let (mut world, _) = World::new();
+        let (a, _) = world.join(1, 1);
+        let (b, _) = world.join(2, 1);
+        let want = NodeToHead::WantWeights(WantWeights { version: PolicyVersion(4), slot: 1 });
+        assert_eq!(world.say(a, want.clone()), [Command::Hash { version: PolicyVersion(4), slot: 1 }]);
+        assert!(world.say(b, want).is_empty(), "one hash is enough");
+        let manifest = Manifest {
+            version: PolicyVersion(4),
+            digest: 1,
+            directory_bytes: 1,
+            value_bytes: 1,
+            chunk_bytes: 1,
+            hashes: vec![0; 64],
+        };
+        let mut out = world.at(0, Event::Hashed { version: PolicyVersion(4), result: Ok(manifest) });
+        let mut from_head = 0;
+        let mut held: BTreeMap<ConnId, BTreeSet<u32>> = BTreeMap::new();
+        while let Some((conn, chunk, address)) = fetches(&out).first().cloned() {
+            out.retain(|c| !matches!(c, Command::Tell { conn: to, message: HeadToNode::Fetch(f) } if *to == conn && f.name.chunk == chunk));
+            from_head += u32::from(address.is_empty());
+            assert!(address.is_empty() || address == if conn == a { "10.0.0.2:9000" } else { "10.0.0.1:9000" });
+            held.entry(conn).or_default().insert(chunk);
+            out.extend(world.say(conn, NodeToHead::Held(ChunkName { version: PolicyVersion(4), chunk })));
+        }
+        assert!(held.len() == 2 && held.values().all(|chunks| chunks.len() == 2), "{held:?}");
+        assert_eq!(from_head, 2);
+    }
+
+    #[test]
+    fn weights_that_are_gone_are_said_to_be() {
+        let (mut world, _) = World::new();
+        let (conn, _) = world.join(1, 1);
+        world.say(conn, NodeToHead::WantWeights(WantWeights { version: PolicyVersion(4), slot: 1 }));
+        let out = world.at(0, Event::Hashed { version: PolicyVersion(4), result: Err("slot 1 holds version 6".into()) });
+        assert!(matches!(&out[..], [Command::Tell { message: HeadToNode::NoWeights(no), .. }] if no.why.contains("version 6")));
+    }
+
+    #[test]
+    fn whoever_hangs_is_killed_where_it_runs() {
+        let (mut world, _) = World::new();
+        let (conn, _) = world.join(1, 1);
+        let hangs = |worker| Event::Hangs { worker, why: "it stands still".into() };
+        assert!(matches!(world.at(0, hangs(rollout(1)))[..], [Command::Tell { conn: to, .. }] if to == conn));
+        for here in [rollout(0), WorkerId { role: Role::Learner, index: 0 }] {
+            assert!(matches!(world.at(0, hangs(here))[..], [Command::Kill { .. }]));
+        }
+    }
+}

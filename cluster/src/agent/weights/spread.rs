@@ -1,0 +1,400 @@
+//! Who takes which chunk of the weights from whom. Pure: the head node's agent decides, the hosts carry out.
+//!
+//! Invariants
+//! - **S1** while some other host holds a chunk, or is taking it, it does not leave the head node again: what the head node
+//!   sends of a version does not grow with the number of hosts.
+//! - **S2** every host that wants a version gets all of its chunks, as long as the head node can be reached: a source that
+//!   fails for a chunk is not asked for it again by that host, and the head node is the last source of all.
+//! - **S3** at most [`WINDOW`] chunks are under way to a host, and at most [`UPLOADS`] from one.
+use cohort_protocol::PolicyVersion;
+use std::collections::{BTreeMap, BTreeSet};
+
+/// Chunks under way to one host.
+const WINDOW: usize = 8;
+/// Chunks under way from one host.
+const UPLOADS: usize = 16;
+/// Failures of the head node itself for one chunk after which a host's wish is given up.
+const HEAD_TRIES: u32 = 3;
+/// Versions that are remembered; workers take the newest, and may still be taking the one before.
+const REMEMBERED: usize = 2;
+
+/// A host other than the head node, by the index of its place.
+pub type Host = u16;
+
+/// Who gives a chunk.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Source {
+    /// The head node.
+    Head,
+    /// Another host.
+    Host(Host),
+}
+
+/// What is to be told to hosts.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Order {
+    /// Take a chunk.
+    Fetch {
+        /// Who takes it.
+        to: Host,
+        /// Of which version.
+        version: PolicyVersion,
+        /// Which chunk.
+        chunk: u32,
+        /// Who gives it.
+        from: Source,
+    },
+    /// The version cannot be had.
+    GiveUp {
+        /// Who wanted it.
+        to: Host,
+        /// Which version.
+        version: PolicyVersion,
+        /// Why not.
+        why: String,
+    },
+}
+
+/// All versions on their way.
+#[derive(Debug, Default)]
+pub struct Spread {
+    versions: BTreeMap<PolicyVersion, Version>,
+    /// Chunks under way, by source.
+    uploads: BTreeMap<Source, usize>,
+}
+
+/// One version on its way.
+#[derive(Debug)]
+struct Version {
+    chunks: u32,
+    holders: Vec<BTreeSet<Host>>,
+    wishes: BTreeMap<Host, Wish>,
+    /// Chunks that leave the head node now.
+    leaving: BTreeSet<u32>,
+}
+
+/// What a host still lacks.
+#[derive(Debug, Default)]
+struct Wish {
+    missing: BTreeSet<u32>,
+    under_way: BTreeMap<u32, Source>,
+    /// Sources that failed, and the head node's failures, by chunk.
+    avoid: BTreeSet<(u32, Host)>,
+    head_failures: BTreeMap<u32, u32>,
+}
+
+impl Spread {
+    /// Makes a version known; the oldest is forgotten.
+    pub fn publish(&mut self, version: PolicyVersion, chunks: u32) {
+        let holders = vec![BTreeSet::new(); chunks as usize];
+        let fresh = Version { chunks, holders, wishes: BTreeMap::new(), leaving: BTreeSet::new() };
+        self.versions.entry(version).or_insert(fresh);
+        while self.versions.len() > REMEMBERED {
+            let Some((_, old)) = self.versions.pop_first() else { return };
+            for source in old.wishes.values().flat_map(|wish| wish.under_way.values()) {
+                freed(&mut self.uploads, *source);
+            }
+        }
+    }
+
+    /// Whether the version's chunks are known.
+    pub fn knows(&self, version: PolicyVersion) -> bool {
+        self.versions.contains_key(&version)
+    }
+
+    /// A host wants a version that was published.
+    pub fn want(&mut self, host: Host, version: PolicyVersion, out: &mut Vec<Order>) {
+        let Some(v) = self.versions.get_mut(&version) else { return };
+        let missing = (0..v.chunks).filter(|&c| !v.holders[c as usize].contains(&host)).collect();
+        v.wishes.entry(host).or_insert_with(|| Wish { missing, ..Wish::default() });
+        self.plan(out);
+    }
+
+    /// A host says that it has all of a version.
+    pub fn holds_all(&mut self, host: Host, version: PolicyVersion) {
+        if let Some(v) = self.versions.get_mut(&version) {
+            v.holders.iter_mut().for_each(|holders| {
+                holders.insert(host);
+            });
+        }
+    }
+
+    /// A host has a chunk.
+    pub fn held(&mut self, host: Host, version: PolicyVersion, chunk: u32, out: &mut Vec<Order>) {
+        self.landed(host, version, chunk);
+        if let Some(v) = self.versions.get_mut(&version) {
+            if let Some(holders) = v.holders.get_mut(chunk as usize) {
+                holders.insert(host);
+            }
+            if let Some(wish) = v.wishes.get_mut(&host) {
+                wish.missing.remove(&chunk);
+                if wish.missing.is_empty() {
+                    v.wishes.remove(&host);
+                }
+            }
+        }
+        self.plan(out);
+    }
+
+    /// A chunk did not come from where it was to come from.
+    pub fn failed(&mut self, host: Host, version: PolicyVersion, chunk: u32, why: &str, out: &mut Vec<Order>) {
+        let source = self.landed(host, version, chunk);
+        if let Some((v, source)) = self.versions.get_mut(&version).zip(source) {
+            if let Source::Host(from) = source
+                && let Some(holders) = v.holders.get_mut(chunk as usize)
+            {
+                holders.remove(&from);
+            }
+            let given_up = v.wishes.get_mut(&host).is_some_and(|wish| wish.refused(chunk, source));
+            if given_up && let Some(wish) = v.wishes.remove(&host) {
+                for (chunk, source) in wish.under_way {
+                    if source == Source::Head {
+                        v.leaving.remove(&chunk);
+                    }
+                    freed(&mut self.uploads, source);
+                }
+                out.push(Order::GiveUp { to: host, version, why: format!("chunk {chunk}: {why}") });
+            }
+        }
+        self.plan(out);
+    }
+
+    /// A host is gone: what it had and what it was taking.
+    pub fn gone(&mut self, host: Host, out: &mut Vec<Order>) {
+        for v in self.versions.values_mut() {
+            v.holders.iter_mut().for_each(|holders| {
+                holders.remove(&host);
+            });
+            for (chunk, source) in v.wishes.remove(&host).map(|wish| wish.under_way).unwrap_or_default() {
+                if source == Source::Head {
+                    v.leaving.remove(&chunk);
+                }
+                freed(&mut self.uploads, source);
+            }
+        }
+        // Those that take from it say so themselves.
+        self.plan(out);
+    }
+
+    /// A chunk is no longer under way.
+    fn landed(&mut self, host: Host, version: PolicyVersion, chunk: u32) -> Option<Source> {
+        let v = self.versions.get_mut(&version)?;
+        let source = v.wishes.get_mut(&host)?.under_way.remove(&chunk)?;
+        if source == Source::Head {
+            v.leaving.remove(&chunk);
+        }
+        freed(&mut self.uploads, source);
+        Some(source)
+    }
+
+    /// Gives every host that has room the next chunks: one each in turn, so that none runs ahead of the others.
+    fn plan(&mut self, out: &mut Vec<Order>) {
+        for (&version, v) in &mut self.versions {
+            let hosts: Vec<Host> = v.wishes.keys().copied().collect();
+            let mut moving = true;
+            while moving {
+                moving = false;
+                for &host in &hosts {
+                    let Some((chunk, from)) = v.next_for(host, &self.uploads) else { continue };
+                    let Some(wish) = v.wishes.get_mut(&host) else { continue };
+                    wish.under_way.insert(chunk, from);
+                    *self.uploads.entry(from).or_default() += 1;
+                    if from == Source::Head {
+                        v.leaving.insert(chunk);
+                    }
+                    out.push(Order::Fetch { to: host, version, chunk, from });
+                    moving = true;
+                }
+            }
+        }
+    }
+}
+
+impl Wish {
+    /// Notes a failure; gives whether there is nobody left to ask.
+    fn refused(&mut self, chunk: u32, source: Source) -> bool {
+        match source {
+            Source::Host(from) => {
+                self.avoid.insert((chunk, from));
+                false
+            }
+            Source::Head => {
+                let failures = self.head_failures.entry(chunk).or_default();
+                *failures += 1;
+                *failures >= HEAD_TRIES
+            }
+        }
+    }
+}
+
+impl Version {
+    /// S1 to S3: from a host that has it, the least busy one; else from the head node, unless somebody is taking it there.
+    /// Hosts begin at different places, so that they have something to give each other.
+    fn next_for(&self, host: Host, uploads: &BTreeMap<Source, usize>) -> Option<(u32, Source)> {
+        let wish = self.wishes.get(&host).filter(|wish| wish.under_way.len() < WINDOW)?;
+        let busy = |source| uploads.get(&source).copied().unwrap_or_default();
+        // The golden ratio's multiples lie far from each other.
+        let begin = (u64::from(host) * 2_654_435_769 % u64::from(self.chunks.max(1))) as u32;
+        let in_turn = wish.missing.range(begin..).chain(wish.missing.range(..begin));
+        let mut at_head = None;
+        for &chunk in in_turn.filter(|chunk| !wish.under_way.contains_key(chunk)) {
+            let mut holders = self.holders[chunk as usize].iter().filter(|&&h| h != host && !wish.avoid.contains(&(chunk, h)));
+            let free = holders.clone().map(|&h| Source::Host(h)).filter(|&s| busy(s) < UPLOADS).min_by_key(|&s| busy(s));
+            if let Some(source) = free {
+                return Some((chunk, source));
+            }
+            if at_head.is_none() && holders.next().is_none() && !self.leaving.contains(&chunk) && busy(Source::Head) < UPLOADS {
+                at_head = Some((chunk, Source::Head));
+            }
+        }
+        at_head
+    }
+}
+
+fn freed(uploads: &mut BTreeMap<Source, usize>, source: Source) {
+    if let Some(count) = uploads.get_mut(&source) {
+        *count = count.saturating_sub(1);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const V: PolicyVersion = PolicyVersion(3);
+
+    /// Hosts that carry out orders in an order drawn from a seed; `faults` of 100 deliveries fail.
+    struct World {
+        spread: Spread,
+        orders: Vec<Order>,
+        has: BTreeMap<Host, BTreeSet<u32>>,
+        draw: fastrand::Rng,
+        faults: u32,
+        given_up: BTreeSet<Host>,
+        from_head: u32,
+    }
+
+    impl World {
+        fn new(chunks: u32, hosts: &[Host], seed: u64, faults: u32) -> Self {
+            let mut world = Self {
+                spread: Spread::default(),
+                orders: Vec::new(),
+                has: hosts.iter().map(|&h| (h, BTreeSet::new())).collect(),
+                draw: fastrand::Rng::with_seed(seed),
+                faults,
+                given_up: BTreeSet::new(),
+                from_head: 0,
+            };
+            world.spread.publish(V, chunks);
+            for &host in hosts {
+                world.spread.want(host, V, &mut world.orders);
+            }
+            world
+        }
+
+        fn step(&mut self) {
+            let order = self.orders.swap_remove(self.draw.usize(..self.orders.len()));
+            let mut told = Vec::new();
+            match order {
+                Order::GiveUp { to, .. } => {
+                    self.given_up.insert(to);
+                }
+                Order::Fetch { to, version, chunk, from } if self.has.contains_key(&to) => {
+                    self.from_head += u32::from(from == Source::Head);
+                    let there = match from {
+                        Source::Head => true,
+                        Source::Host(h) => self.has.get(&h).is_some_and(|has| has.contains(&chunk)),
+                    };
+                    if there && self.draw.u32(..100) >= self.faults {
+                        self.has.entry(to).or_default().insert(chunk);
+                        self.spread.held(to, version, chunk, &mut told);
+                    } else {
+                        self.spread.failed(to, version, chunk, "lost", &mut told);
+                    }
+                }
+                Order::Fetch { .. } => {}
+            }
+            self.orders.extend(told);
+        }
+    }
+
+    #[test]
+    fn eight_hosts_cost_the_head_node_what_one_does() {
+        for seed in 0..50 {
+            for hosts in [1, 2, 8] {
+                let names: Vec<Host> = (1..=hosts).collect();
+                let mut world = World::new(135, &names, seed, 0);
+                while !world.orders.is_empty() {
+                    world.step();
+                }
+                assert!(world.has.values().all(|has| has.len() == 135));
+                assert_eq!(world.from_head, 135, "{hosts} hosts");
+                assert!(world.spread.uploads.values().all(|&n| n == 0));
+            }
+        }
+    }
+
+    #[test]
+    fn losses_and_deaths_leave_the_others_complete() {
+        for seed in 0..300 {
+            let mut world = World::new(40, &[1, 2, 3, 4, 5], seed, 10);
+            let dies_at = world.draw.usize(..120);
+            for turn in 0.. {
+                if turn == dies_at {
+                    let (host, mut told) = (world.draw.u16(1..=5), Vec::new());
+                    world.has.remove(&host);
+                    world.spread.gone(host, &mut told);
+                    world.orders.extend(told);
+                }
+                if world.orders.is_empty() {
+                    break;
+                }
+                world.step();
+            }
+            for (host, has) in &world.has {
+                assert!(has.len() == 40 || world.given_up.contains(host), "seed {seed}: host {host} has {}", has.len());
+            }
+            assert!(world.spread.uploads.values().all(|&n| n == 0), "seed {seed}: {:?}", world.spread.uploads);
+        }
+    }
+
+    #[test]
+    fn a_late_host_is_served_by_the_others_alone() {
+        let mut world = World::new(64, &[1, 2], 1, 0);
+        while !world.orders.is_empty() {
+            world.step();
+        }
+        world.has.insert(9, BTreeSet::new());
+        world.spread.want(9, V, &mut world.orders);
+        while !world.orders.is_empty() {
+            world.step();
+        }
+        assert_eq!(world.has[&9].len(), 64);
+        assert_eq!(world.from_head, 64);
+    }
+
+    #[test]
+    fn a_head_node_that_cannot_give_ends_the_wish() {
+        let mut world = World::new(4, &[1], 1, 100);
+        while !world.orders.is_empty() {
+            world.step();
+        }
+        assert_eq!(world.given_up, BTreeSet::from([1]));
+    }
+
+    #[test]
+    fn windows_are_kept_and_old_versions_forgotten() {
+        let mut spread = Spread::default();
+        let mut orders = Vec::new();
+        spread.publish(V, 100);
+        for host in 1..=4 {
+            spread.want(host, V, &mut orders);
+        }
+        assert_eq!(orders.len(), UPLOADS, "the head node's");
+        assert!((1..=4).all(|h| orders.iter().filter(|o| matches!(o, Order::Fetch { to, .. } if *to == h)).count() <= WINDOW));
+        spread.publish(PolicyVersion(4), 100);
+        spread.publish(PolicyVersion(5), 100);
+        assert!(!spread.knows(V) && spread.knows(PolicyVersion(5)));
+        assert!(spread.uploads.values().all(|&n| n == 0));
+    }
+}

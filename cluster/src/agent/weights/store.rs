@@ -1,0 +1,298 @@
+//! A host's ring filling up: which slot takes which version, what is still missing, who waits.
+//!
+//! Invariants
+//! - **S1** a slot that a worker may be reading, or that is filling for somebody who still waits, is not given to another
+//!   version.
+//! - **S2** everybody who asks is answered: with a slot that is kept until it is released, or with why not.
+use super::manifest;
+use super::shelf::Shelf;
+use cohort_engine::SharedRing;
+use cohort_protocol::PolicyVersion;
+use cohort_protocol::messages::node::{ChunkName, Manifest, WantWeights};
+use std::collections::{BTreeMap, BTreeSet};
+use std::sync::Arc;
+use tokio::sync::oneshot;
+
+/// The slot, or why there is none.
+pub type Reply = oneshot::Sender<Result<u32, String>>;
+
+/// A host's slots, what fills them and who waits.
+#[derive(Debug)]
+pub struct Store {
+    ring: Arc<SharedRing>,
+    shelf: Arc<Shelf>,
+    slots: Vec<Slot>,
+    waiting: BTreeMap<PolicyVersion, Waiting>,
+}
+
+#[derive(Debug, Default)]
+struct Slot {
+    /// What it holds, whole.
+    holds: Option<PolicyVersion>,
+    /// What it is being filled with.
+    filling: Option<Filling>,
+    readers: u32,
+}
+
+#[derive(Debug)]
+struct Filling {
+    manifest: Arc<Manifest>,
+    missing: BTreeSet<u32>,
+}
+
+/// Who waits for a version, and where the head node has it.
+#[derive(Debug, Default)]
+struct Waiting {
+    at_head: u32,
+    replies: Vec<Reply>,
+}
+
+/// Where a chunk goes.
+#[derive(Debug, Clone)]
+pub struct Place {
+    /// Slot of the host's ring.
+    pub slot: u32,
+    /// What the version consists of.
+    pub manifest: Arc<Manifest>,
+}
+
+impl Store {
+    /// Empty slots.
+    pub fn new(ring: Arc<SharedRing>, shelf: Arc<Shelf>) -> Self {
+        let slots = (0..cohort_engine::WeightRing::slots(ring.as_ref())).map(|_| Slot::default()).collect();
+        Self { ring, shelf, slots, waiting: BTreeMap::new() }
+    }
+
+    /// The newest version that is whole.
+    pub fn newest(&self) -> Option<PolicyVersion> {
+        self.slots.iter().filter_map(|slot| slot.holds).max()
+    }
+
+    /// A worker wants a version, which the head node has in slot `at_head`. Gives what to ask of the head node.
+    pub fn ask(&mut self, version: PolicyVersion, at_head: u32, reply: Reply) -> Option<WantWeights> {
+        if let Some((index, slot)) = self.slots.iter_mut().enumerate().find(|(_, slot)| slot.holds == Some(version)) {
+            slot.readers += 1;
+            if reply.send(Ok(index as u32)).is_err() {
+                slot.readers -= 1;
+            }
+            return None;
+        }
+        let fresh = !self.waiting.contains_key(&version);
+        let waiting = self.waiting.entry(version).or_default();
+        waiting.at_head = at_head;
+        waiting.replies.push(reply);
+        fresh.then_some(WantWeights { version, slot: at_head })
+    }
+
+    /// What is to be asked of the head node again after its connection was lost.
+    pub fn wishes(&self) -> Vec<WantWeights> {
+        self.waiting.iter().map(|(&version, waiting)| WantWeights { version, slot: waiting.at_head }).collect()
+    }
+
+    /// A worker has read its slot.
+    pub fn released(&mut self, slot: u32) {
+        if let Some(slot) = self.slots.get_mut(slot as usize) {
+            slot.readers = slot.readers.saturating_sub(1);
+        }
+    }
+
+    /// What a version consists of. A version that is filling already goes on.
+    pub fn begin(&mut self, manifest: Manifest) {
+        let version = manifest.version;
+        if self.slots.iter().any(|slot| slot.filling.as_ref().is_some_and(|f| *f.manifest == manifest)) {
+            return;
+        }
+        let begun = manifest::check(&manifest).and_then(|chunks| {
+            let slot = self.free().ok_or("every slot of this host's weight ring is being read")?;
+            self.ring.begin_image(slot, &manifest::image(&manifest)).map_err(|e| e.to_string())?;
+            Ok((slot, chunks))
+        });
+        match begun {
+            Ok((slot, chunks)) => {
+                self.shelf.put(slot, manifest.clone());
+                if let Some(place) = self.slots.get_mut(slot as usize) {
+                    place.holds = None;
+                    place.filling = Some(Filling { manifest: Arc::new(manifest), missing: (0..chunks).collect() });
+                }
+            }
+            Err(why) => self.refuse(version, &why),
+        }
+    }
+
+    /// S1: the slot of the oldest version that nobody reads; one that fills for nobody first.
+    fn free(&self) -> Option<u32> {
+        let wanted = |slot: &Slot| {
+            let waiting = slot.filling.as_ref().and_then(|f| self.waiting.get(&f.manifest.version));
+            waiting.is_some_and(|w| w.replies.iter().any(|reply| !reply.is_closed()))
+        };
+        let free = self.slots.iter().enumerate().filter(|(_, slot)| slot.readers == 0 && !wanted(slot));
+        free.min_by_key(|(_, slot)| slot.holds).map(|(index, _)| index as u32)
+    }
+
+    /// Where a chunk goes; `None` where its version is not filling, `Some(None)` where the chunk is there already.
+    pub fn place(&self, name: ChunkName) -> Option<Option<Place>> {
+        if self.slots.iter().any(|slot| slot.holds == Some(name.version)) {
+            return Some(None);
+        }
+        let mut filling = self.slots.iter().enumerate();
+        let (slot, filling) =
+            filling.find_map(|(i, slot)| Some((i, slot.filling.as_ref().filter(|f| f.manifest.version == name.version)?)))?;
+        let missing = filling.missing.contains(&name.chunk);
+        Some(missing.then(|| Place { slot: slot as u32, manifest: filling.manifest.clone() }))
+    }
+
+    /// A chunk is in its place. The last one completes the version.
+    pub fn landed(&mut self, name: ChunkName) {
+        let mut slots = self.slots.iter_mut().enumerate();
+        let found = slots.find(|(_, slot)| slot.filling.as_ref().is_some_and(|f| f.manifest.version == name.version));
+        let Some((index, slot)) = found else { return };
+        let Some(filling) = slot.filling.as_mut() else { return };
+        filling.missing.remove(&name.chunk);
+        if !filling.missing.is_empty() {
+            return;
+        }
+        let finished = self.ring.finish_image(index as u32, name.version.0, &manifest::image(&filling.manifest));
+        slot.filling = None;
+        if let Err(error) = finished {
+            return self.refuse(name.version, &error.to_string());
+        }
+        slot.holds = Some(name.version);
+        for reply in self.waiting.remove(&name.version).map(|w| w.replies).unwrap_or_default() {
+            slot.readers += 1;
+            if reply.send(Ok(index as u32)).is_err() {
+                slot.readers -= 1;
+            }
+        }
+    }
+
+    /// A version cannot be had.
+    pub fn refuse(&mut self, version: PolicyVersion, why: &str) {
+        for (index, slot) in self.slots.iter_mut().enumerate() {
+            if slot.filling.as_ref().is_some_and(|f| f.manifest.version == version) {
+                slot.filling = None;
+                self.shelf.clear(index as u32);
+            }
+        }
+        for reply in self.waiting.remove(&version).map(|w| w.replies).unwrap_or_default() {
+            // Who has given up needs no answer.
+            let _ = reply.send(Err(why.to_owned()));
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use cohort_engine::WeightRing;
+    use cohort_model::{Tensor, WeightSet};
+
+    const SIZE: u32 = 1024;
+
+    fn weights(salt: f32) -> WeightSet {
+        let data = (0..2000u16).map(|i| salt + f32::from(i)).collect();
+        WeightSet([("w".to_owned(), Tensor { shape: vec![2, 1000], data })].into())
+    }
+
+    struct World {
+        head: SharedRing,
+        ring: Arc<SharedRing>,
+        store: Store,
+    }
+
+    impl World {
+        fn new(slots: u32) -> Self {
+            let ring = Arc::new(SharedRing::create(slots).unwrap());
+            let store = Store::new(ring.clone(), Arc::default());
+            Self { head: SharedRing::create(1).unwrap(), ring, store }
+        }
+
+        fn manifest(&self, version: u64) -> Manifest {
+            self.head.publish(0, version, &weights(version as f32)).unwrap();
+            manifest::of_slot(&self.head, 0, PolicyVersion(version), SIZE).unwrap()
+        }
+
+        fn ask(&mut self, version: u64) -> (Option<WantWeights>, oneshot::Receiver<Result<u32, String>>) {
+            let (reply, answer) = oneshot::channel();
+            (self.store.ask(PolicyVersion(version), 0, reply), answer)
+        }
+
+        fn fill(&mut self, version: u64) {
+            let manifest = self.manifest(version);
+            self.store.begin(manifest.clone());
+            for chunk in 0..manifest::chunks(&manifest).unwrap() {
+                let name = ChunkName { version: PolicyVersion(version), chunk };
+                let Some(Some(place)) = self.store.place(name) else { continue };
+                let (at, len) = manifest::range(&manifest, chunk);
+                let mut bytes = vec![0; len];
+                self.head.read_image(0, at, &mut bytes).unwrap();
+                self.ring.write_image(place.slot, at, &bytes).unwrap();
+                self.store.landed(name);
+            }
+        }
+    }
+
+    #[test]
+    fn one_wish_a_version_and_all_who_wait_are_answered() {
+        let mut world = World::new(2);
+        let (wish, mut first) = world.ask(1);
+        assert_eq!(wish, Some(WantWeights { version: PolicyVersion(1), slot: 0 }));
+        let (again, mut second) = world.ask(1);
+        assert_eq!(again, None);
+        world.fill(1);
+        let slot = first.try_recv().unwrap().unwrap();
+        assert_eq!(second.try_recv().unwrap(), Ok(slot));
+        assert_eq!(world.ring.fetch(slot, 1).unwrap(), weights(1.0));
+        let (_, mut third) = world.ask(1);
+        assert_eq!(third.try_recv().unwrap(), Ok(slot), "it is there");
+        assert_eq!(world.store.newest(), Some(PolicyVersion(1)));
+    }
+
+    #[test]
+    fn a_slot_that_is_read_is_kept() {
+        let mut world = World::new(2);
+        let slots: Vec<u32> = [1, 2]
+            .map(|version| {
+                let (_, mut answer) = world.ask(version);
+                world.fill(version);
+                answer.try_recv().unwrap().unwrap()
+            })
+            .to_vec();
+        let (_, mut third) = world.ask(3);
+        world.fill(3);
+        assert!(third.try_recv().unwrap().unwrap_err().contains("being read"));
+        world.store.released(slots[1]);
+        world.store.released(slots[1]);
+        let (wish, mut third) = world.ask(3);
+        assert!(wish.is_some());
+        world.fill(3);
+        assert_eq!(third.try_recv().unwrap(), Ok(slots[1]));
+        assert_eq!(world.ring.fetch(slots[0], 1).unwrap(), weights(1.0), "still read by somebody");
+    }
+
+    #[test]
+    fn a_version_that_nobody_waits_for_any_more_makes_room() {
+        let mut world = World::new(1);
+        let (_, answer) = world.ask(1);
+        let manifest = world.manifest(1);
+        world.store.begin(manifest);
+        drop(answer);
+        let (_, mut second) = world.ask(2);
+        world.fill(2);
+        assert_eq!(second.try_recv().unwrap(), Ok(0));
+        assert_eq!(world.store.place(ChunkName { version: PolicyVersion(1), chunk: 0 }).map(|p| p.is_some()), None);
+    }
+
+    #[test]
+    fn what_cannot_be_had_is_said_and_what_was_lost_is_asked_for_again() {
+        let mut world = World::new(2);
+        let (_, mut answer) = world.ask(5);
+        assert_eq!(world.store.wishes().len(), 1);
+        world.store.refuse(PolicyVersion(5), "gone");
+        assert_eq!(answer.try_recv().unwrap(), Err("gone".into()));
+        assert!(world.store.wishes().is_empty());
+        let (_, mut answer) = world.ask(6);
+        let bad = Manifest { hashes: vec![1], ..world.manifest(6) };
+        world.store.begin(bad);
+        assert!(answer.try_recv().unwrap().unwrap_err().contains("hashes"));
+    }
+}

@@ -1,0 +1,212 @@
+//! New weights on their way to other hosts: from the head node's ring into the rings of one host and of eight, over QUIC on
+//! loopback, each host giving on what it has. Beside it the same bytes over a bare QUIC stream.
+use super::median;
+use anyhow::{Context, Result, anyhow};
+use cohort_actors::certs::RunAuthority;
+use cohort_actors::transport::quic::{QuicListener, QuicOptions};
+use cohort_actors::{AcceptTerms, Listener, Shutdown};
+use cohort_cluster::agent::weights::manifest::{self, CHUNK};
+use cohort_cluster::agent::weights::shelf::Shelf;
+use cohort_cluster::agent::weights::spread::{Order, Source, Spread};
+use cohort_cluster::agent::weights::store::Store;
+use cohort_cluster::agent::weights::{holder, taker::Taker};
+use cohort_engine::{SharedRing, WeightRing};
+use cohort_model::{Tensor, WeightSet};
+use cohort_protocol::messages::handshake::Hello;
+use cohort_protocol::messages::node::{ChunkName, Manifest};
+use cohort_protocol::version::{PROTOCOL, PROTOCOL_MIN};
+use cohort_protocol::{Epoch, PolicyVersion, Role, RunId, WorkerId};
+use serde_json::{Value, json};
+use std::net::{Ipv4Addr, SocketAddr, UdpSocket};
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+use tokio::sync::{mpsc, oneshot};
+
+const RUN: RunId = RunId(1);
+const VERSION: PolicyVersion = PolicyVersion(1);
+/// Hosts that take a version at the same time.
+const HOSTS: [u16; 2] = [1, 8];
+
+/// A host: its ring, what fills it, what serves it.
+struct Host {
+    ring: Arc<SharedRing>,
+    shelf: Arc<Shelf>,
+    store: Store,
+    taker: Arc<Taker>,
+    at: SocketAddr,
+    serving: tokio::task::JoinHandle<()>,
+}
+
+impl Drop for Host {
+    fn drop(&mut self) {
+        self.serving.abort();
+    }
+}
+
+fn node(index: u16) -> WorkerId {
+    WorkerId { role: Role::Node, index }
+}
+
+fn host(authority: &RunAuthority, index: u16, stop: &Shutdown) -> Result<Host> {
+    let (ring, shelf) = (Arc::new(SharedRing::create(1)?), Arc::new(Shelf::default()));
+    let listener =
+        QuicListener::new(UdpSocket::bind((Ipv4Addr::LOCALHOST, 0))?, &authority.issue(node(index))?, QuicOptions::default())?;
+    let at = listener.local_addr();
+    let terms = AcceptTerms {
+        run: RUN,
+        epoch: Epoch(0),
+        numerics: String::new(),
+        deadline: Duration::from_secs(5),
+        roles: AcceptTerms::NODES,
+    };
+    let listener: Arc<dyn Listener> = Arc::new(listener);
+    let serving = tokio::spawn(holder::serve(listener, terms, ring.clone(), shelf.clone()));
+    let hello = Hello {
+        protocol_min: PROTOCOL_MIN,
+        protocol_max: PROTOCOL,
+        run: RUN,
+        worker: node(index),
+        pid: std::process::id(),
+        incarnation: 0,
+        numerics: String::new(),
+    };
+    let taker = Arc::new(Taker::new(authority.issue(node(index))?, hello, stop.clone()));
+    let store = Store::new(ring.clone(), shelf.clone());
+    Ok(Host { ring, shelf, store, taker, at, serving })
+}
+
+/// Seconds until every host has the version, hashing included, and the bytes that left the head node for it.
+async fn once(authority: &RunAuthority, weights: &WeightSet, hosts: u16) -> Result<(f64, u64)> {
+    let stop = Shutdown::new();
+    let head = host(authority, 0, &stop)?;
+    head.ring.publish(0, VERSION.0, weights)?;
+    let mut others = (1..=hosts).map(|index| host(authority, index, &stop)).collect::<Result<Vec<_>>>()?;
+    // A first round touches the memory of the rings, as every version but a run's first finds them.
+    for other in &others {
+        other.ring.publish(0, 0, weights)?;
+    }
+    let begun = Instant::now();
+    let ring = head.ring.clone();
+    let manifest =
+        tokio::task::spawn_blocking(move || manifest::of_slot(&ring, 0, VERSION, CHUNK)).await?.map_err(|e| anyhow!(e))?;
+    head.shelf.put(0, manifest.clone());
+    let (mut spread, mut orders, mut answers) = (Spread::default(), Vec::new(), Vec::new());
+    spread.publish(VERSION, manifest::chunks(&manifest).map_err(|e| anyhow!(e))?);
+    for (index, other) in (1..).zip(&mut others) {
+        let (reply, answer) = oneshot::channel();
+        other.store.ask(VERSION, 0, reply);
+        other.store.begin(manifest.clone());
+        answers.push(answer);
+        spread.want(index, VERSION, &mut orders);
+    }
+    let (landed, mut landing) = mpsc::channel(1024);
+    let mut from_head = 0;
+    let mut under_way = 0;
+    loop {
+        for order in orders.drain(..) {
+            let Order::Fetch { to, version, chunk, from } = order else { anyhow::bail!("{order:?}") };
+            let (source, at) = match from {
+                Source::Head => (0, head.at),
+                Source::Host(index) => (index, others[usize::from(index) - 1].at),
+            };
+            from_head += bytes_of(&manifest, chunk, from);
+            let other = &others[usize::from(to) - 1];
+            let name = ChunkName { version, chunk };
+            let place = other.store.place(name).flatten().context("a chunk that is not wanted")?;
+            let (taker, ring, landed) = (other.taker.clone(), other.ring.clone(), landed.clone());
+            under_way += 1;
+            tokio::spawn(async move {
+                let taken = taker.take_into(ring, place, node(source), at, name).await;
+                // The measurement has ended with an error.
+                let _ = landed.send((to, name, taken)).await;
+            });
+        }
+        if under_way == 0 {
+            break;
+        }
+        let (to, name, taken) = landing.recv().await.context("the channel ended")?;
+        taken.map_err(|e| anyhow!("chunk {}: {e}", name.chunk))?;
+        under_way -= 1;
+        others[usize::from(to) - 1].store.landed(name);
+        spread.held(to, name.version, name.chunk, &mut orders);
+    }
+    let seconds = begun.elapsed().as_secs_f64();
+    for (other, mut answer) in others.iter().zip(answers) {
+        let slot = answer.try_recv()?.map_err(|e| anyhow!(e))?;
+        anyhow::ensure!(other.ring.fetch(slot, VERSION.0)?.digest() == manifest.digest, "a host has other weights");
+    }
+    stop.trigger("measured");
+    Ok((seconds, from_head))
+}
+
+fn bytes_of(manifest: &Manifest, chunk: u32, from: Source) -> u64 {
+    if from == Source::Head { manifest::range(manifest, chunk).1 as u64 } else { 0 }
+}
+
+/// Seconds for so many bytes over one stream of one bare QUIC connection on loopback.
+async fn bare(bytes: usize) -> Result<f64> {
+    let key = rcgen::generate_simple_self_signed(vec!["bare".to_owned()])?;
+    let certificate = key.cert.der().clone();
+    let private = quinn::rustls::pki_types::PrivatePkcs8KeyDer::from(key.signing_key.serialize_der());
+    let local = SocketAddr::from((Ipv4Addr::LOCALHOST, 0));
+    let server =
+        quinn::Endpoint::server(quinn::ServerConfig::with_single_cert(vec![certificate.clone()], private.into())?, local)?;
+    let mut roots = quinn::rustls::RootCertStore::empty();
+    roots.add(certificate)?;
+    let mut client = quinn::Endpoint::client(local)?;
+    client.set_default_client_config(quinn::ClientConfig::with_root_certificates(Arc::new(roots))?);
+    let at = server.local_addr()?;
+    let reading = tokio::spawn(async move {
+        let connection = server.accept().await.context("no connection")?.await?;
+        let mut stream = connection.accept_uni().await?;
+        let mut got = 0;
+        while let Some(chunk) = stream.read_chunk(usize::MAX, true).await? {
+            got += chunk.bytes.len();
+        }
+        connection.close(0u32.into(), b"");
+        server.wait_idle().await;
+        Ok::<usize, anyhow::Error>(got)
+    });
+    let connection = client.connect(at, "bare")?.await?;
+    let mut stream = connection.open_uni().await?;
+    let data = vec![1u8; 4 << 20];
+    let begun = Instant::now();
+    for at in (0..bytes).step_by(data.len()) {
+        stream.write_all(&data[..data.len().min(bytes - at)]).await?;
+    }
+    stream.finish()?;
+    anyhow::ensure!(reading.await?? == bytes, "bytes were lost");
+    Ok(begun.elapsed().as_secs_f64())
+}
+
+/// A set of weights of 540 MB, the bytes of SmolLM2-135M in f32.
+pub(crate) async fn between_hosts(runs: usize) -> Result<Value> {
+    let parameters = 134_515_008;
+    let data: Vec<f32> =
+        (0..parameters).map(|i| f32::from_bits(0x3c00_0000 ^ (i as u32).wrapping_mul(2_654_435_761) >> 9)).collect();
+    let weights = WeightSet([("w".to_owned(), Tensor { shape: vec![parameters], data })].into());
+    let bytes = 4 * parameters;
+    let dir = tempfile::tempdir()?;
+    let authority = RunAuthority::open_or_create(&dir.path().join("certs"), RUN)?;
+    let (mut seconds, mut left, mut bare_seconds) = (HOSTS.map(|_| Vec::new()), HOSTS.map(|_| 0), Vec::new());
+    for run in 0..=runs {
+        let alone = bare(bytes).await?;
+        for (at, hosts) in HOSTS.into_iter().enumerate() {
+            let (took, from_head) = once(&authority, &weights, hosts).await?;
+            left[at] = from_head;
+            if run > 0 {
+                seconds[at].push(took);
+            }
+        }
+        if run > 0 {
+            bare_seconds.push(alone);
+        }
+    }
+    let [one, eight] = seconds.map(median);
+    let bare = median(bare_seconds);
+    Ok(json!({
+        "bytes": bytes, "bare_quic_s": bare, "to_1_s": one, "to_8_s": eight,
+        "to_1_of_bare": bare / one, "to_8_received_of_bare": 8.0 * bare / eight,
+        "head_bytes_1": left[0], "head_bytes_8": left[1],
+    }))
+}
