@@ -134,7 +134,8 @@ impl Workshop {
             [] => Box::new(Solo),
             members => Box::new(Team::group(members)),
         };
-        let logp_ref = self.reference_logp(&own).await.map_err(Attempt::Failed)?;
+        let logp_ref = self.reference_logp(&own).await.inspect_err(|failure| group.abort(&failure.error));
+        let logp_ref = logp_ref.map_err(Attempt::Failed)?;
         let (shop, version, asked) = (self.clone(), request.intent.base.next(), request.clone());
         let stepped = self.engine.advance(version.0, move |engine| {
             let mut watch = |_, _| {

@@ -16,7 +16,8 @@ pub(crate) fn run(args: &Args) -> Result<()> {
     let root = Path::new(env!("CARGO_MANIFEST_DIR")).join("..");
     let begun = Instant::now();
     for round in 1..=args.rounds {
-        let test = ["test", "--quiet", "--package", "cohort-tests", "--test", "runs", "--", "--nocapture", "kills", "bits"];
+        let test =
+            ["test", "--quiet", "--package", "cohort-tests", "--test", "runs", "--", "--nocapture", "kills", "bits", "ranks"];
         let status = Command::new("cargo").args(test).current_dir(&root).status()?;
         if !status.success() {
             bail!("round {round} of {}: {status}; the moments of its kills are printed above", args.rounds);

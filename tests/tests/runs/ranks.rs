@@ -1,7 +1,9 @@
 //! A learner of several ranks: the same bits for any number of them, in one process or in many, killed at any named point.
 use super::bench;
-use anyhow::{Result, ensure};
-use cohort_tests::launch::{GROUPS, finish};
+use anyhow::{Context, Result, ensure};
+use cohort_tests::golden;
+use cohort_tests::launch::{GROUPS, finish, start, wait};
+use std::time::Duration;
 
 const CONSUMED: u64 = 4 * GROUPS;
 /// Part of a run's numerics: what the ranks share.
@@ -26,6 +28,37 @@ fn ranks_do_not_change_a_bit() -> Result<()> {
     assert_ne!(other, reference, "another number of logical shards is another tree");
     let refused = finish(&mut bench.launch("three", &[&SHARDS[..], &["--workers", "learner=3"]].concat()))?;
     ensure!(refused.code == Some(2) && refused.stderr.contains("cannot share 4 logical shards"), "{refused:?}");
+    Ok(())
+}
+
+#[test]
+fn the_order_desk_is_learned_to_the_same_bits() -> Result<()> {
+    let (_folder, bench) = bench()?;
+    let mut reference = None;
+    for ranks in ["learner=1", "learner=2", "learner=4"] {
+        let mut launch = bench.command("launch");
+        launch.arg("--run-dir").arg(bench.run_dir(ranks)).args(["--json", "--steps", "2", "--processes", "--workers", ranks]);
+        for set in ["groups_per_step=4", "group_size=4", "logical_shards=4", "eval.samples=0", "eval.greedy=false"] {
+            launch.args(["--set", &format!("training.{set}")]);
+        }
+        let weights = finish(&mut launch)?.weights()?;
+        assert_eq!(reference.get_or_insert_with(|| weights.clone()), &weights, "{ranks}");
+    }
+    Ok(())
+}
+
+#[test]
+#[ignore = "minutes, and 10 GiB: the real model in one, two and four ranks"]
+fn the_real_model_takes_a_step_to_the_same_bits() -> Result<()> {
+    let Some(_) = golden::smollm2("the_real_model_takes_a_step_to_the_same_bits")? else { return Ok(()) };
+    let (_folder, bench) = bench()?;
+    let path = format!("model.path={}", golden::smollm2_path().to_str().context("path is not UTF-8")?);
+    let mut reference = None;
+    for ranks in ["learner=1", "learner=2", "learner=4"] {
+        let options = [&SHARDS[..], &["--steps", "1", "--set", &path, "--processes", "--workers", ranks]].concat();
+        let weights = wait(start(&mut bench.launch(ranks, &options))?, Duration::from_secs(900))?.weights()?;
+        assert_eq!(reference.get_or_insert_with(|| weights.clone()), &weights, "{ranks}");
+    }
     Ok(())
 }
 
