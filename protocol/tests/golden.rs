@@ -290,7 +290,7 @@ fn head_to_node() -> Vec<(&'static str, HeadToNode)> {
         ("Run", HeadToNode::Run(facts)),
         ("Assign", HeadToNode::Assign(vec![rollout_4()])),
         ("Certificate", HeadToNode::Certificate(Certificate { worker: rollout_4(), der: vec![0x30] })),
-        ("Replace", HeadToNode::Replace(Replace { worker: rollout_4(), why: "it hangs".into() })),
+        ("Replace", HeadToNode::Replace(Replace { worker: rollout_4(), pid: 77, why: "it hangs".into() })),
         ("Manifest", HeadToNode::Manifest(manifest)),
         ("Fetch", HeadToNode::Fetch(FetchChunk { name: chunk_name(), from, address: "10.0.0.2:7402".into() })),
         ("NoWeights", HeadToNode::NoWeights(NoWeights { version, why: "overwritten".into() })),

@@ -117,7 +117,7 @@ pub struct ProcessSupervisor {
 enum Order {
     Add(ProcessSpec),
     Remove(ChildId),
-    Kill(ChildId, String),
+    Kill(ChildId, Option<u32>, String),
     Terminate(ChildId),
 }
 
@@ -155,7 +155,13 @@ impl ProcessSupervisor {
     /// Kills a child that runs and does not work, as whoever noticed says in `why`; it is restarted as after any failure.
     pub async fn kill(&self, id: ChildId, why: impl Into<String>) {
         // A supervisor that has ended has no children.
-        let _ = self.orders.send(Order::Kill(id, why.into())).await;
+        let _ = self.orders.send(Order::Kill(id, None, why.into())).await;
+    }
+
+    /// As [`Self::kill`], if the child still is this process: whoever noticed may speak of its predecessor.
+    pub async fn kill_process(&self, id: ChildId, pid: u32, why: impl Into<String>) {
+        // A supervisor that has ended has no children.
+        let _ = self.orders.send(Order::Kill(id, Some(pid), why.into())).await;
     }
 
     /// Asks a child to end by itself (SIGTERM). It stays supervised: exit code 0 is its end, a failure restarts it.
@@ -212,8 +218,8 @@ impl Supervising {
                         event
                     }
                     Some(Order::Remove(id)) => Event::Remove(id),
-                    Some(Order::Kill(id, why)) => {
-                        self.kill(&id, why);
+                    Some(Order::Kill(id, pid, why)) => {
+                        self.kill(&id, pid, why);
                         Event::Tick
                     }
                     Some(Order::Terminate(id)) => {
@@ -293,8 +299,8 @@ impl Supervising {
         }
     }
 
-    fn kill(&mut self, child: &ChildId, why: String) {
-        let Some(alive) = self.alive.get_mut(child) else { return };
+    fn kill(&mut self, child: &ChildId, pid: Option<u32>, why: String) {
+        let Some(alive) = self.alive.get_mut(child).filter(|alive| pid.is_none_or(|pid| pid == alive.pid)) else { return };
         warn!(target: "cohort::supervision", %child, pid = alive.pid, why, "killing");
         alive.killed.get_or_insert(why);
         // It may have ended just now; it is reaped by the task that waits for it, which has not reported yet.

@@ -235,9 +235,9 @@ impl Head {
                     self.pulse.beat();
                     watched.look(&self.supervisor, *self.heard.last.borrow()).await;
                 }
-                Some((worker, why)) = self.heard.replace.recv() => self.hosts.hangs(worker, why).await,
-                Some((worker, why)) = self.hosts.kills.recv() => {
-                    self.supervisor.kill(ChildId::from(worker.to_string()), why).await;
+                Some((worker, pid, why)) = self.heard.replace.recv() => self.hosts.hangs(worker, pid, why).await,
+                Some((worker, pid, why)) = self.hosts.kills.recv() => {
+                    self.supervisor.kill_process(ChildId::from(worker.to_string()), pid, why).await;
                 }
                 // The coordinator alone is told: it drains, saves and ends; its end stops the others. Where it fails on the
                 // way the next one is told too.

@@ -352,7 +352,8 @@ impl<'a> Joined<'a> {
                 self.start(certificate.worker).await?;
             }
             HeadToNode::Replace(replace) => {
-                self.supervisor.kill(ChildId::from(replace.worker.to_string()), replace.why).await;
+                let id = ChildId::from(replace.worker.to_string());
+                self.supervisor.kill_process(id, replace.pid, replace.why).await;
             }
             HeadToNode::Manifest(manifest) => {
                 if let Some(site) = &mut self.site {

@@ -22,7 +22,7 @@ enum Line {
     /// For people.
     News(Progress),
     /// A worker hangs.
-    Replace { worker: WorkerId, why: String },
+    Replace { worker: WorkerId, pid: u32, why: String },
     /// The coordinator is still starting.
     Alive,
 }
@@ -67,8 +67,8 @@ impl ProgressSink for Teller {
 }
 
 impl Replacer for Teller {
-    fn replace(&self, worker: WorkerId, why: &str) {
-        self.say(&Line::Replace { worker, why: why.to_owned() });
+    fn replace(&self, worker: WorkerId, pid: u32, why: &str) {
+        self.say(&Line::Replace { worker, pid, why: why.to_owned() });
     }
 }
 
@@ -77,7 +77,7 @@ pub(super) struct Heard {
     /// When the coordinator said anything last.
     pub last: watch::Receiver<Instant>,
     /// Workers to replace, and why.
-    pub replace: mpsc::Receiver<(WorkerId, String)>,
+    pub replace: mpsc::Receiver<(WorkerId, u32, String)>,
 }
 
 /// Passes the coordinator's news on, from whichever incarnation they come.
@@ -92,9 +92,9 @@ pub(super) fn listen(pipe: PipeReader, progress: Arc<dyn ProgressSink>) -> std::
             spoke.send_replace(Instant::now());
             match line {
                 Line::News(news) => progress.emit(news),
-                Line::Replace { worker, why } => {
+                Line::Replace { worker, pid, why } => {
                     // Full, or nobody is supervised any more.
-                    let _ = order.try_send((worker, why));
+                    let _ = order.try_send((worker, pid, why));
                 }
                 Line::Alive => {}
             }
@@ -178,9 +178,9 @@ mod tests {
         let news = Arc::new(Counting(Mutex::default()));
         let mut heard = listen(reader, news.clone()).unwrap();
         teller.emit(Progress::Notice("hello".into()));
-        teller.replace(WorkerId { role: Role::Rollout, index: 2 }, "it hangs");
+        teller.replace(WorkerId { role: Role::Rollout, index: 2 }, 7, "it hangs");
         let order = heard.replace.blocking_recv().unwrap();
-        assert_eq!(order, (WorkerId { role: Role::Rollout, index: 2 }, "it hangs".to_owned()));
+        assert_eq!(order, (WorkerId { role: Role::Rollout, index: 2 }, 7, "it hangs".to_owned()));
         assert_eq!(*news.0.lock().unwrap(), [Progress::Notice("hello".into())]);
     }
 }

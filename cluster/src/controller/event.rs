@@ -451,11 +451,13 @@ pub enum Command {
         /// The place.
         place: String,
     },
-    /// A worker is hung: end its connection and have its process replaced.
+    /// A worker is hung: end its connection, where it has one, and have its process replaced.
     Replace {
         /// Who.
         worker: WorkerId,
-        /// Its connection.
+        /// Its process; a successor of it is left alone.
+        pid: u32,
+        /// Its connection, the last one where it has none.
         conn: ConnId,
         /// Why.
         why: String,

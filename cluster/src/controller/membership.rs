@@ -2,14 +2,15 @@
 //!
 //! Invariants
 //! - **M1** one connection a worker: a newer one ends the older, whose events are then ignored.
-//! - **M2** a worker that is silent for `silence`, or has work and stands still for `stall`, is replaced.
+//! - **M2** a worker that is silent for `silence`, or has work and stands still for `stall`, is replaced; so is one whose
+//!   connection has ended and that has not come back for `silence`, if its process is still the same: it was stopped.
 //! - **M3** losses and replacements of a worker are bounded: [`MAX_LOSSES`] at its work, [`MAX_REPLACEMENTS`] of them by
 //!   this coordinator, with nothing done in between, end the run.
 use super::event::{Command, ConnId, Work};
 use super::plan::Deadlines;
 use cohort_protocol::{PolicyVersion, Role, WorkerId};
 use std::collections::{BTreeMap, BTreeSet};
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 /// Losses in a row after which the run stops: a group, or a request, that kills whoever takes it must not do so for ever,
 /// and thirty in a row are no accident.
@@ -72,12 +73,15 @@ impl Member {
 pub struct Membership {
     members: BTreeMap<ConnId, Member>,
     setbacks: BTreeMap<WorkerId, Setbacks>,
+    /// Whose connection has ended: when, which, and whose process it was.
+    absent: BTreeMap<WorkerId, (Instant, ConnId, u32)>,
 }
 
 impl Membership {
     /// Takes a worker in. Returns the connection it replaces, whose work is lost.
     pub fn join(&mut self, now: Instant, conn: ConnId, worker: WorkerId, incarnation: u32, pid: u32) -> Option<ConnId> {
         let older = self.of(worker).map(|(conn, _)| conn);
+        self.absent.remove(&worker);
         let member = Member {
             worker,
             incarnation,
@@ -98,8 +102,25 @@ impl Membership {
     }
 
     /// Lets a worker go.
-    pub fn leave(&mut self, conn: ConnId) -> Option<Member> {
-        self.members.remove(&conn)
+    pub fn leave(&mut self, now: Instant, conn: ConnId) -> Option<Member> {
+        let member = self.members.remove(&conn)?;
+        if self.of(member.worker).is_none() {
+            self.absent.insert(member.worker, (now, conn, member.pid));
+        }
+        Some(member)
+    }
+
+    /// Orders, once each, the replacement of everyone who has not come back.
+    pub fn miss(&mut self, now: Instant, silence: Duration, out: &mut Vec<Command>) {
+        self.absent.retain(|&worker, &mut (since, conn, pid)| {
+            let away = now.saturating_duration_since(since);
+            if away > silence {
+                let why =
+                    format!("{worker} has not come back for {:.1} s (limit {:.1} s)", away.as_secs_f64(), silence.as_secs_f64());
+                out.push(Command::Replace { worker, pid, conn, why });
+            }
+            away <= silence
+        });
     }
 
     /// By connection.
@@ -214,7 +235,7 @@ impl Membership {
             } else {
                 continue;
             };
-            out.push(Command::Replace { worker: member.worker, conn, why });
+            out.push(Command::Replace { worker: member.worker, pid: member.pid, conn, why });
         }
     }
 }

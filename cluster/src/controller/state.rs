@@ -120,7 +120,7 @@ impl ControllerState {
         self.idleness.pass(now, self.learner.busy.is_some(), working, self.plan.rollout_workers);
         match event {
             Event::Connected { conn, worker, incarnation, pid } => self.on_connected(now, conn, worker, incarnation, pid, out),
-            Event::Disconnected { conn, why } => self.on_disconnected(conn, &why, out),
+            Event::Disconnected { conn, why } => self.on_disconnected(now, conn, &why, out),
             Event::Beat { conn, progress } => self.members.beat(now, conn, progress),
             Event::RolloutReady { conn, version, capacity } => self.on_rollout_ready(now, conn, version, capacity, out),
             Event::SwapFailed { conn, version, error } => self.on_swap_failed(now, conn, version, &error, out),
@@ -307,7 +307,7 @@ impl ControllerState {
 
     fn on_connected(&mut self, now: Instant, conn: ConnId, worker: WorkerId, incarnation: u32, pid: u32, out: &mut Vec<Command>) {
         if let Some(older) = self.members.join(now, conn, worker, incarnation, pid) {
-            self.on_disconnected(older, "it connected again", out);
+            self.on_disconnected(now, older, "it connected again", out);
         }
         if worker.is_lead() {
             self.learner.conn = Some(conn);
@@ -317,9 +317,9 @@ impl ControllerState {
         }
     }
 
-    fn on_disconnected(&mut self, conn: ConnId, why: &str, out: &mut Vec<Command>) {
+    fn on_disconnected(&mut self, now: Instant, conn: ConnId, why: &str, out: &mut Vec<Command>) {
         let needed = self.members.get(conn).is_some_and(|m| self.is_working(conn, m));
-        let Some(Member { worker, load, .. }) = self.members.leave(conn) else { return };
+        let Some(Member { worker, load, .. }) = self.members.leave(now, conn) else { return };
         out.push(Command::Notice(match load.len() {
             0 => format!("{worker} is gone: {why}"),
             n => format!("{worker} is gone: {why}; {n} groups are given to others"),
@@ -380,17 +380,18 @@ impl ControllerState {
         let replaced: Vec<(ConnId, WorkerId, String)> = out
             .iter()
             .filter_map(|c| match c {
-                Command::Replace { conn, worker, why } => Some((*conn, *worker, why.clone())),
+                Command::Replace { conn, worker, why, .. } => Some((*conn, *worker, why.clone())),
                 _ => None,
             })
             .collect();
+        self.members.miss(now, self.plan.deadlines.silence, out);
         for (conn, worker, why) in replaced {
             // One that is idle holds nobody up; one that never got ready does.
             let needed = self.members.get(conn).is_some_and(|m| match worker.role {
                 Role::Learner => !self.learner.reported || self.is_working(conn, m),
                 _ => m.capacity == 0 || self.is_working(conn, m),
             });
-            self.on_disconnected(conn, &why, out);
+            self.on_disconnected(now, conn, &why, out);
             if needed && let Some(error) = self.members.count_replacement(worker, &why) {
                 self.fail(error, out);
             }

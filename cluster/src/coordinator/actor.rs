@@ -265,12 +265,12 @@ impl Core {
                 self.to_learner(conn, CoordinatorToLearner::Checkpoint(CheckpointRequest { epoch, version, cursor_json }));
             }
             Command::Meet { conn, place } => self.to_learner(conn, CoordinatorToLearner::Meet(place)),
-            Command::Replace { worker, conn, why } => {
+            Command::Replace { worker, pid, conn, why } => {
                 tracing::warn!(target: "cohort::coordinator", %worker, why, "replacing");
                 if let Some((_, outbox)) = self.conns.remove(&conn) {
                     outbox.close(&why);
                 }
-                self.args.replacer.replace(worker, &why);
+                self.args.replacer.replace(worker, pid, &why);
             }
             Command::Phase(phase) => self.phase(phase),
             Command::Committed(step) => self.committed(step).await,

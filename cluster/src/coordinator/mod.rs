@@ -58,7 +58,7 @@ pub trait GroupSource: Send + Sync {
 /// Whoever can replace a worker that is connected and does not move.
 pub trait Replacer: Send + Sync {
     /// Kills the worker's process; its supervisor starts another. Must not block.
-    fn replace(&self, worker: WorkerId, why: &str);
+    fn replace(&self, worker: WorkerId, pid: u32, why: &str);
 }
 
 /// What a coordinator is started with.

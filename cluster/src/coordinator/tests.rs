@@ -37,7 +37,7 @@ impl GroupSource for Rows {
 struct Nobody;
 
 impl Replacer for Nobody {
-    fn replace(&self, _: WorkerId, _: &str) {}
+    fn replace(&self, _: WorkerId, _: u32, _: &str) {}
 }
 
 fn plan() -> Plan {

@@ -213,7 +213,7 @@ impl Watch {
 }
 
 impl Replacer for Watch {
-    fn replace(&self, worker: WorkerId, why: &str) {
+    fn replace(&self, worker: WorkerId, _: u32, why: &str) {
         let given_up = self.hangs.lock().unwrap_or_else(PoisonError::into_inner).given_up(Instant::now(), worker, why);
         if let Some(why) = given_up {
             self.end(worker, why);

@@ -20,19 +20,21 @@ fn group(world: usize, patience: Duration, shared: bool) -> Group {
     let runtime = Runtime::new().unwrap();
     let (ranks, connections) = runtime.block_on(async {
         let (mut at_lead, mut followers, mut connections) = (Vec::new(), Vec::new(), Vec::new());
+        // One pulse a rank: that the lead waits for one follower is seen by all of them.
+        let lead = Pulse::default();
         for rank in 1..world {
             let (listener, dialer) = inproc::pair("lead");
             let (theirs, ours) = tokio::join!(dialer.connect(), listener.accept());
             let (theirs, ours) = (theirs.unwrap(), ours.unwrap());
             connections.push(theirs.clone());
-            let peer = |name: String, connection, leads, memory: Option<Exchange>| Peer {
-                line: Arc::new(Line::open(name, connection, &Pulse::default(), patience, leads)),
+            let peer = |name: String, connection, pulse: &Pulse, leads, memory: Option<Exchange>| Peer {
+                line: Arc::new(Line::open(name, connection, pulse, patience, leads)),
                 memory: memory.map(Arc::new),
             };
             let memory = shared.then(|| Exchange::create().unwrap());
             let opened = memory.as_ref().map(|memory| Exchange::open(&memory.offer().unwrap()).unwrap());
-            at_lead.push(peer(format!("learner-{rank}"), ours, true, memory));
-            followers.push(Stream::follower(peer("learner-0".into(), theirs, false, opened), rank, world));
+            at_lead.push(peer(format!("learner-{rank}"), ours, &lead, true, memory));
+            followers.push(Stream::follower(peer("learner-0".into(), theirs, &Pulse::default(), false, opened), rank, world));
         }
         let mut ranks = vec![Stream::lead(at_lead)];
         ranks.extend(followers);

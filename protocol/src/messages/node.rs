@@ -117,6 +117,8 @@ pub struct Certificate {
 pub struct Replace {
     /// Which.
     pub worker: WorkerId,
+    /// Its process; a successor of it is left alone.
+    pub pid: u32,
     /// How that showed.
     pub why: String,
 }

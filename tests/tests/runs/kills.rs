@@ -82,6 +82,26 @@ fn a_coordinator_that_stands_still_is_replaced() -> Result<()> {
     bench.balanced("stopped", CONSUMED)
 }
 
+/// A stopped process keeps its place and says nothing: its connection ends, it does not come back, it is replaced.
+#[test]
+fn workers_that_stand_still_are_replaced() -> Result<()> {
+    let (_folder, bench) = bench()?;
+    let reference = finish(&mut bench.launch("calm", &["--steps", MANY_STEPS]))?.weights()?;
+    let mut run = start(&mut bench.launch("stopped", &["--processes", "--steps", MANY_STEPS]))?;
+    for actor in ["learner-0", "rollout-0", "reward-0"] {
+        let pid = under_way(&bench, &mut run, "stopped", actor)?;
+        signal(pid.expect("the run goes on"), "STOP")?;
+        until("its successor", PATIENCE, || {
+            let now = bench.process_of("stopped", actor)?;
+            Ok((run.has_ended()? || now.is_some() && now != pid).then_some(()))
+        })?;
+    }
+    let ended = wait(run, PATIENCE)?;
+    assert_eq!(ended.weights()?, reference);
+    ensure!(ended.number("restarts")? >= 3, "{:?}", ended.report);
+    bench.balanced("stopped", MANY_CONSUMED)
+}
+
 #[test]
 fn a_learner_rank_that_stands_still_holds_nobody_up() -> Result<()> {
     let (_folder, bench) = bench()?;

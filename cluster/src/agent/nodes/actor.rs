@@ -58,7 +58,7 @@ pub(crate) struct Hosts {
     /// Rollout workers of the run, all hosts together.
     pub(crate) rollouts: watch::Receiver<u16>,
     /// Workers of the head node to kill, and why.
-    pub(crate) kills: mpsc::Receiver<(WorkerId, String)>,
+    pub(crate) kills: mpsc::Receiver<(WorkerId, u32, String)>,
 }
 
 /// For whoever asks the task for something.
@@ -102,9 +102,9 @@ impl Hosts {
     }
 
     /// A worker hangs, wherever it is.
-    pub(crate) async fn hangs(&self, worker: WorkerId, why: String) {
+    pub(crate) async fn hangs(&self, worker: WorkerId, pid: u32, why: String) {
         // The task ends with its last handle, which is here.
-        let _ = self.inbox.send(Input::Event(Event::Hangs { worker, why })).await;
+        let _ = self.inbox.send(Input::Event(Event::Hangs { worker, pid, why })).await;
     }
 
     /// The run is over: hosts stop their workers and leave.
@@ -162,7 +162,7 @@ struct Told {
     here: watch::Sender<Vec<WorkerId>>,
     elsewhere: watch::Sender<Vec<Elsewhere>>,
     rollouts: watch::Sender<u16>,
-    kill: mpsc::Sender<(WorkerId, String)>,
+    kill: mpsc::Sender<(WorkerId, u32, String)>,
 }
 
 struct Task {
@@ -254,9 +254,9 @@ impl Task {
                     Ok(der) => self.later(Event::Certified { host, worker, der }),
                     Err(error) => self.notice(format!("node-{host} gets no certificate for {worker}: {error}")),
                 },
-                Command::Kill { worker, why } => {
+                Command::Kill { worker, pid, why } => {
                     // Full: it has been said before.
-                    let _ = self.told.kill.try_send((worker, why));
+                    let _ = self.told.kill.try_send((worker, pid, why));
                 }
                 Command::Notice(text) => self.notice(text),
             }

@@ -38,7 +38,7 @@ pub(crate) enum Event {
     /// A certificate was made.
     Certified { host: Host, worker: WorkerId, der: Vec<u8> },
     /// The coordinator says that a worker hangs.
-    Hangs { worker: WorkerId, why: String },
+    Hangs { worker: WorkerId, pid: u32, why: String },
     /// Time has passed.
     Tick,
 }
@@ -57,7 +57,7 @@ pub(crate) enum Command {
     /// Make a certificate.
     Certify { host: Host, worker: WorkerId, public_key: Vec<u8> },
     /// Kill a worker of this host.
-    Kill { worker: WorkerId, why: String },
+    Kill { worker: WorkerId, pid: u32, why: String },
     /// Worth a line to people.
     Notice(String),
 }
@@ -157,10 +157,10 @@ impl HostsState {
             Event::Certified { host, worker, der } => {
                 self.tell(host, HeadToNode::Certificate(Certificate { worker, der }), out);
             }
-            Event::Hangs { worker, why } => match self.placement.of(worker) {
-                Some(host) if host != HEAD => self.tell(host, HeadToNode::Replace(Replace { worker, why }), out),
+            Event::Hangs { worker, pid, why } => match self.placement.of(worker) {
+                Some(host) if host != HEAD => self.tell(host, HeadToNode::Replace(Replace { worker, pid, why }), out),
                 // The learner and the coordinator are placed by nobody: they are here.
-                _ => out.push(Command::Kill { worker, why }),
+                _ => out.push(Command::Kill { worker, pid, why }),
             },
             Event::Tick => {
                 let late = |m: &Member| m.lost.is_some_and(|at| now.saturating_duration_since(at) > GRACE);
@@ -480,7 +480,7 @@ mod tests {
     fn whoever_hangs_is_killed_where_it_runs() {
         let (mut world, _) = World::new();
         let (conn, _) = world.join(1, 1);
-        let hangs = |worker| Event::Hangs { worker, why: "it stands still".into() };
+        let hangs = |worker| Event::Hangs { worker, pid: 7, why: "it stands still".into() };
         assert!(matches!(world.at(0, hangs(rollout(1)))[..], [Command::Tell { conn: to, .. }] if to == conn));
         for here in [rollout(0), WorkerId { role: Role::Learner, index: 0 }] {
             assert!(matches!(world.at(0, hangs(here))[..], [Command::Kill { .. }]));
