@@ -64,7 +64,7 @@ impl Exchange {
         (mark == offer.mark).then_some(Self { file, mark, own: HEADER + RING, other: HEADER })
     }
 
-    /// Puts piece `index` of an operation, at most [`PIECE`] values, where the other end finds it.
+    /// Puts piece `index` of an operation, at most `PIECE` values, where the other end finds it.
     pub fn put(&self, index: usize, values: &[f32]) -> io::Result<()> {
         let bytes: Vec<u8> = values.iter().flat_map(|value| value.to_le_bytes()).collect();
         self.file.write_all_at(&bytes, self.own + place(index))
