@@ -5,7 +5,7 @@
 //!   sends of a version does not grow with the number of hosts.
 //! - **S2** every host that wants a version gets all of its chunks, as long as the head node can be reached: a source that
 //!   fails for a chunk is not asked for it again by that host, and the head node is the last source of all.
-//! - **S3** at most [`WINDOW`] chunks are under way to a host, and at most [`UPLOADS`] from one.
+//! - **S3** at most `WINDOW` chunks are under way to a host, and at most `UPLOADS` from one.
 use cohort_protocol::PolicyVersion;
 use std::collections::{BTreeMap, BTreeSet};
 

@@ -1,6 +1,6 @@
 //! Takes chunks from other hosts: one connection a source, many chunks under way on each.
 //!
-//! Invariant **T1**: every request is answered, by bytes or by why not, within [`PATIENCE`] of its last sign of life.
+//! Invariant **T1**: every request is answered, by bytes or by why not, within `PATIENCE` of its last sign of life.
 use super::manifest;
 use super::store::Place;
 use cohort_actors::certs::Identity;
