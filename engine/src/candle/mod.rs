@@ -3,7 +3,7 @@
 //! Invariants (beyond **B3** of [`Backend`]; **B1** is the native engine's alone: here bits depend on the batch)
 //! - **C1** every operation between a parameter and a log-prob has a gradient. candle's fused `rms_norm`, `softmax_last_dim`
 //!   and `rope` have none and give no error, so they are not used; a test asks for a gradient of every parameter.
-//!   The parts of a block exist in two [forms](form): candle's primitives, which the CPU runs, and our CUDA kernels.
+//!   The parts of a block exist in two forms (`form`): candle's primitives, which the CPU runs, and our CUDA kernels.
 //! - **C2** equal calls in equal order give equal bits on one device.
 //! - **C3** logits of a training pass are never kept: the way back computes them again, a chunk of targets at a time.
 //!
