@@ -15,17 +15,18 @@ use super::children::{self, Children};
 use super::doors::node_terms;
 use super::handover;
 use super::head::HEAD;
+use super::join_error::{JoinError, system};
 use super::membership::Membership;
 use super::nodes::tokens::Token;
 use super::weights::gate::{self, Call};
 use super::weights::{holder, shelf::Shelf, store::Store, taker::Taker};
 use crate::http::{self, HttpOptions, Pulse};
-use crate::ledger::{LedgerError, RunLock, RunPaths};
-use cohort_actors::certs::{CertError, Identity, SigningKey};
+use crate::ledger::{RunLock, RunPaths};
+use cohort_actors::certs::{Identity, SigningKey};
 use cohort_actors::supervision::process::ProcessSupervisor;
-use cohort_actors::transport::quic::{QuicDialer, QuicError, QuicListener, QuicOptions};
+use cohort_actors::transport::quic::{QuicDialer, QuicListener, QuicOptions};
 use cohort_actors::{ChildId, Dialer, Escalation, LinkError, LinkOptions, LinkSender, Shutdown, SupervisionPolicy, WorkerLink};
-use cohort_engine::{RingError, SharedRing};
+use cohort_engine::SharedRing;
 use cohort_protocol::messages::handshake::Hello;
 use cohort_protocol::messages::node::{
     CertificateRequest, ChunkFailed, ChunkName, FetchChunk, HeadToNode, NodeReady, NodeToHead, RunFacts,
@@ -40,7 +41,6 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
-use thiserror::Error;
 use tokio::sync::mpsc;
 use tokio::task::JoinHandle;
 
@@ -64,60 +64,6 @@ pub struct JoinOptions {
     pub host: String,
     /// Where health and metrics are served.
     pub(crate) http: Option<HttpOptions>,
-}
-
-/// Why a host left early or never joined.
-#[derive(Debug, Error)]
-pub enum JoinError {
-    /// The directory knows no run, and there is no token.
-    #[error("{} has joined no run yet: get a token by `cluster token RUN` on the head node and name it by --token-file", dir.display())]
-    NoToken {
-        /// The host's directory.
-        dir: PathBuf,
-    },
-    /// The token file.
-    #[error("the token: {0}")]
-    Token(String),
-    /// The directory belongs to another run.
-    #[error("{} has joined run {joined:016x}, the token is of run {token:016x}; name another directory by --dir", dir.display())]
-    OtherRun {
-        /// The host's directory.
-        dir: PathBuf,
-        /// The run there.
-        joined: u64,
-        /// The run of the token.
-        token: u64,
-    },
-    /// The head node.
-    #[error(transparent)]
-    Link(#[from] LinkError),
-    /// Certificates.
-    #[error(transparent)]
-    Certificates(#[from] CertError),
-    /// A port.
-    #[error(transparent)]
-    Listen(#[from] QuicError),
-    /// The weight ring.
-    #[error(transparent)]
-    Ring(#[from] RingError),
-    /// The directory is in use.
-    #[error(transparent)]
-    Directory(#[from] LedgerError),
-    /// A worker failed too often, or cannot run here.
-    #[error("this host gives up: {0}")]
-    GaveUp(Escalation),
-    /// The system refused something.
-    #[error("cannot {what}: {source}")]
-    System {
-        /// What was tried.
-        what: &'static str,
-        /// Why not.
-        source: std::io::Error,
-    },
-}
-
-pub(super) fn system(what: &'static str) -> impl Fn(std::io::Error) -> JoinError {
-    move |source| JoinError::System { what, source }
 }
 
 /// Joins and stays until the run is over (`Ok`), `shutdown`, or a failure.

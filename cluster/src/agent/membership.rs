@@ -1,7 +1,8 @@
 //! How a host gets its place and keeps it: a token is shown once, for a certificate (J1 of `join`).
 use super::children;
 use super::head::HEAD;
-use super::join::{JoinError, JoinOptions, system};
+use super::join::JoinOptions;
+use super::join_error::{JoinError, system};
 use crate::ledger::RunPaths;
 use crate::ledger::place::write_atomically;
 use cohort_actors::certs::{Identity, SigningKey};

@@ -31,6 +31,7 @@ mod doors;
 mod handover;
 mod head;
 mod join;
+mod join_error;
 mod launcher;
 mod meeting;
 mod membership;
@@ -43,7 +44,8 @@ mod worker;
 
 pub(crate) use children::ChildReport;
 pub use head::run;
-pub use join::{JoinError, JoinOptions, default_dir, run as join};
+pub use join::{JoinOptions, default_dir, run as join};
+pub use join_error::JoinError;
 pub(crate) use nodes::tokens::Token;
 pub use worker::{WorkerOptions, run as run_worker};
 

@@ -1,7 +1,7 @@
 //! What the run does next. Pure: `state` takes events and gives commands, so that the whole of it runs in a simulation
 //! with seeds; the coordinator moves messages and bytes around it.
 //!
-//! Files, one idea each: `plan` what is wanted; `event` vocabulary; `state` the loop; `wave` groups under way;
+//! Files, one idea each: `plan` what is wanted; `event` vocabulary; `state` the loop; `wave` groups under way, `waves` one after the other;
 //! `membership` who is there; `weights` who has which; `leases` who generates; `scoring` who scores; `steps` what the learner does;
 //! `stream` how an asynchronous run takes groups; `evaluation` held-out rounds; `ring` weight slots; `staleness` how old data
 //! may be; `accounts` what is counted for reports.
@@ -19,6 +19,7 @@ pub mod state;
 pub mod steps;
 pub mod stream;
 pub mod wave;
+mod waves;
 pub mod weights;
 
 pub use event::{Command, ConnId, DeliveryId, Event, Fact, Outcome, RecordId, ScoresSummary, TrajectoriesSummary, Work};

@@ -62,11 +62,11 @@ pub struct ControllerState {
     pub(super) accounts: Accounts,
     idleness: Idleness,
     pub(super) outcome: Option<Outcome>,
-    open: BTreeMap<GroupId, PastGroup>,
-    next_group: u64,
-    next_cursor: u64,
+    pub(super) open: BTreeMap<GroupId, PastGroup>,
+    pub(super) next_group: u64,
+    pub(super) next_cursor: u64,
     next_record: u64,
-    draining: bool,
+    pub(super) draining: bool,
     pub(super) paused: bool,
     phase: Option<RunPhase>,
 }
@@ -416,96 +416,4 @@ impl ControllerState {
             out.push(Command::Phase(phase));
         }
     }
-
-    fn advance_wave(&mut self, out: &mut Vec<Command>) {
-        if self.draining || self.committing.is_some() {
-            return;
-        }
-        if self.plan.is_asynchronous() {
-            return self.advance_stream(out);
-        }
-        if self.wave.is_none() {
-            let rounds = self.rounds_due();
-            let next = StepId(self.version().0 + 1);
-            if !rounds.is_empty() {
-                self.wave = Some(Self::evaluation_wave(rounds));
-            } else if self.version().0 < self.plan.steps && !self.intents.contains_key(&next) {
-                self.wave = Some(Wave::new(WaveKind::Training(next)));
-            }
-        }
-        let kind = match &self.wave {
-            Some(wave) if !wave.closing => wave.kind.clone(),
-            _ => return,
-        };
-        match kind {
-            WaveKind::Evaluation(rounds) => {
-                if self.wave.as_ref().is_some_and(|w| w.is_complete() || w.groups.is_empty()) {
-                    self.close_evaluation(&rounds, out);
-                }
-            }
-            WaveKind::Stream(_) => {}
-            WaveKind::Training(step) => {
-                self.fill_training_wave();
-                if self.wave.as_ref().is_some_and(Wave::is_complete) {
-                    self.close_training_wave(step, out);
-                }
-            }
-        }
-    }
-
-    /// Tops the wave up: first groups left in flight by an earlier incarnation, then new ones.
-    fn fill_training_wave(&mut self) {
-        while self.wave.as_ref().is_some_and(|wave| wave.groups.len() < self.plan.groups_per_step as usize) {
-            let (id, group) = self.next_training_group();
-            if let Some(wave) = &mut self.wave {
-                wave.groups.insert(Work::train(id), group);
-            }
-        }
-    }
-
-    /// One left in flight by an earlier incarnation, or a new one.
-    pub(super) fn next_training_group(&mut self) -> (GroupId, Group) {
-        if let Some((id, past)) = self.open.pop_first() {
-            return (id, resumed(past, self.plan.group_size));
-        }
-        let new = (GroupId(self.take_group_number()), Group::new(self.next_cursor, self.plan.group_size));
-        self.next_cursor += 1;
-        new
-    }
-
-    /// Whether groups of an earlier incarnation wait to be taken up.
-    pub(super) fn has_open_groups(&self) -> bool {
-        !self.open.is_empty()
-    }
-
-    /// A number that no group has had.
-    pub(super) fn take_group_number(&mut self) -> u64 {
-        self.next_group += 1;
-        self.next_group - 1
-    }
-
-    fn close_training_wave(&mut self, step: StepId, out: &mut Vec<Command>) {
-        let Some(wave) = &mut self.wave else { return };
-        wave.closing = true;
-        let mut intent = StepIntent { step, base: PolicyVersion(step.0 - 1), groups: Vec::new(), digests: Vec::new() };
-        for (work, group) in &wave.groups {
-            if let Scoring::Done(scores) = &group.scoring {
-                intent.groups.push(work.group);
-                intent.digests.push(scores.digest.clone());
-            }
-        }
-        self.record(vec![Fact::Intent(intent.clone())], Then::Intent(intent), out);
-    }
-}
-
-/// A group as an earlier incarnation left it.
-fn resumed(past: PastGroup, samples: u16) -> Group {
-    let mut group = Group { opened: true, lease_attempt: past.attempt, ..Group::new(past.cursor, samples) };
-    if let Some((digest, _)) = past.trajectories {
-        group.generation = Generation::Done(TrajectoriesSummary { digest, samples, versions: past.versions });
-        if let Some((digest, _)) = past.scores {
-            group.scoring = Scoring::Done(ScoresSummary { digest, scores: Vec::new(), parts: Vec::new(), failure: None });
-        }
-    }
-    group
 }
