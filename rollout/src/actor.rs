@@ -8,11 +8,12 @@ use crate::RolloutError;
 use crate::episode::Stage;
 use crate::scene::TokenHook;
 use crate::state::{Command, Event, Failure, LeaseKey, RolloutState};
+use crate::tape::Tapes;
 use cohort_actors::crash::{MID_DECODE, TRAJECTORY_SENT, crash_point};
 use cohort_actors::{LinkError, LinkSender};
 use cohort_engine::WeightRing;
-use cohort_protocol::messages::rollout::{RolloutToCoordinator, WeightsReady};
-use cohort_protocol::{GroupLease, SampleIx, Trajectory, TrajectoryBatch};
+use cohort_protocol::messages::rollout::{PartialGroup, RolloutToCoordinator, WeightsReady};
+use cohort_protocol::{GroupLease, SampleIx, Trajectory, TrajectoryBatch, TurnPart};
 use ractor::{Actor, ActorProcessingErr, ActorRef};
 use std::collections::HashMap;
 use std::sync::Arc;
@@ -20,6 +21,8 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::Duration;
 use tokio::task::{AbortHandle, JoinSet};
 
+/// Tokens of one message about a group that is not complete, at most; past it another message begins.
+const TOKENS_A_MESSAGE: usize = 64 * 1024;
 /// How often a worker shows that it lives.
 const BEAT: Duration = Duration::from_secs(1);
 
@@ -52,10 +55,17 @@ pub struct RolloutActorState {
     stage: Stage,
     ring: Arc<dyn WeightRing>,
     sender: LinkSender<RolloutToCoordinator>,
-    generating: HashMap<LeaseKey, AbortHandle>,
+    generating: HashMap<LeaseKey, Generating>,
     tasks: JoinSet<()>,
     delay: Duration,
     tokens: Arc<AtomicU64>,
+}
+
+/// A lease in work.
+struct Generating {
+    task: AbortHandle,
+    /// Where its episodes can be played again.
+    tapes: Option<Arc<Tapes>>,
 }
 
 /// See the module.
@@ -116,10 +126,16 @@ impl RolloutActorState {
     async fn carry_out(&mut self, me: &ActorRef<RolloutMsg>, command: Command) {
         match command {
             Command::Swap(weights) => self.swap(me.clone(), weights),
-            Command::Generate(lease) => self.generate(me.clone(), *lease),
+            Command::Generate(lease, parts) => self.generate(me.clone(), *lease, parts),
+            Command::HandIn(keys) => {
+                for key in keys {
+                    self.hand_in(key).await;
+                }
+            }
+            Command::Rewind(keys) => self.tapes(&keys).for_each(Tapes::rewind),
             Command::Abort(key) => {
-                if let Some(task) = self.generating.remove(&key) {
-                    task.abort();
+                if let Some(generating) = self.generating.remove(&key) {
+                    generating.task.abort();
                 }
             }
             Command::Ready(ready) => self.say(RolloutToCoordinator::Ready(ready)).await,
@@ -154,18 +170,39 @@ impl RolloutActorState {
         });
     }
 
-    fn generate(&mut self, me: ActorRef<RolloutMsg>, lease: GroupLease) {
+    fn tapes<'a>(&'a self, keys: &'a [LeaseKey]) -> impl Iterator<Item = &'a Tapes> {
+        keys.iter().filter_map(|key| self.generating.get(key)?.tapes.as_deref())
+    }
+
+    /// Tells the coordinator what a lease has got further.
+    async fn hand_in(&self, key: LeaseKey) {
+        let parts: Vec<TurnPart> = self.tapes(&[key]).flat_map(Tapes::hand_in).collect();
+        let LeaseKey { epoch, purpose, group, attempt } = key;
+        let mut rest = parts.into_iter().peekable();
+        while rest.peek().is_some() {
+            let (mut parts, mut tokens) = (Vec::new(), 0);
+            while let Some(part) = rest.next_if(|part| tokens == 0 || tokens + part.len() <= TOKENS_A_MESSAGE) {
+                tokens += part.len();
+                parts.push(part);
+            }
+            self.say(RolloutToCoordinator::Partial(PartialGroup { epoch, purpose, group, attempt, parts })).await;
+        }
+    }
+
+    fn generate(&mut self, me: ActorRef<RolloutMsg>, lease: GroupLease, parts: Vec<TurnPart>) {
         let key = LeaseKey::of(&lease);
         let (stage, tokens, delay) = (self.stage.clone(), self.tokens.clone(), self.delay);
+        let tapes = stage.replays().then(|| Arc::new(Tapes::new(lease.samples, parts)));
+        let taped = tapes.clone();
         let task = self.tasks.spawn(async move {
-            let result = generate_group(&stage, Arc::new(lease), tokens).await;
+            let result = generate_group(&stage, Arc::new(lease), tokens, taped).await;
             if !delay.is_zero() {
                 tokio::time::sleep(delay).await;
             }
             let result = result.map_err(|e| Failure { retryable: e.is_retryable(), error: e.to_string() });
             report(&me, Event::Generated(key, result));
         });
-        self.generating.insert(key, task);
+        self.generating.insert(key, Generating { task, tapes });
     }
 
     fn send(&mut self, me: ActorRef<RolloutMsg>, batch: TrajectoryBatch) {
@@ -202,6 +239,7 @@ pub(crate) async fn generate_group(
     stage: &Stage,
     lease: Arc<GroupLease>,
     tokens: Arc<AtomicU64>,
+    tapes: Option<Arc<Tapes>>,
 ) -> Result<Vec<Trajectory>, RolloutError> {
     let decoded = Arc::new(AtomicBool::new(false));
     let hook: TokenHook = Arc::new(move || {
@@ -212,8 +250,8 @@ pub(crate) async fn generate_group(
     });
     let mut samples = JoinSet::new();
     for sample in 0..lease.samples {
-        let (stage, lease, hook) = (stage.clone(), lease.clone(), hook.clone());
-        samples.spawn(async move { stage.run(&lease, SampleIx(sample), Some(hook)).await });
+        let (stage, lease, hook, tapes) = (stage.clone(), lease.clone(), hook.clone(), tapes.clone());
+        samples.spawn(async move { stage.run_taped(&lease, SampleIx(sample), Some(hook), tapes).await });
     }
     let mut done = Vec::with_capacity(samples.len());
     while let Some(sample) = samples.join_next().await {

@@ -6,9 +6,16 @@
 //! - **W3** a lease is taken only for the weights in the engine, or where it follows newer ones ([`GroupLease::follows`]) for any
 //!   that are no older than it says, in the middle of a swap too; any other is refused as retryable.
 //! - **W4** at most `capacity` leases run; one more is refused as retryable.
+//! - **W5** what running leases have is handed in every [`HAND_IN_TICKS`], to a coordinator that knows what to do with it.
 use cohort_protocol::messages::rollout::{CancelLease, LeaseFailed, Ready, RolloutBeat, SwapFailed, WeightsReady};
-use cohort_protocol::{AttemptId, Epoch, GroupId, GroupLease, LeasePurpose, PolicyVersion, Trajectory, TrajectoryBatch};
+use cohort_protocol::version::PARTIAL_GROUPS;
+use cohort_protocol::{
+    AttemptId, Epoch, GroupId, GroupLease, LeasePurpose, PolicyVersion, Trajectory, TrajectoryBatch, TurnPart,
+};
 use std::collections::BTreeSet;
+
+/// Seconds between two looks at what running leases have.
+const HAND_IN_TICKS: u32 = 2;
 
 /// One attempt at one group.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -43,14 +50,14 @@ pub struct Failure {
 /// Something happened.
 #[derive(Debug)]
 pub enum Event {
-    /// A session with the coordinator began, the first or another.
-    Connected(Epoch),
+    /// A session with the coordinator began, the first or another, in this protocol version.
+    Connected(Epoch, u16),
     /// New weights are in the ring.
     Weights(WeightsReady),
     /// A swap ended; `Err` where the engine still holds what it held.
     Swapped(PolicyVersion, Result<(), String>),
-    /// A lease came.
-    Leased(Box<GroupLease>),
+    /// A lease came, with what others had of its group.
+    Leased(Box<GroupLease>, Vec<TurnPart>),
     /// A lease's samples are complete, in order, or will not be.
     Generated(LeaseKey, Result<Vec<Trajectory>, Failure>),
     /// A batch could not be delivered though the epoch is the same.
@@ -68,8 +75,12 @@ pub enum Event {
 pub enum Command {
     /// Move the engine to these weights and report `Swapped`.
     Swap(WeightsReady),
-    /// Generate a lease's samples and report `Generated`.
-    Generate(Box<GroupLease>),
+    /// Generate a lease's samples, going on from these parts, and report `Generated`.
+    Generate(Box<GroupLease>, Vec<TurnPart>),
+    /// Hand in what these leases have that was not handed in.
+    HandIn(Vec<LeaseKey>),
+    /// What was handed in of these leases may be lost: begin anew.
+    Rewind(Vec<LeaseKey>),
     /// Stop generating; nothing is to be reported.
     Abort(LeaseKey),
     /// Control message.
@@ -91,6 +102,8 @@ pub enum Command {
 pub struct RolloutState {
     capacity: u16,
     epoch: Option<Epoch>,
+    protocol: u16,
+    ticks: u32,
     version: Option<PolicyVersion>,
     /// The swap in work and the one that came meanwhile.
     swapping: Option<WeightsReady>,
@@ -102,7 +115,8 @@ impl RolloutState {
     /// A worker that takes `capacity` leases at once and has no weights yet.
     #[must_use]
     pub fn new(capacity: u16) -> Self {
-        Self { capacity, epoch: None, version: None, swapping: None, next_swap: None, running: BTreeSet::new() }
+        let (epoch, version, swapping, next_swap, running) = Default::default();
+        Self { capacity, epoch, protocol: 0, ticks: 0, version, swapping, next_swap, running }
     }
 
     /// Leases in work.
@@ -114,10 +128,10 @@ impl RolloutState {
     /// Decides.
     pub fn on_event(&mut self, event: Event, out: &mut Vec<Command>) {
         match event {
-            Event::Connected(epoch) => self.on_connected(epoch, out),
+            Event::Connected(epoch, protocol) => self.on_connected(epoch, protocol, out),
             Event::Weights(weights) => self.on_weights(weights, out),
             Event::Swapped(version, result) => self.on_swapped(version, result, out),
-            Event::Leased(lease) => self.on_leased(lease, out),
+            Event::Leased(lease, parts) => self.on_leased(lease, parts, out),
             Event::Generated(key, result) => self.on_generated(key, result, out),
             Event::Undelivered(key, error) => {
                 if self.epoch == Some(key.epoch) {
@@ -129,17 +143,26 @@ impl RolloutState {
                 self.abort_all(out);
                 out.push(Command::Leave(reason));
             }
-            Event::Ticked(tokens) => {
-                let running = u16::try_from(self.running.len()).unwrap_or(u16::MAX);
-                out.push(Command::Beat(RolloutBeat { tokens, running }));
-            }
+            Event::Ticked(tokens) => self.on_ticked(tokens, out),
         }
     }
 
-    fn on_connected(&mut self, epoch: Epoch, out: &mut Vec<Command>) {
+    fn on_ticked(&mut self, tokens: u64, out: &mut Vec<Command>) {
+        let running = u16::try_from(self.running.len()).unwrap_or(u16::MAX);
+        out.push(Command::Beat(RolloutBeat { tokens, running }));
+        self.ticks = self.ticks.wrapping_add(1);
+        if self.protocol >= PARTIAL_GROUPS && running > 0 && self.ticks.is_multiple_of(HAND_IN_TICKS) {
+            out.push(Command::HandIn(self.running.iter().copied().collect()));
+        }
+    }
+
+    fn on_connected(&mut self, epoch: Epoch, protocol: u16, out: &mut Vec<Command>) {
+        self.protocol = protocol;
         if self.epoch != Some(epoch) {
             self.abort_all(out);
             self.epoch = Some(epoch);
+        } else if !self.running.is_empty() {
+            out.push(Command::Rewind(self.running.iter().copied().collect()));
         }
         // A swap in work will say `Ready` itself.
         if self.swapping.is_none() {
@@ -170,7 +193,7 @@ impl RolloutState {
         out.push(self.ready());
     }
 
-    fn on_leased(&mut self, lease: Box<GroupLease>, out: &mut Vec<Command>) {
+    fn on_leased(&mut self, lease: Box<GroupLease>, parts: Vec<TurnPart>, out: &mut Vec<Command>) {
         let key = LeaseKey::of(&lease);
         if self.epoch != Some(lease.epoch) || self.running.contains(&key) {
             return;
@@ -191,7 +214,7 @@ impl RolloutState {
             Some(error) => out.push(failed(key, Failure { error, retryable: true })),
             None => {
                 self.running.insert(key);
-                out.push(Command::Generate(lease));
+                out.push(Command::Generate(lease, parts));
             }
         }
     }
@@ -263,7 +286,7 @@ mod tests {
 
     fn at_version(capacity: u16, version: u64) -> RolloutState {
         let mut state = RolloutState::new(capacity);
-        feed(&mut state, Event::Connected(Epoch(1)));
+        feed(&mut state, Event::Connected(Epoch(1), 4));
         feed(&mut state, Event::Weights(weights(version)));
         feed(&mut state, Event::Swapped(PolicyVersion(version), Ok(())));
         state
@@ -273,9 +296,9 @@ mod tests {
     fn weights_first_then_leases() {
         let mut state = RolloutState::new(2);
         let ready = |version: Option<u64>| Command::Ready(Ready { version: version.map(PolicyVersion), capacity: 2 });
-        assert_eq!(feed(&mut state, Event::Connected(Epoch(1))), [ready(None)]);
+        assert_eq!(feed(&mut state, Event::Connected(Epoch(1), 4)), [ready(None)]);
         assert!(matches!(
-            feed(&mut state, Event::Leased(lease(1, 0, 1, 0)))[..],
+            feed(&mut state, Event::Leased(lease(1, 0, 1, 0), vec![]))[..],
             [Command::Fail(LeaseFailed { retryable: true, .. })]
         ));
         assert_eq!(feed(&mut state, Event::Weights(weights(0))), [Command::Swap(weights(0))]);
@@ -284,9 +307,9 @@ mod tests {
         let torn = SwapFailed { version: PolicyVersion(1), error: "torn".into() };
         let out = feed(&mut state, Event::Swapped(PolicyVersion(1), Err("torn".into())));
         assert_eq!(out, [Command::SwapFailed(torn), ready(Some(0))], "what failed, and what is still there");
-        assert!(matches!(feed(&mut state, Event::Leased(lease(1, 0, 1, 0)))[..], [Command::Generate(_)]));
-        assert_eq!(feed(&mut state, Event::Leased(lease(1, 0, 1, 0))), [], "the same lease twice is one lease");
-        assert!(matches!(feed(&mut state, Event::Leased(lease(1, 1, 1, 1)))[..], [Command::Fail(_)]));
+        assert!(matches!(feed(&mut state, Event::Leased(lease(1, 0, 1, 0), vec![]))[..], [Command::Generate(..)]));
+        assert_eq!(feed(&mut state, Event::Leased(lease(1, 0, 1, 0), vec![])), [], "the same lease twice is one lease");
+        assert!(matches!(feed(&mut state, Event::Leased(lease(1, 1, 1, 1), vec![]))[..], [Command::Fail(_)]));
     }
 
     #[test]
@@ -295,25 +318,45 @@ mod tests {
         let follows = |group, version| {
             let mut lease = lease(1, group, 1, version);
             lease.follows = true;
-            Event::Leased(lease)
+            Event::Leased(lease, vec![])
         };
-        assert!(matches!(feed(&mut state, follows(0, 1))[..], [Command::Generate(_)]), "newer than it asks for");
+        assert!(matches!(feed(&mut state, follows(0, 1))[..], [Command::Generate(..)]), "newer than it asks for");
         assert!(matches!(feed(&mut state, follows(1, 3))[..], [Command::Fail(_)]), "older than it asks for");
-        assert!(matches!(feed(&mut state, Event::Leased(lease(1, 2, 1, 1)))[..], [Command::Fail(_)]), "that very version");
+        assert!(
+            matches!(feed(&mut state, Event::Leased(lease(1, 2, 1, 1), vec![]))[..], [Command::Fail(_)]),
+            "that very version"
+        );
         feed(&mut state, Event::Weights(weights(3)));
-        assert!(matches!(feed(&mut state, follows(3, 2))[..], [Command::Generate(_)]));
+        assert!(matches!(feed(&mut state, follows(3, 2))[..], [Command::Generate(..)]));
         assert_eq!(state.running(), 2, "a swap stops nothing");
     }
 
     #[test]
     fn a_new_epoch_forgets_the_leases_of_the_old_one() {
         let mut state = at_version(2, 0);
-        feed(&mut state, Event::Leased(lease(1, 0, 1, 0)));
+        feed(&mut state, Event::Leased(lease(1, 0, 1, 0), vec![]));
         let key = LeaseKey::of(&lease(1, 0, 1, 0));
-        assert!(matches!(feed(&mut state, Event::Connected(Epoch(1)))[..], [Command::Ready(_)]), "the same epoch goes on");
-        assert!(matches!(feed(&mut state, Event::Connected(Epoch(2)))[..], [Command::Abort(k), Command::Ready(_)] if k == key));
+        assert!(matches!(feed(&mut state, Event::Connected(Epoch(1), 4))[..], [Command::Ready(_)]), "the same epoch goes on");
+        assert!(
+            matches!(feed(&mut state, Event::Connected(Epoch(2), 4))[..], [Command::Abort(k), Command::Ready(_)] if k == key)
+        );
         assert_eq!(feed(&mut state, Event::Generated(key, Ok(vec![]))), []);
-        assert_eq!(feed(&mut state, Event::Leased(lease(1, 0, 1, 0))), [], "a lease of the old epoch is no lease");
+        assert_eq!(feed(&mut state, Event::Leased(lease(1, 0, 1, 0), vec![])), [], "a lease of the old epoch is no lease");
+    }
+
+    #[test]
+    fn what_runs_is_handed_in_and_after_a_new_connection_from_its_beginning() {
+        let mut state = at_version(2, 0);
+        let key = LeaseKey::of(&lease(1, 0, 1, 0));
+        let tick = |state: &mut RolloutState| feed(state, Event::Ticked(5)).split_off(1);
+        assert_eq!(tick(&mut state), [], "nothing runs");
+        feed(&mut state, Event::Leased(lease(1, 0, 1, 0), vec![]));
+        assert_eq!(tick(&mut state), [Command::HandIn(vec![key])]);
+        assert_eq!(tick(&mut state), [], "every other second");
+        assert_eq!(feed(&mut state, Event::Connected(Epoch(1), 4))[0], Command::Rewind(vec![key]));
+        assert_eq!(tick(&mut state), [Command::HandIn(vec![key])]);
+        feed(&mut state, Event::Connected(Epoch(1), 3));
+        assert_eq!([tick(&mut state), tick(&mut state)], [vec![], vec![]], "an older coordinator does not know the message");
     }
 
     #[derive(Debug, Clone)]
@@ -342,7 +385,7 @@ mod tests {
             for step in steps {
                 let key = |g, a| LeaseKey::of(&lease(epoch, g, a, 0));
                 let out = match step {
-                    Step::Lease(g, a) => feed(&mut state, Event::Leased(lease(epoch, g, a, 0))),
+                    Step::Lease(g, a) => feed(&mut state, Event::Leased(lease(epoch, g, a, 0), vec![])),
                     Step::Done(g, a, ok) => {
                         let result = if ok { Ok(vec![]) } else { Err(Failure { error: "e".into(), retryable: false }) };
                         feed(&mut state, Event::Generated(key(g, a), result))
@@ -353,12 +396,12 @@ mod tests {
                     }
                     Step::Connect(e) => {
                         epoch = e;
-                        feed(&mut state, Event::Connected(Epoch(e)))
+                        feed(&mut state, Event::Connected(Epoch(e), 4))
                     }
                 };
                 for command in out {
                     match command {
-                        Command::Generate(lease) => prop_assert!(started.insert(LeaseKey::of(&lease))),
+                        Command::Generate(lease, _) => prop_assert!(started.insert(LeaseKey::of(&lease))),
                         Command::Abort(key) => prop_assert!(started.remove(&key)),
                         Command::Send(batch) => {
                             prop_assert_eq!(batch.epoch, Epoch(epoch));
