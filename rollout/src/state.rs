@@ -2,7 +2,8 @@
 //!
 //! Invariants
 //! - **W1** of one lease (group, attempt) at most one generation runs, and at most one batch or failure leaves.
-//! - **W2** nothing of an older epoch leaves: with a new epoch every running lease is forgotten.
+//! - **W2** a lease lives as long as the connection over which it came: with another one, of this epoch or the next, every
+//!   running lease is forgotten, since the coordinator has given it to others and counts on the room.
 //! - **W3** a lease is taken only for the weights in the engine, or where it follows newer ones ([`GroupLease::follows`]) for any
 //!   that are no older than it says, in the middle of a swap too; any other is refused as retryable.
 //! - **W4** at most `capacity` leases run; one more is refused as retryable.
@@ -137,10 +138,8 @@ impl RolloutState {
     }
 
     fn on_connected(&mut self, epoch: Epoch, out: &mut Vec<Command>) {
-        if self.epoch != Some(epoch) {
-            self.abort_all(out);
-            self.epoch = Some(epoch);
-        }
+        self.abort_all(out);
+        self.epoch = Some(epoch);
         // A swap in work will say `Ready` itself.
         if self.swapping.is_none() {
             out.push(self.ready());
@@ -306,11 +305,21 @@ mod tests {
     }
 
     #[test]
-    fn a_new_epoch_forgets_the_leases_of_the_old_one() {
+    fn a_new_connection_forgets_the_leases_of_the_old_one() {
         let mut state = at_version(2, 0);
-        feed(&mut state, Event::Leased(lease(1, 0, 1, 0)));
         let key = LeaseKey::of(&lease(1, 0, 1, 0));
-        assert!(matches!(feed(&mut state, Event::Connected(Epoch(1)))[..], [Command::Ready(_)]), "the same epoch goes on");
+        feed(&mut state, Event::Leased(lease(1, 0, 1, 0)));
+        feed(&mut state, Event::Leased(lease(1, 1, 1, 0)));
+        let out = feed(&mut state, Event::Connected(Epoch(1)));
+        assert!(matches!(out[..], [Command::Abort(_), Command::Abort(_), Command::Ready(_)]), "{out:?}");
+        assert_eq!(feed(&mut state, Event::Generated(key, Ok(vec![]))), []);
+        let again = feed(&mut state, Event::Leased(lease(1, 0, 2, 0)));
+        assert!(matches!(again[..], [Command::Generate(_)]), "there is room for what is leased again: {again:?}");
+        feed(
+            &mut state,
+            Event::Cancelled(CancelLease { purpose: LeasePurpose::Train, group: GroupId(0), attempt: AttemptId(2) }),
+        );
+        feed(&mut state, Event::Leased(lease(1, 0, 1, 0)));
         assert!(matches!(feed(&mut state, Event::Connected(Epoch(2)))[..], [Command::Abort(k), Command::Ready(_)] if k == key));
         assert_eq!(feed(&mut state, Event::Generated(key, Ok(vec![]))), []);
         assert_eq!(feed(&mut state, Event::Leased(lease(1, 0, 1, 0))), [], "a lease of the old epoch is no lease");
