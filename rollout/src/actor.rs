@@ -55,17 +55,12 @@ pub struct RolloutActorState {
     stage: Stage,
     ring: Arc<dyn WeightRing>,
     sender: LinkSender<RolloutToCoordinator>,
-    generating: HashMap<LeaseKey, Generating>,
+    generating: HashMap<LeaseKey, AbortHandle>,
+    /// Of what the state holds, where episodes can be played again.
+    tapes: HashMap<LeaseKey, Arc<Tapes>>,
     tasks: JoinSet<()>,
     delay: Duration,
     tokens: Arc<AtomicU64>,
-}
-
-/// A lease in work.
-struct Generating {
-    task: AbortHandle,
-    /// Where its episodes can be played again.
-    tapes: Option<Arc<Tapes>>,
 }
 
 /// See the module.
@@ -89,6 +84,7 @@ impl Actor for RolloutActor {
             ring: args.ring,
             sender: args.sender,
             generating: HashMap::new(),
+            tapes: HashMap::new(),
             tasks: JoinSet::new(),
             delay: args.delay,
             tokens: Arc::new(AtomicU64::new(0)),
@@ -121,6 +117,7 @@ impl RolloutActorState {
         for command in commands {
             self.carry_out(me, command).await;
         }
+        self.tapes.retain(|key, _| self.decide.holds(key));
     }
 
     async fn carry_out(&mut self, me: &ActorRef<RolloutMsg>, command: Command) {
@@ -132,10 +129,15 @@ impl RolloutActorState {
                     self.hand_in(key).await;
                 }
             }
-            Command::Rewind(keys) => self.tapes(&keys).for_each(Tapes::rewind),
+            Command::HandOver(keys) => {
+                for key in keys {
+                    self.tapes.get(&key).into_iter().for_each(|tapes| tapes.rewind());
+                    self.hand_in(key).await;
+                }
+            }
             Command::Abort(key) => {
-                if let Some(generating) = self.generating.remove(&key) {
-                    generating.task.abort();
+                if let Some(task) = self.generating.remove(&key) {
+                    task.abort();
                 }
             }
             Command::Ready(ready) => self.say(RolloutToCoordinator::Ready(ready)).await,
@@ -170,13 +172,9 @@ impl RolloutActorState {
         });
     }
 
-    fn tapes<'a>(&'a self, keys: &'a [LeaseKey]) -> impl Iterator<Item = &'a Tapes> {
-        keys.iter().filter_map(|key| self.generating.get(key)?.tapes.as_deref())
-    }
-
     /// Tells the coordinator what a lease has got further.
     async fn hand_in(&self, key: LeaseKey) {
-        let parts: Vec<TurnPart> = self.tapes(&[key]).flat_map(Tapes::hand_in).collect();
+        let parts = self.tapes.get(&key).map_or_else(Vec::new, |tapes| tapes.hand_in());
         let LeaseKey { epoch, purpose, group, attempt } = key;
         let mut rest = parts.into_iter().peekable();
         while rest.peek().is_some() {
@@ -202,7 +200,8 @@ impl RolloutActorState {
             let result = result.map_err(|e| Failure { retryable: e.is_retryable(), error: e.to_string() });
             report(&me, Event::Generated(key, result));
         });
-        self.generating.insert(key, Generating { task, tapes });
+        self.generating.insert(key, task);
+        self.tapes.extend(tapes.map(|tapes| (key, tapes)));
     }
 
     fn send(&mut self, me: ActorRef<RolloutMsg>, batch: TrajectoryBatch) {
@@ -222,7 +221,7 @@ impl RolloutActorState {
                 }
             };
             match result {
-                Ok(()) | Err(LinkError::StaleEpoch { .. } | LinkError::Shutdown { .. }) => {}
+                Ok(()) | Err(LinkError::StaleEpoch { .. } | LinkError::Shutdown { .. }) => report(&me, Event::Delivered(key)),
                 Err(error) => report(&me, Event::Undelivered(key, error.to_string())),
             }
         });

@@ -2,11 +2,13 @@
 //!
 //! Invariants
 //! - **W1** of one lease (group, attempt) at most one generation runs, and at most one batch or failure leaves.
-//! - **W2** nothing of an older epoch leaves: with a new epoch every running lease is forgotten.
+//! - **W2** a lease lives as long as the connection over which it came: with another one, of this epoch or the next, every
+//!   running lease is forgotten, since the coordinator has given it to others and counts on the room.
 //! - **W3** a lease is taken only for the weights in the engine, or where it follows newer ones ([`GroupLease::follows`]) for any
 //!   that are no older than it says, in the middle of a swap too; any other is refused as retryable.
 //! - **W4** at most `capacity` leases run; one more is refused as retryable.
-//! - **W5** what running leases have is handed in every [`HAND_IN_TICKS`], to a coordinator that knows what to do with it.
+//! - **W5** what running leases have is handed in every [`HAND_IN_TICKS`]; all that the leases of a lost connection have, over the
+//!   next one, before anything else is said there. An older coordinator, which would not know the message, gets none.
 use cohort_protocol::messages::rollout::{CancelLease, LeaseFailed, Ready, RolloutBeat, SwapFailed, WeightsReady};
 use cohort_protocol::version::PARTIAL_GROUPS;
 use cohort_protocol::{
@@ -60,6 +62,8 @@ pub enum Event {
     Leased(Box<GroupLease>, Vec<TurnPart>),
     /// A lease's samples are complete, in order, or will not be.
     Generated(LeaseKey, Result<Vec<Trajectory>, Failure>),
+    /// A batch was delivered, or nobody wants it.
+    Delivered(LeaseKey),
     /// A batch could not be delivered though the epoch is the same.
     Undelivered(LeaseKey, String),
     /// A lease is no longer wanted.
@@ -79,8 +83,8 @@ pub enum Command {
     Generate(Box<GroupLease>, Vec<TurnPart>),
     /// Hand in what these leases have that was not handed in.
     HandIn(Vec<LeaseKey>),
-    /// What was handed in of these leases may be lost: begin anew.
-    Rewind(Vec<LeaseKey>),
+    /// Hand in all of what these leases have, from its beginning: others will go on with them.
+    HandOver(Vec<LeaseKey>),
     /// Stop generating; nothing is to be reported.
     Abort(LeaseKey),
     /// Control message.
@@ -109,20 +113,29 @@ pub struct RolloutState {
     swapping: Option<WeightsReady>,
     next_swap: Option<WeightsReady>,
     running: BTreeSet<LeaseKey>,
+    /// Whose batch is on its way.
+    delivering: BTreeSet<LeaseKey>,
 }
 
 impl RolloutState {
     /// A worker that takes `capacity` leases at once and has no weights yet.
     #[must_use]
     pub fn new(capacity: u16) -> Self {
-        let (epoch, version, swapping, next_swap, running) = Default::default();
-        Self { capacity, epoch, protocol: 0, ticks: 0, version, swapping, next_swap, running }
+        let (epoch, version, swapping, next_swap) = Default::default();
+        let (running, delivering) = Default::default();
+        Self { capacity, epoch, protocol: 0, ticks: 0, version, swapping, next_swap, running, delivering }
     }
 
     /// Leases in work.
     #[must_use]
     pub fn running(&self) -> usize {
         self.running.len()
+    }
+
+    /// Whether a lease is in work or its batch on its way.
+    #[must_use]
+    pub fn holds(&self, key: &LeaseKey) -> bool {
+        self.running.contains(key) || self.delivering.contains(key)
     }
 
     /// Decides.
@@ -133,7 +146,11 @@ impl RolloutState {
             Event::Swapped(version, result) => self.on_swapped(version, result, out),
             Event::Leased(lease, parts) => self.on_leased(lease, parts, out),
             Event::Generated(key, result) => self.on_generated(key, result, out),
+            Event::Delivered(key) => {
+                self.delivering.remove(&key);
+            }
             Event::Undelivered(key, error) => {
+                self.delivering.remove(&key);
                 if self.epoch == Some(key.epoch) {
                     out.push(failed(key, Failure { error, retryable: true }));
                 }
@@ -157,13 +174,13 @@ impl RolloutState {
     }
 
     fn on_connected(&mut self, epoch: Epoch, protocol: u16, out: &mut Vec<Command>) {
-        self.protocol = protocol;
-        if self.epoch != Some(epoch) {
-            self.abort_all(out);
-            self.epoch = Some(epoch);
-        } else if !self.running.is_empty() {
-            out.push(Command::Rewind(self.running.iter().copied().collect()));
+        let had: Vec<LeaseKey> = self.running.union(&self.delivering).copied().collect();
+        if protocol >= PARTIAL_GROUPS && !had.is_empty() {
+            out.push(Command::HandOver(had));
         }
+        self.delivering.clear();
+        self.abort_all(out);
+        (self.epoch, self.protocol) = (Some(epoch), protocol);
         // A swap in work will say `Ready` itself.
         if self.swapping.is_none() {
             out.push(self.ready());
@@ -224,6 +241,9 @@ impl RolloutState {
             return;
         }
         let LeaseKey { epoch, purpose, group, attempt } = key;
+        if result.is_ok() {
+            self.delivering.insert(key);
+        }
         out.push(match result {
             Ok(trajectories) => Command::Send(Box::new(TrajectoryBatch { epoch, purpose, group, attempt, trajectories })),
             Err(failure) => failed(key, failure),
@@ -332,30 +352,50 @@ mod tests {
     }
 
     #[test]
-    fn a_new_epoch_forgets_the_leases_of_the_old_one() {
+    fn a_new_connection_forgets_the_leases_of_the_old_one() {
         let mut state = at_version(2, 0);
-        feed(&mut state, Event::Leased(lease(1, 0, 1, 0), vec![]));
         let key = LeaseKey::of(&lease(1, 0, 1, 0));
-        assert!(matches!(feed(&mut state, Event::Connected(Epoch(1), 4))[..], [Command::Ready(_)]), "the same epoch goes on");
-        assert!(
-            matches!(feed(&mut state, Event::Connected(Epoch(2), 4))[..], [Command::Abort(k), Command::Ready(_)] if k == key)
+        feed(&mut state, Event::Leased(lease(1, 0, 1, 0), vec![]));
+        feed(&mut state, Event::Leased(lease(1, 1, 1, 0), vec![]));
+        let out = feed(&mut state, Event::Connected(Epoch(1), 3));
+        assert!(matches!(out[..], [Command::Abort(_), Command::Abort(_), Command::Ready(_)]), "{out:?}");
+        assert_eq!(feed(&mut state, Event::Generated(key, Ok(vec![]))), []);
+        let again = feed(&mut state, Event::Leased(lease(1, 0, 2, 0), vec![]));
+        assert!(matches!(again[..], [Command::Generate(..)]), "there is room for what is leased again: {again:?}");
+        feed(
+            &mut state,
+            Event::Cancelled(CancelLease { purpose: LeasePurpose::Train, group: GroupId(0), attempt: AttemptId(2) }),
         );
+        feed(&mut state, Event::Leased(lease(1, 0, 1, 0), vec![]));
+        let out = feed(&mut state, Event::Connected(Epoch(2), 3));
+        assert!(matches!(out[..], [Command::Abort(k), Command::Ready(_)] if k == key), "{out:?}");
         assert_eq!(feed(&mut state, Event::Generated(key, Ok(vec![]))), []);
         assert_eq!(feed(&mut state, Event::Leased(lease(1, 0, 1, 0), vec![])), [], "a lease of the old epoch is no lease");
     }
 
     #[test]
-    fn what_runs_is_handed_in_and_after_a_new_connection_from_its_beginning() {
+    fn what_runs_is_handed_in_and_what_a_connection_leaves_behind_is_handed_over() {
         let mut state = at_version(2, 0);
-        let key = LeaseKey::of(&lease(1, 0, 1, 0));
+        let [first, second] = [0, 1].map(|group| LeaseKey::of(&lease(1, group, 1, 0)));
         let tick = |state: &mut RolloutState| feed(state, Event::Ticked(5)).split_off(1);
         assert_eq!(tick(&mut state), [], "nothing runs");
         feed(&mut state, Event::Leased(lease(1, 0, 1, 0), vec![]));
-        assert_eq!(tick(&mut state), [Command::HandIn(vec![key])]);
+        feed(&mut state, Event::Leased(lease(1, 1, 1, 0), vec![]));
+        assert_eq!(tick(&mut state), [Command::HandIn(vec![first, second])]);
         assert_eq!(tick(&mut state), [], "every other second");
-        assert_eq!(feed(&mut state, Event::Connected(Epoch(1), 4))[0], Command::Rewind(vec![key]));
-        assert_eq!(tick(&mut state), [Command::HandIn(vec![key])]);
-        feed(&mut state, Event::Connected(Epoch(1), 3));
+        feed(&mut state, Event::Generated(first, Ok(vec![])));
+        assert_eq!(tick(&mut state), [Command::HandIn(vec![second])], "the batch is on its way");
+        assert!(state.holds(&first) && state.holds(&second));
+        let out = feed(&mut state, Event::Connected(Epoch(2), 4));
+        assert_eq!(out[..2], [Command::HandOver(vec![first, second]), Command::Abort(second)], "also what was not delivered");
+        assert!(!state.holds(&first) && !state.holds(&second));
+        feed(&mut state, Event::Leased(lease(2, 1, 2, 0), vec![]));
+        let third = LeaseKey::of(&lease(2, 1, 2, 0));
+        feed(&mut state, Event::Generated(third, Ok(vec![])));
+        feed(&mut state, Event::Delivered(third));
+        assert!(matches!(feed(&mut state, Event::Connected(Epoch(2), 4))[..], [Command::Ready(_)]), "nothing is left behind");
+        feed(&mut state, Event::Connected(Epoch(2), 3));
+        feed(&mut state, Event::Leased(lease(2, 3, 1, 0), vec![]));
         assert_eq!([tick(&mut state), tick(&mut state)], [vec![], vec![]], "an older coordinator does not know the message");
     }
 

@@ -3,8 +3,7 @@
 //! Invariants
 //! - **P1** a sample that goes on from a tape ends in the trajectory that it would have ended in without the loss, to the bit, where
 //!   the weights are the same: tokens that were said are not drawn again, everything else of an episode follows from them (N1).
-//! - **P2** what is handed in is a beginning of what was said: parts follow each other without a gap. After a new connection
-//!   all is handed in again.
+//! - **P2** what is handed in is a beginning of what was said: parts follow each other without a gap.
 //! - **P3** taping makes nobody wait: tokens are put into a channel that has a place for each of them, and read when parts are due.
 use cohort_engine::{Completion, Finish, Sampled, Span};
 use cohort_protocol::codec::Column;
@@ -47,7 +46,7 @@ impl Tapes {
         self.samples.iter().flat_map(|tape| locked(tape).hand_in()).collect()
     }
 
-    /// What was handed in may be lost: the next call of [`Self::hand_in`] begins anew.
+    /// The next call of [`Self::hand_in`] begins anew.
     pub fn rewind(&self) {
         for tape in &self.samples {
             locked(tape).handed_in = (0, 0);

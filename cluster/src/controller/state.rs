@@ -120,6 +120,7 @@ impl ControllerState {
         self.idleness.pass(now, self.learner.busy.is_some(), working, self.plan.rollout_workers);
         match event {
             Event::Connected { conn, worker, incarnation, pid } => self.on_connected(now, conn, worker, incarnation, pid, out),
+            Event::Known(workers) => self.members.expect(now, self.plan.deadlines.silence, workers),
             Event::Disconnected { conn, why } => self.on_disconnected(now, conn, &why, out),
             Event::Beat { conn, progress } => self.members.beat(now, conn, progress),
             Event::RolloutReady { conn, version, capacity } => self.on_rollout_ready(now, conn, version, capacity, out),
@@ -338,8 +339,10 @@ impl ControllerState {
     /// Whether the run waits for something of it.
     fn is_working(&self, conn: ConnId, member: &Member) -> bool {
         let (lead, follows) = (self.learner.conn == Some(conn), member.worker.role == Role::Learner && !member.worker.is_lead());
-        // A follower's counter moves with time, too, unless it hangs.
-        !member.load.is_empty() || member.swap.is_some() || (lead && self.learner.busy.is_some()) || follows
+        // A lead that has not said what it holds is at a job of an earlier connection. A follower's counter moves with time,
+        // too, unless it hangs.
+        let asked = lead && (self.learner.busy.is_some() || !self.learner.reported);
+        !member.load.is_empty() || member.swap.is_some() || asked || follows
     }
 
     fn on_reward_ready(&mut self, now: Instant, conn: ConnId, capacity: u16) {

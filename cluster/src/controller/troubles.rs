@@ -455,3 +455,36 @@ fn a_follower_is_not_the_learner_and_is_replaced_when_it_hangs() {
     assert!(worker == FOLLOWER && why.contains("made no progress"), "{why}");
     assert_eq!(desk.state.learner_version(), Some(PolicyVersion(0)), "the lead goes on");
 }
+
+#[test]
+fn a_worker_that_was_stopped_while_no_coordinator_was_there_is_replaced() {
+    let mut desk = Desk::new(plan(), Past::default());
+    desk.say(Event::Known(vec![(LEARNER, 41), (ROLLOUT, 42), (REWARD, 43)]));
+    desk.join(ROLLOUT);
+    let silence = Deadlines::default().silence.as_secs();
+    assert_eq!(replaced(&desk.seconds(silence + 1)), None, "they must find out first that their coordinator is another");
+    desk.join(REWARD);
+    let out = desk.seconds(silence);
+    let replaced: Vec<_> = out
+        .iter()
+        .filter_map(|c| if let Command::Replace { worker, pid, .. } = c { Some((*worker, *pid)) } else { None })
+        .collect();
+    assert_eq!(replaced, [(LEARNER, 41)], "once, and nobody who came back");
+    assert!(failed(&out).is_none());
+}
+
+#[test]
+fn a_learner_that_hangs_at_a_job_of_an_earlier_connection_is_replaced() {
+    let mut desk = Desk::new(plan(), Past::default());
+    desk.learner_up();
+    desk.lose(LEARNER);
+    // It connects again and, still at its job, does not say what it holds; it beats.
+    let conn = ConnId(desk.fresh());
+    desk.conns.insert(LEARNER, conn);
+    desk.moving = vec![LEARNER];
+    desk.say(Event::Connected { conn, worker: LEARNER, incarnation: 0, pid: 1 });
+    let stall = Deadlines::default().stall.as_secs();
+    assert_eq!(replaced(&desk.seconds(2 * stall)), None, "its counter moves");
+    desk.moving.clear();
+    assert_eq!(replaced(&desk.seconds(stall + 2)), Some(LEARNER));
+}

@@ -125,6 +125,13 @@ impl Core {
         }
     }
 
+    /// Tells the controller whom an earlier coordinator of this launch had.
+    pub(super) async fn begin(&mut self, known: Vec<(WorkerId, u32)>) {
+        if !known.is_empty() {
+            self.event(Event::Known(known)).await;
+        }
+    }
+
     /// Runs until the controller ends the run.
     pub(super) async fn run(
         &mut self,
