@@ -54,6 +54,8 @@ impl ControllerState {
                 }
                 facts.push(Fact::Leased { group: work.group, attempt: group.lease_attempt, worker: member.worker });
             }
+            // From here on it is expected to move, however long it has had nothing to do.
+            self.members.moved(now, conn);
         }
         let (recorded, at_once) = leases.into_iter().partition::<Vec<_>, _>(|(work, _)| work.is_training());
         for (work, conn) in at_once {
@@ -74,7 +76,8 @@ impl ControllerState {
         let holder = self.members.get(conn).filter(|m| m.load.contains(&work)).and_then(|m| m.version);
         let Some(version) = holder.filter(|version| staleness(current, *version) <= floor) else {
             group.generation = Generation::Waiting { not_before: None };
-            return;
+            // It has other weights by now; what it does not do must not keep it from taking new ones.
+            return self.release_rollout(now, conn, work);
         };
         group.generation = Generation::Leased { conn, deadline: now + self.plan.deadlines.lease, version };
         let (attempt, cursor, samples) = (group.lease_attempt, group.cursor, group.samples);
