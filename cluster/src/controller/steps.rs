@@ -11,6 +11,7 @@
 //!   run, and a replay that does not give its digest, stop the run.
 //! - **T3** versions are published from the learner that holds exactly the committed version.
 use super::event::{Command, ConnId, Event, Fact, Outcome, Work};
+use super::membership::Member;
 use super::ring::{PublishedVersion, free_slot};
 use super::state::{ControllerState, Then};
 use crate::ledger::PastCheckpoint;
@@ -66,6 +67,15 @@ impl std::fmt::Display for Request {
     }
 }
 
+impl LearnerDesk {
+    /// Whether the run waits for something of a member.
+    pub(super) fn awaits(&self, conn: ConnId, member: &Member) -> bool {
+        let (lead, follows) = (self.conn == Some(conn), member.worker.role == Role::Learner && !member.worker.is_lead());
+        // A follower's counter moves with time, too, unless it hangs.
+        !member.load.is_empty() || member.swap.is_some() || (lead && self.busy.is_some()) || follows
+    }
+}
+
 impl ControllerState {
     /// Asks the learner for what the run needs next.
     pub(super) fn advance_learner(&mut self, now: Instant, out: &mut Vec<Command>) {
@@ -117,8 +127,7 @@ impl ControllerState {
             _ => return Some(Request::Load(self.usable_checkpoint().map_or(PolicyVersion(0), |c| c.version))),
         }
         if self.wants_rollouts() && self.published.is_none_or(|p| p.version != version) {
-            let read = |slot| self.members.role(Role::Rollout).any(|(_, m)| m.swap.is_some_and(|(_, s)| s == slot));
-            match free_slot(self.plan.slots, self.published, read) {
+            match free_slot(self.plan.slots, self.published, |slot| self.members.reads(slot)) {
                 Some(slot) => return Some(Request::Publish(version, slot)),
                 // A worker that is slow to take weights holds an asynchronous run up no longer than this one version.
                 None if self.plan.is_asynchronous() => {}
@@ -150,8 +159,9 @@ impl ControllerState {
         }
         self.withdraw_leases(out);
         self.published = None;
-        for (_, member) in self.members.iter_mut().filter(|(_, m)| m.worker.role == Role::Rollout) {
-            member.version = None;
+        let rollouts: Vec<ConnId> = self.members.role(Role::Rollout).map(|(conn, _)| conn).collect();
+        for conn in rollouts {
+            self.members.change(conn, |member| member.version = None);
         }
     }
 
