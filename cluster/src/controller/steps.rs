@@ -143,8 +143,8 @@ impl ControllerState {
     /// Whether the current version must be saved before the run goes on or ends.
     pub(super) fn checkpoint_wanted(&self) -> bool {
         let version = self.version();
-        let saved = self.checkpoints.iter().any(|c| c.version == version && !self.learner.unusable.contains(&version));
-        !saved && (self.plan.checkpoint_at(version.0) || (self.is_draining() && version.0 > 0))
+        let saved = || self.checkpoints.iter().any(|c| c.version == version && !self.learner.unusable.contains(&version));
+        (self.plan.checkpoint_at(version.0) || (self.is_draining() && version.0 > 0)) && !saved()
     }
 
     fn usable_checkpoint(&self) -> Option<&PastCheckpoint> {

@@ -6,9 +6,9 @@
 //! - **S2** every host that wants a version gets all of its chunks, as long as the head node can be reached: a source that
 //!   fails for a chunk is not asked for it again by that host, and the head node is the last source of all.
 //! - **S3** at most `WINDOW` chunks are under way to a host, and at most `UPLOADS` from one.
-//! - **S4** what one piece of news costs does not grow with the number of hosts: it looks at the host it is about, and at no
-//!   more of those that found no source than the news can serve. Only where nothing at all is under way are all of them
-//!   looked at.
+//! - **S4** what one piece of news costs does not grow with the number of hosts: it looks at the host it is about, at as many of
+//!   those that found no source as this one can give the chunk to, and at one of them for whatever else. Only where nothing at
+//!   all is under way are all of them looked at.
 use cohort_protocol::PolicyVersion;
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::ops::Bound::{Excluded, Unbounded};
@@ -71,22 +71,34 @@ pub struct Spread {
 /// Chunks under way.
 #[derive(Debug, Default)]
 struct Uploads {
-    from: BTreeMap<Source, usize>,
+    /// By [`Uploads::place`].
+    from: Vec<usize>,
     all: usize,
 }
 
 impl Uploads {
+    fn place(source: Source) -> usize {
+        match source {
+            Source::Head => 0,
+            Source::Host(host) => usize::from(host) + 1,
+        }
+    }
+
     fn of(&self, source: Source) -> usize {
-        self.from.get(&source).copied().unwrap_or_default()
+        self.from.get(Self::place(source)).copied().unwrap_or_default()
     }
 
     fn begun(&mut self, source: Source) {
-        *self.from.entry(source).or_default() += 1;
+        let place = Self::place(source);
+        if place >= self.from.len() {
+            self.from.resize(place + 1, 0);
+        }
+        self.from[place] += 1;
         self.all += 1;
     }
 
     fn ended(&mut self, source: Source) {
-        if let Some(count) = self.from.get_mut(&source).filter(|count| **count > 0) {
+        if let Some(count) = self.from.get_mut(Self::place(source)).filter(|count| **count > 0) {
             *count -= 1;
             self.all -= 1;
         }
@@ -167,6 +179,7 @@ impl Spread {
                 }
             }
         }
+        self.pass_on(host, version, chunk, out);
         self.plan(host, out);
     }
 
@@ -221,15 +234,38 @@ impl Spread {
         Some(source)
     }
 
-    /// Gives the next chunks to the host that the news is about, then to those that found no source before: the news may have
-    /// freed an upload, and what a host has got it may give to as many as it has uploads.
+    /// Gives the next chunks to the host that the news is about, then to one that found no source before: the news may have
+    /// freed an upload.
     fn plan(&mut self, host: Host, out: &mut Vec<Order>) {
         let versions: Vec<PolicyVersion> = self.versions.keys().copied().collect();
         for version in versions {
             self.serve(version, host, out);
-            self.serve_starved(version, UPLOADS + 1, out);
+            self.serve_starved(version, 1, out);
             if self.uploads.all == 0 {
                 self.serve_starved(version, usize::MAX, out);
+            }
+        }
+    }
+
+    /// A chunk goes on from a host that has got it to as many of the starved as it has uploads.
+    fn pass_on(&mut self, from: Host, version: PolicyVersion, chunk: u32, out: &mut Vec<Order>) {
+        let Some(v) = self.versions.get_mut(&version) else { return };
+        let source = Source::Host(from);
+        for _ in 0..v.starved.len().min(UPLOADS) {
+            if self.uploads.of(source) >= UPLOADS {
+                return;
+            }
+            let Some(to) = v.starved.pop_front() else { return };
+            // A wish that is gone has left its name here.
+            let Some(wish) = v.wishes.get_mut(&to) else { continue };
+            if to != from && wish.lacks(chunk) && !wish.avoid.contains(&(chunk, from)) && wish.has_room() {
+                wish.under_way.insert(chunk, source);
+                self.uploads.begun(source);
+                out.push(Order::Fetch { to, version, chunk, from: source });
+            }
+            wish.starved = wish.has_room();
+            if wish.starved {
+                v.starved.push_back(to);
             }
         }
     }
@@ -268,6 +304,11 @@ impl Spread {
 }
 
 impl Wish {
+    /// Whether a chunk is neither there nor on its way.
+    fn lacks(&self, chunk: u32) -> bool {
+        self.missing.contains(&chunk) && !self.under_way.contains_key(&chunk)
+    }
+
     /// Whether another chunk would be taken.
     fn has_room(&self) -> bool {
         self.under_way.len() < WINDOW && self.under_way.len() < self.missing.len()
@@ -397,7 +438,7 @@ mod tests {
                 }
                 assert!(world.has.values().all(|has| has.len() == 135));
                 assert_eq!(world.from_head, 135, "{hosts} hosts");
-                assert!(world.spread.uploads.from.values().all(|&n| n == 0));
+                assert!(world.spread.uploads.from.iter().all(|&n| n == 0));
             }
         }
     }
@@ -422,7 +463,7 @@ mod tests {
             for (host, has) in &world.has {
                 assert!(has.len() == 40 || world.given_up.contains(host), "seed {seed}: host {host} has {}", has.len());
             }
-            assert!(world.spread.uploads.from.values().all(|&n| n == 0), "seed {seed}: {:?}", world.spread.uploads);
+            assert!(world.spread.uploads.from.iter().all(|&n| n == 0), "seed {seed}: {:?}", world.spread.uploads);
         }
     }
 
@@ -454,7 +495,7 @@ mod tests {
         }
         assert!(world.has.values().all(|has| has.len() == 64));
         assert_eq!((news, world.from_head), (300 * 64, 64));
-        assert!(most <= (UPLOADS + 2) * WINDOW, "one piece of news gave {most} orders");
+        assert!(most <= UPLOADS + 2 * WINDOW, "one piece of news gave {most} orders");
     }
 
     #[test]
@@ -479,6 +520,6 @@ mod tests {
         spread.publish(PolicyVersion(4), 100);
         spread.publish(PolicyVersion(5), 100);
         assert!(!spread.knows(V) && spread.knows(PolicyVersion(5)));
-        assert!(spread.uploads.from.values().all(|&n| n == 0));
+        assert!(spread.uploads.from.iter().all(|&n| n == 0));
     }
 }
