@@ -221,7 +221,9 @@ impl RolloutActorState {
                 }
             };
             match result {
-                Ok(()) | Err(LinkError::StaleEpoch { .. } | LinkError::Shutdown { .. }) => report(&me, Event::Delivered(key)),
+                Ok(()) => report(&me, Event::Delivered(key)),
+                // What the next coordinator is told of it is decided when the worker has connected to it.
+                Err(LinkError::StaleEpoch { .. } | LinkError::Shutdown { .. }) => {}
                 Err(error) => report(&me, Event::Undelivered(key, error.to_string())),
             }
         });

@@ -62,7 +62,7 @@ pub enum Event {
     Leased(Box<GroupLease>, Vec<TurnPart>),
     /// A lease's samples are complete, in order, or will not be.
     Generated(LeaseKey, Result<Vec<Trajectory>, Failure>),
-    /// A batch was delivered, or nobody wants it.
+    /// A batch was delivered.
     Delivered(LeaseKey),
     /// A batch could not be delivered though the epoch is the same.
     Undelivered(LeaseKey, String),

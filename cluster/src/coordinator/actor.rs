@@ -43,8 +43,10 @@ use tokio::task::JoinSet;
 
 /// Between two looks at the clock.
 const TICK: Duration = Duration::from_millis(100);
-/// Between two states on the disk and to the display.
+/// Between two states on the disk and to the display, and as much again for every [`CROWD`] of workers: each is in it.
 const STATUS: Duration = Duration::from_millis(250);
+/// See [`STATUS`].
+const CROWD: usize = 1000;
 /// Time that workers have to leave at the end of the run.
 const FAREWELL: Duration = Duration::from_secs(2);
 /// A pause of this task that makes the next look at deadlines meaningless.
@@ -326,7 +328,8 @@ impl Core {
     }
 
     fn publish_status(&mut self, now: Instant) {
-        if self.last_status.is_some_and(|at| now.saturating_duration_since(at) < STATUS) {
+        let apart = STATUS * (1 + u32::try_from(self.conns.len() / CROWD).unwrap_or(u32::MAX - 1));
+        if self.last_status.is_some_and(|at| now.saturating_duration_since(at) < apart) {
             return;
         }
         self.last_status = Some(now);
