@@ -2,7 +2,8 @@
 //!
 //! Invariants
 //! - **W1** a worker is told of one version at a time, and in a synchronous run not before its leases are done.
-//! - **W2** a swap that failed is tried again after a pause, from a slot that is written anew; not for ever.
+//! - **W2** a swap that failed is tried again after a pause, from a slot that is written anew; not for ever. That a version has
+//!   been followed by another before a slow worker had it is no failure: the worker is told of the newer one.
 use super::event::{Command, ConnId};
 use super::state::ControllerState;
 use cohort_protocol::{PolicyVersion, Role};
@@ -44,10 +45,18 @@ impl ControllerState {
         error: &str,
         out: &mut Vec<Command>,
     ) {
+        let outrun = version < self.version();
         let Some(member) = self.members.heard(now, conn).filter(|m| m.swap.is_some_and(|(told, _)| told == version)) else {
             return;
         };
         member.swap = None;
+        if outrun {
+            member.swap_after = Some(now + self.plan.deadlines.retry);
+            let worker = member.worker;
+            return out.push(Command::Notice(format!(
+                "{worker} did not take version {version} in time: {error}; newer ones are there"
+            )));
+        }
         member.swap_failures += 1;
         let wait = self.plan.deadlines.retry * 2u32.saturating_pow((member.swap_failures - 1).min(16));
         member.swap_after = Some(now + wait);
