@@ -296,6 +296,48 @@ fn a_swap_that_fails_is_published_again_after_a_pause_and_not_for_ever() {
     assert!(leases.iter().any(|c| matches!(c, Command::Lease { .. })), "{leases:?}");
 }
 
+/// A worker behind a slow line is told that its version is gone, again and again: that is not its failure.
+#[test]
+fn weights_that_others_have_outrun_are_no_failure() {
+    let slow = WorkerId { role: Role::Rollout, index: 1 };
+    let mut desk = Desk::new(Plan { rollout_workers: 2, groups_per_step: 2, ..plan() }, Past::default());
+    desk.learner_up();
+    desk.join(REWARD);
+    let out = [desk.join(ROLLOUT), desk.join(slow)].concat();
+    desk.publish(&out);
+    let mut leases = desk.swap(ROLLOUT);
+    while !leases.iter().any(|c| matches!(c, Command::Step { .. })) {
+        let asked = desk.generate(&leases);
+        leases = [asked.clone(), desk.score(&asked)].concat();
+    }
+    let (conn, learner) = (desk.conns[&slow], desk.conns[&LEARNER]);
+    let fail = |desk: &mut Desk, version| {
+        let error = "slot 0 holds version 6".into();
+        desk.say(Event::SwapFailed { conn, version: PolicyVersion(version), error })
+    };
+    let commit = StepCommit {
+        step: StepId(1),
+        version: PolicyVersion(1),
+        weights_sha256: String::new(),
+        weights_digest: 11,
+        metrics: Vec::new(),
+    };
+    let out = desk.say(Event::Stepped { conn: learner, epoch: Epoch(1), commit });
+    let publish = out.iter().find(|c| matches!(c, Command::Publish { .. }));
+    let Some(Command::Publish { version, slot, .. }) = publish else { panic!("{out:?}") };
+    desk.say(Event::Published { conn: learner, epoch: Epoch(1), version: *version, slot: *slot, digest: 11 });
+    // It was told of version 0, which is gone.
+    let out = fail(&mut desk, 0);
+    assert!(failed(&out).is_none() && out.iter().any(|c| matches!(c, Command::Notice(_))), "{out:?}");
+    let told = desk.second();
+    let newer = |c: &Command| matches!(c, Command::Weights { conn: to, version: PolicyVersion(1), .. } if *to == conn);
+    assert!(told.iter().any(newer), "{told:?}");
+    // Of the newest version every failure counts.
+    assert!(failed(&fail(&mut desk, 1)).is_none());
+    let member = desk.state.members.get(conn).map(|m| m.swap_failures);
+    assert_eq!(member, Some(1));
+}
+
 #[test]
 fn a_step_that_fails_whenever_it_is_taken_ends_the_run_though_every_load_succeeds() {
     let intent = StepIntent { step: StepId(1), base: PolicyVersion(0), groups: Vec::new(), digests: Vec::new() };
