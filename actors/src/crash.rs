@@ -17,6 +17,8 @@ use thiserror::Error;
 pub const MID_DECODE: &str = "mid-decode";
 /// In a rollout worker, a trajectory batch sent and not yet acknowledged.
 pub const TRAJECTORY_SENT: &str = "trajectory-sent";
+/// In a rollout worker, a while after it has handed in what it has of a group that is not complete.
+pub const HANDED_IN: &str = "handed-in";
 /// In a reward worker, a score reply sent and not yet acknowledged.
 pub const SCORE_SENT: &str = "score-sent";
 /// In the coordinator, between a step's intent and its commit.
@@ -37,9 +39,10 @@ pub const SAVING: &str = "saving";
 pub const PUBLISH: &str = "publish";
 
 /// Every point there is.
-pub const ALL: [&str; 11] = [
+pub const ALL: [&str; 12] = [
     MID_DECODE,
     TRAJECTORY_SENT,
+    HANDED_IN,
     SCORE_SENT,
     INTENT_COMMITTED,
     LEARNER_BACKWARD,

@@ -152,13 +152,17 @@ impl Driver {
         let unknown = append.iter().find(|&&t| t as usize >= vocab);
         let checked = match unknown {
             Some(token) => Err(EngineError::Input(format!("token {token} is not in the vocabulary of {vocab}"))),
-            None => decoding.check().and_then(|()| decoding.go_on_after(&begun)).and_then(|made| {
-                let budget = decoding.max_new_tokens - begun.len() as u32;
-                self.scheduler.submit(session, &append, budget).map(|()| made)
+            None => decoding.check().and_then(|()| decoding.go_on_after(&begun)).and_then(|(made, end)| {
+                let budget = decoding.max_new_tokens.saturating_sub(begun.len() as u32);
+                let end = self.scheduler.go_on(session, &append, begun.len(), budget, end)?;
+                Ok((made, end))
             }),
         };
         match checked {
-            Ok(made) => {
+            Ok((made, Some(finish))) => {
+                let _ = reply.send(Ok(Completion { finish, ..made }));
+            }
+            Ok((made, None)) => {
                 let constraint = decoding.constraint.take().map(Mutex::new);
                 self.jobs.insert(session, Job { decoding, constraint, made, sink, reply, _place: place });
             }

@@ -3,7 +3,7 @@
 //! A draw is a pure function of (logits, how to draw, key, the sequence's own tokens): regenerating gives the same token, and
 //! nothing else in the batch matters. A constraint comes first, then penalties, then the temperature, then top-k, top-p, min-p.
 use crate::stream::Sampled;
-use crate::{Completion, EngineError};
+use crate::{Completion, EngineError, Finish};
 use cohort_kernels::Path;
 use cohort_kernels::logprob::{self, RowStats};
 use cohort_kernels::sampling::{self, Draw, Penalties, Truncation};
@@ -146,29 +146,29 @@ impl Decoding {
         check(&self.penalties, &self.truncation).map_err(|e| EngineError::Input(e.to_string()))
     }
 
-    /// Takes tokens that were sampled before as if they had been drawn now.
+    /// Takes tokens that were sampled before as if they had been drawn now; with the end, where they reach it.
     ///
-    /// Errors: [`EngineError::Input`] where nothing is left to draw after them; those of the constraint.
-    pub(crate) fn go_on_after(&mut self, begun: &[Sampled]) -> Result<Completion, EngineError> {
-        let mut made = Completion::empty();
-        let all = begun.len();
-        if all > 0 && all >= self.max_new_tokens as usize {
-            let budget = self.max_new_tokens;
-            return Err(EngineError::Input(format!(
-                "{all} tokens were sampled before, of a budget of {budget}: nothing is left"
-            )));
-        }
+    /// Errors: [`EngineError::Input`] where there are tokens after the end; those of the constraint.
+    pub(crate) fn go_on_after(&mut self, begun: &[Sampled]) -> Result<(Completion, Option<Finish>), EngineError> {
+        let (mut made, mut end) = (Completion::empty(), None);
         for (index, sampled) in begun.iter().enumerate() {
+            if end.is_some() {
+                let all = begun.len();
+                return Err(EngineError::Input(format!(
+                    "{all} tokens were sampled before, but token {index} ends the generation"
+                )));
+            }
             if let Some(constraint) = &mut self.constraint {
                 constraint.push(sampled.token)?;
             }
-            if self.stops_at(sampled.token) {
-                let at = index + 1;
-                return Err(EngineError::Input(format!("{all} tokens were sampled before, but token {at} ends the generation")));
-            }
             made.push(sampled);
+            if self.stops_at(sampled.token) {
+                end = Some(Finish::Stop);
+            } else if made.tokens.len() >= self.max_new_tokens as usize {
+                end = Some(Finish::Length);
+            }
         }
-        Ok(made)
+        Ok((made, end))
     }
 
     /// Whether this sampled token ends the generation.

@@ -177,6 +177,25 @@ impl Scheduler {
         Ok(())
     }
 
+    /// As [`Self::submit`] for a generation of which the last `begun` of these tokens were sampled before. Where they are its end
+    /// (`end`, or the context is full with them) nothing is queued: the tokens are fed with the session's next job.
+    pub fn go_on(
+        &mut self,
+        id: SessionId,
+        append: &[u32],
+        begun: usize,
+        max_new: u32,
+        end: Option<Finish>,
+    ) -> Result<Option<Finish>, EngineError> {
+        let max_context = self.limits.max_context;
+        let session = self.sessions.get_mut(&id).filter(|session| session.phase == Phase::Idle);
+        let full = |s: &Session| begun > 0 && s.tokens.len() + append.len() >= max_context;
+        let end = end.or_else(|| session.as_deref().filter(|s| full(s)).map(|_| Finish::Context));
+        let (Some(session), Some(end)) = (session, end) else { return self.submit(id, append, max_new).map(|()| None) };
+        session.tokens.extend_from_slice(append);
+        Ok(Some(end))
+    }
+
     /// Forgets a session in whatever phase it is. `true` if it held memory, which the caller now frees.
     pub fn close(&mut self, id: SessionId) -> bool {
         let Some(session) = self.sessions.remove(&id) else { return false };

@@ -9,7 +9,7 @@ use crate::episode::Stage;
 use crate::scene::TokenHook;
 use crate::state::{Command, Event, Failure, LeaseKey, RolloutState};
 use crate::tape::Tapes;
-use cohort_actors::crash::{MID_DECODE, TRAJECTORY_SENT, crash_point};
+use cohort_actors::crash::{HANDED_IN, MID_DECODE, TRAJECTORY_SENT, crash_point};
 use cohort_actors::{LinkError, LinkSender};
 use cohort_engine::WeightRing;
 use cohort_protocol::messages::rollout::{PartialGroup, RolloutToCoordinator, WeightsReady};
@@ -58,6 +58,8 @@ pub struct RolloutActorState {
     generating: HashMap<LeaseKey, AbortHandle>,
     /// Of what the state holds, where episodes can be played again.
     tapes: HashMap<LeaseKey, Arc<Tapes>>,
+    /// Whether anything was ever handed in.
+    handed_in: bool,
     tasks: JoinSet<()>,
     delay: Duration,
     tokens: Arc<AtomicU64>,
@@ -85,6 +87,7 @@ impl Actor for RolloutActor {
             sender: args.sender,
             generating: HashMap::new(),
             tapes: HashMap::new(),
+            handed_in: false,
             tasks: JoinSet::new(),
             delay: args.delay,
             tokens: Arc::new(AtomicU64::new(0)),
@@ -125,6 +128,9 @@ impl RolloutActorState {
             Command::Swap(weights) => self.swap(me.clone(), weights),
             Command::Generate(lease, parts) => self.generate(me.clone(), *lease, parts),
             Command::HandIn(keys) => {
+                if self.handed_in {
+                    crash_point(HANDED_IN);
+                }
                 for key in keys {
                     self.hand_in(key).await;
                 }
@@ -173,7 +179,7 @@ impl RolloutActorState {
     }
 
     /// Tells the coordinator what a lease has got further.
-    async fn hand_in(&self, key: LeaseKey) {
+    async fn hand_in(&mut self, key: LeaseKey) {
         let parts = self.tapes.get(&key).map_or_else(Vec::new, |tapes| tapes.hand_in());
         let LeaseKey { epoch, purpose, group, attempt } = key;
         let mut rest = parts.into_iter().peekable();
@@ -184,6 +190,7 @@ impl RolloutActorState {
                 parts.push(part);
             }
             self.say(RolloutToCoordinator::Partial(PartialGroup { epoch, purpose, group, attempt, parts })).await;
+            self.handed_in = true;
         }
     }
 

@@ -1,6 +1,6 @@
 //! Generations that go on from tokens that were sampled before.
 use crate::world::*;
-use cohort_engine::{Completion, Decoding, EngineError, EngineOptions, Finish, Sampled};
+use cohort_engine::{Completion, Decoding, EngineError, EngineOptions, Sampled};
 
 /// The first tokens of a completion, as they came.
 fn first(whole: &Completion, count: usize) -> Vec<Sampled> {
@@ -39,20 +39,26 @@ async fn wherever_it_was_cut_a_generation_ends_as_it_would_have() {
 }
 
 #[tokio::test]
-async fn a_generation_that_is_over_cannot_go_on() {
+async fn a_generation_that_was_over_is_given_back_as_it_was() {
     let engine = engine(1000, EngineOptions::default());
-    let whole = engine.session().generate(&BEGINNING, Decoding { stop_ids: vec![], ..decoding(1, 4) }).await.unwrap();
-    assert_eq!((whole.tokens.len(), whole.finish), (4, Finish::Length));
-    let again = |decoding: Decoding| {
+    for sample in 0..20 {
         let mut session = engine.session();
-        async move { session.generate(&BEGINNING, decoding).await }
-    };
-    let begun = first(&whole, 4);
-    let error = again(Decoding { stop_ids: vec![], begun: begun.clone(), ..decoding(1, 4) }).await.unwrap_err();
-    assert!(matches!(&error, EngineError::Input(why) if why.contains("nothing is left")), "{error}");
+        let whole = session.generate(&BEGINNING, decoding(sample, 9)).await.unwrap();
+        let after = session.generate(&[3], decoding(sample, 4)).await.unwrap();
+        let (drawn, mut session) = (engine.tokens_sampled(), engine.session());
+        let begun = first(&whole, whole.tokens.len());
+        assert_eq!(session.generate(&BEGINNING, Decoding { begun, ..decoding(sample, 9) }).await.unwrap(), whole);
+        assert_eq!(engine.tokens_sampled(), drawn, "nothing is drawn");
+        assert_eq!(session.generate(&[3], decoding(sample, 4)).await.unwrap(), after, "and the session goes on");
+    }
+    let endless = Decoding { stop_ids: vec![], ..decoding(1, 4) };
+    let whole = engine.session().generate(&BEGINNING, endless).await.unwrap();
+    let (begun, mut session) = (first(&whole, 4), engine.session());
     let stop_ids = vec![begun[1].token];
-    let error = again(Decoding { stop_ids, begun: begun.clone(), ..decoding(1, 9) }).await.unwrap_err();
+    let late = Decoding { stop_ids, begun: begun.clone(), ..decoding(1, 9) };
+    let error = session.generate(&BEGINNING, late).await.unwrap_err();
     assert!(matches!(&error, EngineError::Input(why) if why.contains("ends the generation")), "{error}");
-    let outside = Sampled { token: VOCAB as u32, ..begun[0] };
-    assert!(again(Decoding { stop_ids: vec![], begun: vec![outside], ..decoding(1, 9) }).await.is_err());
+    let outside = vec![Sampled { token: VOCAB as u32, ..begun[0] }];
+    let outside = Decoding { stop_ids: vec![], begun: outside, ..decoding(1, 9) };
+    assert!(engine.session().generate(&BEGINNING, outside).await.is_err());
 }

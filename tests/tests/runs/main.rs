@@ -7,6 +7,7 @@ mod disks;
 mod hosts;
 mod int8;
 mod kills;
+mod partial;
 mod ranks;
 mod settings;
 
