@@ -451,6 +451,47 @@ fn leases_and_gradings_are_spread_over_all_workers() {
     assert_eq!(of(&scored, &rewards), [3, 3]);
 }
 
+/// A desk whose ledger has yet to write the leases that rollout-0 is to have.
+fn recording(desk: &mut Desk) -> (ConnId, RecordId) {
+    desk.learner_up();
+    let out = desk.join(ROLLOUT);
+    desk.publish(&out);
+    let (conn, mut out) = (desk.conns[&ROLLOUT], Vec::new());
+    desk.state.on_event(desk.now, Event::RolloutReady { conn, version: Some(PolicyVersion(0)), capacity: 4 }, &mut out);
+    let record = out.iter().find_map(|c| if let Command::Record { id, .. } = c { Some(*id) } else { None });
+    assert!(!desk.state.members().get(conn).unwrap().load.is_empty());
+    (conn, record.expect("leases are recorded first"))
+}
+
+#[test]
+fn a_lease_that_its_worker_cannot_take_any_more_leaves_its_hands_free() {
+    let mut desk = Desk::new(plan(), Past::default());
+    let (conn, record) = recording(&mut desk);
+    desk.say(Event::RolloutReady { conn, version: None, capacity: 4 });
+    let out = desk.say(Event::Recorded(record));
+    assert!(out.iter().all(|c| !matches!(c, Command::Lease { .. })), "it has no weights: {out:?}");
+    assert!(desk.state.members().get(conn).unwrap().load.is_empty());
+    assert!(out.iter().any(|c| matches!(c, Command::Weights { .. })), "it is told of them again: {out:?}");
+    let leases = desk.swap(ROLLOUT);
+    assert_eq!(leases.iter().filter(|c| matches!(c, Command::Lease { .. })).count(), 4);
+}
+
+#[test]
+fn one_that_was_idle_for_long_is_not_hung_while_its_lease_is_being_recorded() {
+    let mut desk = Desk::new(plan(), Past::default());
+    desk.say(Event::Standing(Standing { paused: true, rollout_workers: None }));
+    desk.learner_up();
+    let out = desk.join(ROLLOUT);
+    desk.publish(&out);
+    desk.swap(ROLLOUT);
+    desk.seconds(2 * Deadlines::default().stall.as_secs());
+    let mut out = Vec::new();
+    desk.state.on_event(desk.now, Event::Standing(Standing { paused: false, rollout_workers: None }), &mut out);
+    assert!(out.iter().any(|c| matches!(c, Command::Record { .. })), "{out:?}");
+    desk.state.on_event(desk.now, Event::Tick, &mut out);
+    assert_eq!(replaced(&out), None);
+}
+
 const FOLLOWER: WorkerId = WorkerId { role: Role::Learner, index: 1 };
 
 /// The connections that are told where the lead is.
@@ -496,4 +537,37 @@ fn a_follower_is_not_the_learner_and_is_replaced_when_it_hangs() {
     let (worker, why) = replaced.expect("a follower whose counter stands still is hung, whatever it has to do");
     assert!(worker == FOLLOWER && why.contains("made no progress"), "{why}");
     assert_eq!(desk.state.learner_version(), Some(PolicyVersion(0)), "the lead goes on");
+}
+
+#[test]
+fn a_worker_that_was_stopped_while_no_coordinator_was_there_is_replaced() {
+    let mut desk = Desk::new(plan(), Past::default());
+    desk.say(Event::Known(vec![(LEARNER, 41), (ROLLOUT, 42), (REWARD, 43)]));
+    desk.join(ROLLOUT);
+    let silence = Deadlines::default().silence.as_secs();
+    assert_eq!(replaced(&desk.seconds(silence + 1)), None, "they must find out first that their coordinator is another");
+    desk.join(REWARD);
+    let out = desk.seconds(silence);
+    let replaced: Vec<_> = out
+        .iter()
+        .filter_map(|c| if let Command::Replace { worker, pid, .. } = c { Some((*worker, *pid)) } else { None })
+        .collect();
+    assert_eq!(replaced, [(LEARNER, 41)], "once, and nobody who came back");
+    assert!(failed(&out).is_none());
+}
+
+#[test]
+fn a_learner_that_hangs_at_a_job_of_an_earlier_connection_is_replaced() {
+    let mut desk = Desk::new(plan(), Past::default());
+    desk.learner_up();
+    desk.lose(LEARNER);
+    // It connects again and, still at its job, does not say what it holds; it beats.
+    let conn = ConnId(desk.fresh());
+    desk.conns.insert(LEARNER, conn);
+    desk.moving = vec![LEARNER];
+    desk.say(Event::Connected { conn, worker: LEARNER, incarnation: 0, pid: 1 });
+    let stall = Deadlines::default().stall.as_secs();
+    assert_eq!(replaced(&desk.seconds(2 * stall)), None, "its counter moves");
+    desk.moving.clear();
+    assert_eq!(replaced(&desk.seconds(stall + 2)), Some(LEARNER));
 }

@@ -6,7 +6,7 @@
 //!   been followed by another before a slow worker had it is no failure: the worker is told of the newer one.
 use super::event::{Command, ConnId};
 use super::state::ControllerState;
-use cohort_protocol::{PolicyVersion, Role};
+use cohort_protocol::PolicyVersion;
 use std::time::Instant;
 
 impl ControllerState {
@@ -19,20 +19,22 @@ impl ControllerState {
         capacity: u16,
         out: &mut Vec<Command>,
     ) {
-        let Some(member) = self.members.heard(now, conn) else { return };
-        member.capacity = capacity;
-        member.version = version;
-        match member.swap {
-            Some((told, _)) if version != Some(told) => {
-                self.on_swap_failed(now, conn, told, "it says that it still has another version", out);
+        if !self.members.heard(now, conn) {
+            return;
+        }
+        let refused = self.members.change(conn, |member| {
+            (member.capacity, member.version) = (capacity, version);
+            if let Some((told, _)) = member.swap.filter(|(told, _)| version != Some(*told)) {
+                return Some(told);
             }
-            swap => {
-                member.swap = None;
-                if swap.is_some() {
-                    (member.swap_failures, member.swap_after) = (0, None);
-                }
-                self.members.moved(now, conn);
+            if member.swap.take().is_some() {
+                (member.swap_failures, member.swap_after) = (0, None);
             }
+            None
+        });
+        match refused.flatten() {
+            Some(told) => self.on_swap_failed(now, conn, told, "it says that it still has another version", out),
+            None => self.members.moved(now, conn),
         }
     }
 
@@ -45,22 +47,20 @@ impl ControllerState {
         error: &str,
         out: &mut Vec<Command>,
     ) {
-        let outrun = version < self.version();
-        let Some(member) = self.members.heard(now, conn).filter(|m| m.swap.is_some_and(|(told, _)| told == version)) else {
-            return;
-        };
-        member.swap = None;
+        self.members.heard(now, conn);
+        let (retry, outrun) = (self.plan.deadlines.retry, version < self.version());
+        let failed = self.members.change(conn, |member| {
+            member.swap.take_if(|(told, _)| *told == version)?;
+            member.swap_failures += u32::from(!outrun);
+            let wait = retry * 2u32.saturating_pow(member.swap_failures.saturating_sub(1).min(16));
+            member.swap_after = Some(now + wait);
+            Some((member.worker, member.swap_failures, wait))
+        });
+        let Some((worker, tries, wait)) = failed.flatten() else { return };
         if outrun {
-            member.swap_after = Some(now + self.plan.deadlines.retry);
-            let worker = member.worker;
-            return out.push(Command::Notice(format!(
-                "{worker} did not take version {version} in time: {error}; newer ones are there"
-            )));
+            let text = format!("{worker} did not take version {version} in time: {error}; newer ones are there");
+            return out.push(Command::Notice(text));
         }
-        member.swap_failures += 1;
-        let wait = self.plan.deadlines.retry * 2u32.saturating_pow((member.swap_failures - 1).min(16));
-        member.swap_after = Some(now + wait);
-        let (worker, tries) = (member.worker, member.swap_failures);
         self.counters.failures += 1;
         if tries >= self.plan.max_failures {
             return self.fail(format!("{worker} could not take version {version}, tried {tries} times: {error}"), out);
@@ -77,21 +77,13 @@ impl ControllerState {
     /// Tells rollout workers of the published version, once each.
     pub(super) fn assign_weights(&mut self, now: Instant, out: &mut Vec<Command>) {
         let Some(p) = self.published.filter(|p| p.version == self.version() && self.wants_rollouts()) else { return };
-        let (mut told, asynchronous) = (Vec::new(), self.plan.is_asynchronous());
-        for (conn, member) in self.members.iter_mut() {
-            let fit = member.worker.role == Role::Rollout && member.capacity > 0;
-            let rested = member.swap_after.is_none_or(|at| at <= now);
-            if fit
-                && rested
-                && member.version != Some(p.version)
-                && member.swap.is_none()
-                && (member.load.is_empty() || asynchronous)
-            {
-                member.swap = Some((p.version, p.slot));
-                told.push(conn);
+        for conn in self.members.without(p.version, self.plan.is_asynchronous()) {
+            let rested = self.members.get(conn).is_some_and(|m| m.swap_after.is_none_or(|at| at <= now));
+            if rested {
+                self.members.change(conn, |member| member.swap = Some((p.version, p.slot)));
+                self.members.moved(now, conn);
                 out.push(Command::Weights { conn, version: p.version, slot: p.slot, digest: p.digest });
             }
         }
-        told.into_iter().for_each(|conn| self.members.moved(now, conn));
     }
 }
