@@ -6,6 +6,7 @@
 //! datagrams there are is the peers' doing, so a run under a relay is not repeated to the byte; its weights are.
 use anyhow::{Context, Result};
 use std::cmp::Ordering as Order;
+use std::collections::hash_map::Entry;
 use std::collections::{BinaryHeap, HashMap};
 use std::io::ErrorKind;
 use std::net::{IpAddr, SocketAddr, UdpSocket};
@@ -181,20 +182,23 @@ impl Shared {
         let mut clients: HashMap<SocketAddr, Arc<Flow>> = HashMap::new();
         let mut readers = Vec::new();
         self.read(front, |from, bytes| {
-            if !clients.contains_key(&from) {
-                let Ok(back) = UdpSocket::bind((ip, 0)) else { return };
-                let back = Arc::new(back);
-                let inwards = self.flow(true, back.clone(), to);
-                let outwards = self.flow(false, front.clone(), from);
-                let shared = self.clone();
-                readers.push(std::thread::spawn(move || {
-                    if back.set_read_timeout(Some(LOOK)).is_ok() {
-                        shared.read(&back, |_, bytes| shared.take(&outwards, bytes));
-                    }
-                }));
-                clients.insert(from, inwards);
-            }
-            self.take(&clients[&from], bytes);
+            let flow = match clients.entry(from) {
+                Entry::Occupied(known) => known.into_mut(),
+                Entry::Vacant(place) => {
+                    let Ok(back) = UdpSocket::bind((ip, 0)) else { return };
+                    let back = Arc::new(back);
+                    let inwards = self.flow(true, back.clone(), to);
+                    let outwards = self.flow(false, front.clone(), from);
+                    let shared = self.clone();
+                    readers.push(std::thread::spawn(move || {
+                        if back.set_read_timeout(Some(LOOK)).is_ok() {
+                            shared.read(&back, |_, bytes| shared.take(&outwards, bytes));
+                        }
+                    }));
+                    place.insert(inwards)
+                }
+            };
+            self.take(flow, bytes);
         });
         for reader in readers {
             // As in `Relay::drop`.

@@ -150,8 +150,8 @@ mod tests {
         let mut silence = Silence::new(begun);
         let mut tell = |after: u32, last: u32| silence.look(begun + after * S, begun + last * S);
         assert!((4..=35).all(|t| tell(t, 4) == (t - 4) * S));
-        assert_eq!(tell(36, 36), 0 * S, "it spoke");
-        assert_eq!(tell(99, 36), 0 * S, "the agent itself was stopped");
+        assert_eq!(tell(36, 36), Duration::ZERO, "it spoke");
+        assert_eq!(tell(99, 36), Duration::ZERO, "the agent itself was stopped");
         assert!((100..=130).all(|t| tell(t, 36) == (t - 99) * S));
         silence.restart(begun + 130 * S);
         assert_eq!(silence.look(begun + 131 * S, begun), S, "another one has been started");

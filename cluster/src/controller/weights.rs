@@ -48,7 +48,7 @@ impl ControllerState {
         out: &mut Vec<Command>,
     ) {
         self.members.heard(now, conn);
-        let (outrun, retry) = (version < self.version(), self.plan.deadlines.retry);
+        let (retry, outrun) = (self.plan.deadlines.retry, version < self.version());
         let failed = self.members.change(conn, |member| {
             member.swap.take_if(|(told, _)| *told == version)?;
             member.swap_failures += u32::from(!outrun);
@@ -58,9 +58,8 @@ impl ControllerState {
         });
         let Some((worker, tries, wait)) = failed.flatten() else { return };
         if outrun {
-            return out.push(Command::Notice(format!(
-                "{worker} did not take version {version} in time: {error}; newer ones are there"
-            )));
+            let text = format!("{worker} did not take version {version} in time: {error}; newer ones are there");
+            return out.push(Command::Notice(text));
         }
         self.counters.failures += 1;
         if tries >= self.plan.max_failures {

@@ -24,7 +24,7 @@ fn nonsense(n: u64) -> Vec<u8> {
     };
     let length = [0, 1, 7, 21, 600, 1200, 1452][(next() % 7) as usize];
     let mut bytes: Vec<u8> = (0..length).map(|_| next().to_le_bytes()[0]).collect();
-    if n % 2 == 0 && bytes.len() > 20 {
+    if n.is_multiple_of(2) && bytes.len() > 20 {
         bytes[0] |= 0xc0;
         bytes[1..6].copy_from_slice(&[0, 0, 0, 1, 20]);
     }
@@ -44,7 +44,7 @@ fn nonsense_at_every_port_changes_nothing() -> Result<()> {
         for port in PORTS {
             stranger.send_to(&nonsense(n), (head.at, port))?;
         }
-        if n % 64 == 0 {
+        if n.is_multiple_of(64) {
             std::thread::sleep(Duration::from_millis(2));
         }
     }

@@ -1,6 +1,7 @@
 //! Figures as measured: printed, and left as JSON where `COHORT_FIGURES` says.
 use anyhow::{Context, Result};
 use serde_json::{Value, json};
+use std::io::Write;
 use std::path::PathBuf;
 use std::time::Duration;
 
@@ -34,7 +35,8 @@ impl Times {
 
 /// Prints figures under a name and keeps them.
 pub(crate) fn keep(name: &str, figures: &Value) -> Result<()> {
-    println!("{name}: {figures}");
+    // Past the capture of the test's output.
+    writeln!(std::io::stderr(), "{name}: {figures}")?;
     let Some(folder) = std::env::var_os("COHORT_FIGURES").map(PathBuf::from) else { return Ok(()) };
     std::fs::create_dir_all(&folder)?;
     let path = folder.join(format!("{name}.json"));
