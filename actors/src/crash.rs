@@ -31,11 +31,13 @@ pub const LEAD_REDUCE: &str = "lead-reduce";
 pub const FOLLOWER_STEPPED: &str = "follower-stepped";
 /// In the learner, checkpoint files written and not yet renamed.
 pub const CHECKPOINT: &str = "checkpoint";
+/// In the learner, between any two things that saving a checkpoint does to the disk: each passing is another place.
+pub const SAVING: &str = "saving";
 /// In the learner, the header and about half of the tensors of a weight slot written, the slot marked as being written.
 pub const PUBLISH: &str = "publish";
 
 /// Every point there is.
-pub const ALL: [&str; 10] = [
+pub const ALL: [&str; 11] = [
     MID_DECODE,
     TRAJECTORY_SENT,
     SCORE_SENT,
@@ -45,6 +47,7 @@ pub const ALL: [&str; 10] = [
     LEAD_REDUCE,
     FOLLOWER_STEPPED,
     CHECKPOINT,
+    SAVING,
     PUBLISH,
 ];
 

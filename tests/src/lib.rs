@@ -1,5 +1,8 @@
-//! What the workspace's own tests share: golden numbers and how to find the real model.
+//! What the workspace's own tests share: golden numbers, how to find the real model, whole runs and what disturbs them.
 
+pub mod cgroup;
 pub mod golden;
+pub mod hosts;
 pub mod launch;
 pub mod netns;
+pub mod relay;

@@ -198,6 +198,24 @@ mod tests {
         assert_eq!(breaker.phase(), Phase::Closed);
     }
 
+    /// The breaker's clock stands, so that it stays open; what a rejection takes is measured by the real one.
+    #[tokio::test(start_paused = true)]
+    async fn a_rejection_is_immediate() {
+        let breaker = Breaker::new("judge", BreakerPolicy::default());
+        for _ in 0..5 {
+            fail(&breaker).await;
+        }
+        let mut took: Vec<Duration> = Vec::new();
+        for _ in 0..10_000 {
+            let begun = Instant::now();
+            assert!(matches!(fail(&breaker).await, CallError::Open { .. }));
+            took.push(begun.elapsed());
+        }
+        took.sort();
+        println!("rejections: p50 {:?}, p99 {:?}", took[5000], took[9900]);
+        assert!(took[9900] < Duration::from_millis(1), "{:?}", took[9900]);
+    }
+
     #[tokio::test(start_paused = true)]
     async fn silence_and_slowness_count_and_bad_requests_do_not() {
         let breaker = Breaker::new("judge", BreakerPolicy { slow_after: SECOND, ..BreakerPolicy::default() });

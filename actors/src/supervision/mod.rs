@@ -11,6 +11,7 @@
 pub mod actor;
 #[cfg(test)]
 mod model;
+mod oom;
 pub mod process;
 pub mod state;
 

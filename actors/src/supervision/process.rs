@@ -12,6 +12,7 @@
 //!   ([`crate::parent`]); what a child leaves behind in its process group is killed with it.
 //! - **P2** children are started by one thread that lives as long as the process: the parent-death signal is bound to the
 //!   thread that forked, and a descriptor is inheritable only while that thread starts the one child it is for.
+use super::oom::OomKills;
 use super::state::{ChildId, Command, Escalation, Event, Exit, Restart, SupervisionPolicy, SupervisionState};
 use crate::parent;
 use crate::shutdown::Shutdown;
@@ -133,6 +134,7 @@ impl ProcessSupervisor {
             specs: HashMap::new(),
             alive: HashMap::new(),
             exits: HashMap::new(),
+            oom: OomKills::default(),
             waits: JoinSet::new(),
             publish,
             escalated: None,
@@ -189,6 +191,7 @@ struct Supervising {
     specs: HashMap<ChildId, ProcessSpec>,
     alive: HashMap<ChildId, Alive>,
     exits: HashMap<ChildId, ProcessExit>,
+    oom: OomKills,
     waits: JoinSet<(ChildId, io::Result<ExitStatus>)>,
     publish: watch::Sender<Vec<ProcessStatus>>,
     escalated: Option<Escalation>,
@@ -199,6 +202,8 @@ struct Alive {
     stop: Option<oneshot::Sender<()>>,
     /// Why it was killed from here.
     killed: Option<String>,
+    /// Where its control group counts who was killed for want of memory.
+    oom: Option<PathBuf>,
 }
 
 impl Supervising {
@@ -282,7 +287,8 @@ impl Supervising {
                 let pid = process.id().unwrap_or_default();
                 info!(target: "cohort::supervision", %child, pid, incarnation, "process_started");
                 let (stop, stopped) = oneshot::channel();
-                self.alive.insert(child.clone(), Alive { pid, stop: Some(stop), killed: None });
+                let oom = self.oom.watch(pid);
+                self.alive.insert(child.clone(), Alive { pid, stop: Some(stop), killed: None, oom });
                 self.waits.spawn(async move { (child, wait(process, stopped, grace).await) });
                 None
             }
@@ -314,8 +320,9 @@ impl Supervising {
             Ok(status) => ProcessExit { code: status.code(), signal: status.signal(), text: describe(status, log) },
             Err(error) => ProcessExit { code: None, signal: None, text: format!("could not be waited for: {error}") },
         };
-        let (pid, killed) = alive.map_or((None, None), |alive| (Some(alive.pid), alive.killed));
-        if let Some(why) = killed {
+        let (pid, killed, oom) = alive.map_or((None, None, None), |alive| (Some(alive.pid), alive.killed, alive.oom));
+        let by_kernel = || oom.filter(|_| ended.signal == Some(9)).and_then(|counter| self.oom.claim(&counter));
+        if let Some(why) = killed.or_else(by_kernel) {
             ended.text = format!("{}: {why}", ended.text);
         }
         info!(target: "cohort::supervision", %child, pid, how = ended.text, "process_ended");

@@ -64,6 +64,8 @@ use thiserror::Error;
 
 /// A coordinator that says nothing for so long (it does four times a second) is killed and started again.
 pub const SILENCE: Duration = Duration::from_secs(30);
+/// The same for one whose process the system says is stopped: it is not slow.
+const SILENCE_STOPPED: Duration = Duration::from_secs(4);
 /// For tests: another [`SILENCE`], in milliseconds.
 pub const SILENCE_VARIABLE: &str = "COHORT_COORDINATOR_SILENCE_MS";
 

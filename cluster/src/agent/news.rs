@@ -103,12 +103,11 @@ pub(super) fn listen(pipe: PipeReader, progress: Arc<dyn ProgressSink>) -> std::
     Ok(Heard { last, replace })
 }
 
-/// Whether the coordinator has been silent for too long. Pure.
+/// For how long the coordinator has been silent. Pure.
 ///
 /// After a pause of the agent itself (it was stopped, or the machine slept) the coordinator gets the whole limit again.
 #[derive(Debug, Clone, Copy)]
 pub(super) struct Silence {
-    limit: Duration,
     heard: Instant,
     looked: Instant,
 }
@@ -117,8 +116,8 @@ pub(super) struct Silence {
 const OWN_STALL: Duration = Duration::from_secs(5);
 
 impl Silence {
-    pub(super) fn new(now: Instant, limit: Duration) -> Self {
-        Self { limit, heard: now, looked: now }
+    pub(super) fn new(now: Instant) -> Self {
+        Self { heard: now, looked: now }
     }
 
     /// It was started, or killed, just now.
@@ -126,15 +125,14 @@ impl Silence {
         self.heard = now;
     }
 
-    /// A look at the clock, `last` being when it spoke last. Gives the length of a silence that is too long.
-    pub(super) fn look(&mut self, now: Instant, last: Instant) -> Option<Duration> {
+    /// A look at the clock, `last` being when it spoke last. Gives the length of the silence.
+    pub(super) fn look(&mut self, now: Instant, last: Instant) -> Duration {
         if now.saturating_duration_since(self.looked) > OWN_STALL {
             self.heard = now;
         }
         self.looked = now;
         self.heard = self.heard.max(last);
-        let silent = now.saturating_duration_since(self.heard);
-        (silent > self.limit).then_some(silent)
+        now.saturating_duration_since(self.heard)
     }
 }
 
@@ -147,18 +145,16 @@ mod tests {
     const S: Duration = Duration::from_secs(1);
 
     #[test]
-    fn a_silence_past_the_limit_is_told_and_a_pause_of_the_agent_is_none() {
+    fn a_silence_is_measured_and_a_pause_of_the_agent_is_none() {
         let begun = Instant::now();
-        let mut silence = Silence::new(begun, 30 * S);
+        let mut silence = Silence::new(begun);
         let mut tell = |after: u32, last: u32| silence.look(begun + after * S, begun + last * S);
-        assert!((1..=34).all(|t| tell(t, 4).is_none()));
-        assert_eq!(tell(35, 4), Some(31 * S));
-        assert_eq!(tell(36, 36), None, "it spoke");
-        assert_eq!(tell(99, 36), None, "the agent itself was stopped");
-        assert!((100..=129).all(|t| tell(t, 36).is_none()));
-        assert_eq!(tell(130, 36), Some(31 * S));
+        assert!((4..=35).all(|t| tell(t, 4) == (t - 4) * S));
+        assert_eq!(tell(36, 36), 0 * S, "it spoke");
+        assert_eq!(tell(99, 36), 0 * S, "the agent itself was stopped");
+        assert!((100..=130).all(|t| tell(t, 36) == (t - 99) * S));
         silence.restart(begun + 130 * S);
-        assert_eq!(silence.look(begun + 131 * S, begun), None, "another one has been started");
+        assert_eq!(silence.look(begun + 131 * S, begun), S, "another one has been started");
     }
 
     struct Counting(Mutex<Vec<Progress>>);

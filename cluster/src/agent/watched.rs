@@ -1,6 +1,6 @@
 //! The coordinator's process as its agent watches it: whether it speaks, and how it is told to leave. The clock is the
 //! caller's; only orders to the supervisor leave from here.
-use super::{SILENCE, SILENCE_VARIABLE, children, news};
+use super::{SILENCE, SILENCE_STOPPED, SILENCE_VARIABLE, children, news};
 use cohort_actors::supervision::process::ProcessSupervisor;
 use std::time::{Duration, Instant};
 
@@ -9,6 +9,7 @@ pub(super) struct Watched {
     pid: Option<u32>,
     since: Instant,
     silence: news::Silence,
+    limit: Duration,
     draining: Draining,
 }
 
@@ -24,7 +25,7 @@ struct Draining {
 impl Watched {
     pub(super) fn new() -> Self {
         let now = Instant::now();
-        Self { pid: None, since: now, silence: news::Silence::new(now, silence_limit()), draining: Draining::default() }
+        Self { pid: None, since: now, silence: news::Silence::new(now), limit: silence_limit(), draining: Draining::default() }
     }
 
     pub(super) fn drain(&mut self) {
@@ -60,14 +61,49 @@ impl Watched {
                 self.draining.told = self.pid;
                 supervisor.terminate(id()).await;
             }
-        } else if let Some(silent) = self.silence.look(now, last) {
+            return;
+        }
+        let silent = self.silence.look(now, last);
+        let stopped = silent > SILENCE_STOPPED && self.pid.is_some_and(is_stopped);
+        if silent > self.limit || stopped {
             self.silence.restart(now);
-            supervisor.kill(id(), format!("it said nothing for {:.1} s", silent.as_secs_f64())).await;
+            let how = if stopped { " and is stopped" } else { "" };
+            supervisor.kill(id(), format!("it said nothing for {:.1} s{how}", silent.as_secs_f64())).await;
         }
     }
+}
+
+/// Whether the system says that a process is stopped (SIGSTOP, a terminal's ^Z): it is not slow, and nothing moves in it.
+fn is_stopped(pid: u32) -> bool {
+    // `PID (NAME) STATE ..`, and a name may hold anything.
+    let stat = std::fs::read(format!("/proc/{pid}/stat")).unwrap_or_default();
+    let state = stat.iter().rposition(|&b| b == b')').and_then(|end| stat.get(end + 2));
+    state == Some(&b'T')
 }
 
 fn silence_limit() -> Duration {
     let given = std::env::var(SILENCE_VARIABLE).ok().and_then(|ms| ms.parse().ok());
     given.map_or(SILENCE, Duration::from_millis)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use rustix::process::{Pid, Signal, WaitOptions, kill_process, waitpid};
+
+    #[test]
+    fn a_stopped_process_is_told_from_a_slow_one() {
+        let mut child = std::process::Command::new("sleep").arg("60").spawn().unwrap();
+        let pid = Pid::from_child(&child);
+        assert!(!is_stopped(child.id()));
+        kill_process(pid, Signal::STOP).unwrap();
+        waitpid(Some(pid), WaitOptions::UNTRACED).unwrap();
+        assert!(is_stopped(child.id()));
+        kill_process(pid, Signal::CONT).unwrap();
+        waitpid(Some(pid), WaitOptions::CONTINUED).unwrap();
+        assert!(!is_stopped(child.id()));
+        child.kill().unwrap();
+        child.wait().unwrap();
+        assert!(!is_stopped(child.id()), "nobody is not stopped");
+    }
 }

@@ -67,6 +67,13 @@ impl From<Failure> for WorkerFailure {
     }
 }
 
+/// Where memory runs out the kernel is to take a worker, which costs its present work, before the coordinator or the agent.
+/// A plug-in inherits it.
+fn offer_to_the_oom_killer() {
+    // A system that does not let it chooses by size alone.
+    let _ = std::fs::write("/proc/self/oom_score_adj", "500");
+}
+
 /// It may go better the next time.
 fn passing(error: impl std::fmt::Display) -> WorkerFailure {
     WorkerFailure { code: 1, message: error.to_string() }
@@ -77,6 +84,9 @@ pub fn run(options: WorkerOptions) -> Result<(), WorkerFailure> {
     crash::arm_from_env().map_err(hopeless)?;
     let shutdown = Shutdown::new();
     parent::exit_with_parent(&shutdown).map_err(hopeless)?;
+    if options.who.role != Role::Coordinator {
+        offer_to_the_oom_killer();
+    }
     let text = std::fs::read_to_string(RunPaths::new(&options.run_dir).config()).map_err(hopeless)?;
     let config: Config = toml::from_str(&text).map_err(hopeless)?;
     crate::logging::to_stderr(&config.logging);

@@ -89,6 +89,8 @@ pub enum Event {
         /// Its process.
         pid: u32,
     },
+    /// Workers that an earlier coordinator of this launch had, with their processes.
+    Known(Vec<(WorkerId, u32)>),
     /// A connection ended.
     Disconnected {
         /// Which.

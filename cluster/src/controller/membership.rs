@@ -3,7 +3,8 @@
 //! Invariants
 //! - **M1** one connection a worker: a newer one ends the older, whose events are then ignored.
 //! - **M2** a worker that is silent for `silence`, or has work and stands still for `stall`, is replaced; so is one whose
-//!   connection has ended and that has not come back for `silence`, if its process is still the same: it was stopped.
+//!   connection has ended and that has not come back for `silence`, if its process is still the same: it was stopped. One
+//!   that an earlier coordinator had, and that this one has not seen, has twice as long: it must find out first.
 //! - **M3** losses and replacements of a worker are bounded: [`MAX_LOSSES`] at its work, [`MAX_REPLACEMENTS`] of them by
 //!   this coordinator, with nothing done in between, end the run.
 use super::event::{Command, ConnId, Work};
@@ -116,6 +117,15 @@ impl Membership {
             self.absent.insert(member.worker, (now, conn, member.pid));
         }
         Some(member)
+    }
+
+    /// Workers that an earlier coordinator had must come back within twice `silence`.
+    pub fn expect(&mut self, now: Instant, silence: Duration, workers: Vec<(WorkerId, u32)>) {
+        for (worker, pid) in workers {
+            if self.of(worker).is_none() {
+                self.absent.entry(worker).or_insert((now + silence, ConnId(0), pid));
+            }
+        }
     }
 
     fn remove(&mut self, conn: ConnId) -> Option<Member> {

@@ -16,7 +16,7 @@ use super::wave::{Generation, Wave, WaveKind};
 use crate::ledger::{Past, PastCheckpoint, PastGroup};
 use crate::progress::{EvaluationReport, RunPhase};
 use cohort_protocol::messages::learner::Fault;
-use cohort_protocol::{Epoch, GroupId, PolicyVersion, Role, StepCommit, StepId, StepIntent, WorkerId};
+use cohort_protocol::{AttemptId, Epoch, GroupId, PolicyVersion, Role, StepCommit, StepId, StepIntent, WorkerId};
 use std::collections::{BTreeMap, BTreeSet};
 use std::time::Instant;
 
@@ -122,6 +122,7 @@ impl ControllerState {
         self.idleness.pass(now, self.learner.busy.is_some(), self.members.working_rollouts(), self.plan.rollout_workers);
         match event {
             Event::Connected { conn, worker, incarnation, pid } => self.on_connected(now, conn, worker, incarnation, pid, out),
+            Event::Known(workers) => self.members.expect(now, self.plan.deadlines.silence, workers),
             Event::Disconnected { conn, why } => self.on_disconnected(now, conn, &why, out),
             Event::Beat { conn, progress } => self.members.beat(now, conn, progress),
             Event::RolloutReady { conn, version, capacity } => self.on_rollout_ready(now, conn, version, capacity, out),
@@ -239,6 +240,18 @@ impl ControllerState {
     pub fn leased_attempt(&self, work: &Work) -> Option<u32> {
         let group = self.wave.as_ref()?.get(work)?;
         matches!(group.generation, Generation::Leased { .. }).then_some(group.lease_attempt.0)
+    }
+
+    /// Whether what was said in a group under some lease may be gone on from: the lease holds, or nobody has one and the
+    /// group is still to be generated, here or, where the run has not come to it yet, before its end.
+    #[must_use]
+    pub fn may_go_on(&self, work: &Work, epoch: Epoch, attempt: AttemptId) -> bool {
+        match self.wave.as_ref().and_then(|wave| wave.get(work)).map(|group| (&group.generation, group.lease_attempt)) {
+            Some((Generation::Leased { .. }, holds)) => epoch == self.epoch && attempt == holds,
+            Some((Generation::Waiting { .. } | Generation::Recording { .. }, _)) => true,
+            Some(_) => false,
+            None => work.is_training() && self.open.get(&work.group).is_some_and(|group| group.trajectories.is_none()),
+        }
     }
 
     /// What the run is busy with.

@@ -71,8 +71,10 @@ impl LearnerDesk {
     /// Whether the run waits for something of a member.
     pub(super) fn awaits(&self, conn: ConnId, member: &Member) -> bool {
         let (lead, follows) = (self.conn == Some(conn), member.worker.role == Role::Learner && !member.worker.is_lead());
-        // A follower's counter moves with time, too, unless it hangs.
-        !member.load.is_empty() || member.swap.is_some() || (lead && self.busy.is_some()) || follows
+        // A lead that has not said what it holds is at a job of an earlier connection. A follower's counter moves with time,
+        // too, unless it hangs.
+        let asked = lead && (self.busy.is_some() || !self.reported);
+        !member.load.is_empty() || member.swap.is_some() || asked || follows
     }
 }
 

@@ -296,6 +296,48 @@ fn a_swap_that_fails_is_published_again_after_a_pause_and_not_for_ever() {
     assert!(leases.iter().any(|c| matches!(c, Command::Lease { .. })), "{leases:?}");
 }
 
+/// A worker behind a slow line is told that its version is gone, again and again: that is not its failure.
+#[test]
+fn weights_that_others_have_outrun_are_no_failure() {
+    let slow = WorkerId { role: Role::Rollout, index: 1 };
+    let mut desk = Desk::new(Plan { rollout_workers: 2, groups_per_step: 2, ..plan() }, Past::default());
+    desk.learner_up();
+    desk.join(REWARD);
+    let out = [desk.join(ROLLOUT), desk.join(slow)].concat();
+    desk.publish(&out);
+    let mut leases = desk.swap(ROLLOUT);
+    while !leases.iter().any(|c| matches!(c, Command::Step { .. })) {
+        let asked = desk.generate(&leases);
+        leases = [asked.clone(), desk.score(&asked)].concat();
+    }
+    let (conn, learner) = (desk.conns[&slow], desk.conns[&LEARNER]);
+    let fail = |desk: &mut Desk, version| {
+        let error = "slot 0 holds version 6".into();
+        desk.say(Event::SwapFailed { conn, version: PolicyVersion(version), error })
+    };
+    let commit = StepCommit {
+        step: StepId(1),
+        version: PolicyVersion(1),
+        weights_sha256: String::new(),
+        weights_digest: 11,
+        metrics: Vec::new(),
+    };
+    let out = desk.say(Event::Stepped { conn: learner, epoch: Epoch(1), commit });
+    let publish = out.iter().find(|c| matches!(c, Command::Publish { .. }));
+    let Some(Command::Publish { version, slot, .. }) = publish else { panic!("{out:?}") };
+    desk.say(Event::Published { conn: learner, epoch: Epoch(1), version: *version, slot: *slot, digest: 11 });
+    // It was told of version 0, which is gone.
+    let out = fail(&mut desk, 0);
+    assert!(failed(&out).is_none() && out.iter().any(|c| matches!(c, Command::Notice(_))), "{out:?}");
+    let told = desk.second();
+    let newer = |c: &Command| matches!(c, Command::Weights { conn: to, version: PolicyVersion(1), .. } if *to == conn);
+    assert!(told.iter().any(newer), "{told:?}");
+    // Of the newest version every failure counts.
+    assert!(failed(&fail(&mut desk, 1)).is_none());
+    let member = desk.state.members.get(conn).map(|m| m.swap_failures);
+    assert_eq!(member, Some(1));
+}
+
 #[test]
 fn a_step_that_fails_whenever_it_is_taken_ends_the_run_though_every_load_succeeds() {
     let intent = StepIntent { step: StepId(1), base: PolicyVersion(0), groups: Vec::new(), digests: Vec::new() };
@@ -495,4 +537,37 @@ fn a_follower_is_not_the_learner_and_is_replaced_when_it_hangs() {
     let (worker, why) = replaced.expect("a follower whose counter stands still is hung, whatever it has to do");
     assert!(worker == FOLLOWER && why.contains("made no progress"), "{why}");
     assert_eq!(desk.state.learner_version(), Some(PolicyVersion(0)), "the lead goes on");
+}
+
+#[test]
+fn a_worker_that_was_stopped_while_no_coordinator_was_there_is_replaced() {
+    let mut desk = Desk::new(plan(), Past::default());
+    desk.say(Event::Known(vec![(LEARNER, 41), (ROLLOUT, 42), (REWARD, 43)]));
+    desk.join(ROLLOUT);
+    let silence = Deadlines::default().silence.as_secs();
+    assert_eq!(replaced(&desk.seconds(silence + 1)), None, "they must find out first that their coordinator is another");
+    desk.join(REWARD);
+    let out = desk.seconds(silence);
+    let replaced: Vec<_> = out
+        .iter()
+        .filter_map(|c| if let Command::Replace { worker, pid, .. } = c { Some((*worker, *pid)) } else { None })
+        .collect();
+    assert_eq!(replaced, [(LEARNER, 41)], "once, and nobody who came back");
+    assert!(failed(&out).is_none());
+}
+
+#[test]
+fn a_learner_that_hangs_at_a_job_of_an_earlier_connection_is_replaced() {
+    let mut desk = Desk::new(plan(), Past::default());
+    desk.learner_up();
+    desk.lose(LEARNER);
+    // It connects again and, still at its job, does not say what it holds; it beats.
+    let conn = ConnId(desk.fresh());
+    desk.conns.insert(LEARNER, conn);
+    desk.moving = vec![LEARNER];
+    desk.say(Event::Connected { conn, worker: LEARNER, incarnation: 0, pid: 1 });
+    let stall = Deadlines::default().stall.as_secs();
+    assert_eq!(replaced(&desk.seconds(2 * stall)), None, "its counter moves");
+    desk.moving.clear();
+    assert_eq!(replaced(&desk.seconds(stall + 2)), Some(LEARNER));
 }

@@ -2,7 +2,8 @@
 //!
 //! Invariants
 //! - **W1** a worker is told of one version at a time, and in a synchronous run not before its leases are done.
-//! - **W2** a swap that failed is tried again after a pause, from a slot that is written anew; not for ever.
+//! - **W2** a swap that failed is tried again after a pause, from a slot that is written anew; not for ever. That a version has
+//!   been followed by another before a slow worker had it is no failure: the worker is told of the newer one.
 use super::event::{Command, ConnId};
 use super::state::ControllerState;
 use cohort_protocol::PolicyVersion;
@@ -47,15 +48,20 @@ impl ControllerState {
         out: &mut Vec<Command>,
     ) {
         self.members.heard(now, conn);
-        let retry = self.plan.deadlines.retry;
+        let (outrun, retry) = (version < self.version(), self.plan.deadlines.retry);
         let failed = self.members.change(conn, |member| {
             member.swap.take_if(|(told, _)| *told == version)?;
-            member.swap_failures += 1;
-            let wait = retry * 2u32.saturating_pow((member.swap_failures - 1).min(16));
+            member.swap_failures += u32::from(!outrun);
+            let wait = retry * 2u32.saturating_pow(member.swap_failures.saturating_sub(1).min(16));
             member.swap_after = Some(now + wait);
             Some((member.worker, member.swap_failures, wait))
         });
         let Some((worker, tries, wait)) = failed.flatten() else { return };
+        if outrun {
+            return out.push(Command::Notice(format!(
+                "{worker} did not take version {version} in time: {error}; newer ones are there"
+            )));
+        }
         self.counters.failures += 1;
         if tries >= self.plan.max_failures {
             return self.fail(format!("{worker} could not take version {version}, tried {tries} times: {error}"), out);

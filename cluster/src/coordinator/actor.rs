@@ -13,6 +13,7 @@ use super::error::CoordinatorError;
 use super::exports::{Export, Exports};
 use super::journal::Journal;
 use super::news::News;
+use super::partials::Partials;
 use super::payload::{group_payload, samples_to_score, summarize_scores};
 use super::report::{Report, example};
 use super::session::{CheckedBatch, Effect, Input, Outbox};
@@ -27,7 +28,10 @@ use cohort_protocol::messages::learner::{
     CheckpointRequest, CoordinatorToLearner, LearnerToCoordinator, Load, LoadFrom, PublishRequest, StepRequest,
 };
 use cohort_protocol::messages::reward::{CoordinatorToReward, RewardToCoordinator, ScoreReply, ScoreRequest};
-use cohort_protocol::messages::rollout::{CancelLease, CoordinatorToRollout, RolloutToCoordinator, WeightsReady};
+use cohort_protocol::messages::rollout::{
+    CancelLease, ContinuedLease, CoordinatorToRollout, PartialGroup, RolloutToCoordinator, WeightsReady,
+};
+use cohort_protocol::version::PARTIAL_GROUPS;
 use cohort_protocol::{
     AttemptId, GroupLease, GroupPayload, LeasePurpose, PolicyVersion, ScoreOutcome, StepId, StepIntent, TrajectoryBatch, WorkerId,
 };
@@ -88,6 +92,7 @@ pub(super) struct Core {
     conns: HashMap<ConnId, (WorkerId, Outbox)>,
     deliveries: HashMap<DeliveryId, Delivery>,
     kept: HashMap<Work, Kept>,
+    partials: Partials,
     examples: HashMap<(u64, bool), EvaluationReport>,
     next_delivery: u64,
     outcome: Option<Outcome>,
@@ -114,10 +119,18 @@ impl Core {
             conns: HashMap::new(),
             deliveries: HashMap::new(),
             kept: HashMap::new(),
+            partials: Partials::default(),
             examples: HashMap::new(),
             next_delivery: 0,
             outcome: None,
             last_status: None,
+        }
+    }
+
+    /// Tells the controller whom an earlier coordinator of this launch had.
+    pub(super) async fn begin(&mut self, known: Vec<(WorkerId, u32)>) {
+        if !known.is_empty() {
+            self.event(Event::Known(known)).await;
         }
     }
 
@@ -255,7 +268,12 @@ impl Core {
                     ack.into_iter().for_each(Ack::accept);
                 }
             }
-            Command::Forget(works) => works.iter().for_each(|work| drop(self.kept.remove(work))),
+            Command::Forget(works) => {
+                for work in &works {
+                    self.kept.remove(work);
+                    self.partials.forget(work);
+                }
+            }
             Command::Load { conn, from, version } => self.send_load(conn, from, version),
             Command::Step { conn, intent, replay, hash } => self.send_step(conn, intent, replay, hash),
             Command::Publish { conn, version, slot } => {
@@ -323,6 +341,7 @@ impl Core {
 
     fn keep(&mut self, delivery: DeliveryId, work: Work) {
         let Some(Delivery { ack, body }) = self.deliveries.remove(&delivery) else { return };
+        self.partials.forget(&work);
         let kept = self.kept.entry(work).or_default();
         match body {
             Body::Batch(batch, _) => kept.batch = Some(batch),

@@ -2,12 +2,13 @@
 //! computes nothing (workers do) and never forks (the node agent does).
 //!
 //! Files: `session` one connection; `actor` the one task that moves everything; `journal` the ledger's thread; `payload`
-//! checks and digests; `report`, `news` and `exports` what people and programs see; `error`.
+//! checks and digests; `partials` groups that are not complete; `report`, `news` and `exports` what people and programs see; `error`.
 mod actor;
 mod error;
 mod exports;
 mod journal;
 mod news;
+mod partials;
 mod payload;
 mod report;
 mod rise;
@@ -97,7 +98,10 @@ pub async fn run(
 ) -> Result<LaunchReport, CoordinatorError> {
     let args = Arc::new(args);
     let (lock, meta, past, epoch, ledger) = open_ledger(args.clone()).await?;
-    let report = Report::new(args.plan.steps, args.begun, Instant::now(), &past, args.workers.clone());
+    let predecessors = report::workers_of_predecessor(&args);
+    let mut report = Report::new(args.plan.steps, args.begun, Instant::now(), &past, args.workers.clone());
+    let known: Vec<(WorkerId, u32)> = predecessors.iter().map(|(worker, _, pid)| (*worker, *pid)).collect();
+    predecessors.into_iter().for_each(|(worker, starts, pid)| report.seen(worker, starts, pid));
     let exports =
         Exports::start(args.paths.clone(), &past).map_err(|e| LedgerError::io("start a thread for", args.paths.root(), e))?;
     // Bounded by the records that wait for the journal, whose queue is.
@@ -114,6 +118,7 @@ pub async fn run(
     let terms = AcceptTerms { run: meta.run, epoch, numerics: meta.numerics, deadline: HELLO, roles: AcceptTerms::WORKERS };
     let accepting = tokio::spawn(accept_all(listener, terms, args.workers.clone(), inputs.clone()));
     let mut core = Core::new(args.clone(), state, report, journal, Told { exports, news }, inputs);
+    core.begin(known).await;
     let result = core.run(&mut inbox, recorded, &shutdown).await;
     match &result {
         Ok(Outcome::Finished) => core.dismiss("the run is finished", inbox).await,

@@ -1,5 +1,6 @@
 //! What a run has to tell, gathered as it goes: live progress, the state of its actors, the report at the end.
 //! All sums are made of the ledger's commits, so that a resumed run reports the whole of it.
+use super::CoordinatorArgs;
 use super::rise::rise;
 use crate::controller::steps::Request;
 use crate::controller::{ConnId, ControllerState};
@@ -30,6 +31,18 @@ const ROLLOUT_IDLE: &str = "perf/rollout_idle_fraction";
 const REWARD: &str = "reward";
 const LOGP_DIFFERENCE: &str = "exactness/logp_difference_max";
 const LOGP_TOKENS: &str = "exactness/tokens";
+
+/// Whom an earlier coordinator of this launch had, by its last word in `status.json`: name, starts and process of each. A
+/// hint, which may be old: a process that is no longer there is nobody's.
+pub(super) fn workers_of_predecessor(args: &CoordinatorArgs) -> Vec<(WorkerId, u32, u32)> {
+    if args.incarnation == 0 {
+        return Vec::new();
+    }
+    let said = std::fs::read(args.paths.status()).ok();
+    let status: Option<RunStatus> = said.and_then(|bytes| serde_json::from_slice(&bytes).ok());
+    let workers = status.into_iter().flat_map(|s| s.actors).filter(|actor| actor.role != Role::Coordinator);
+    workers.filter_map(|a| Some((WorkerId { role: a.role, index: a.index }, a.restarts, a.pid?))).collect()
+}
 
 /// Memory of the reporting.
 #[derive(Debug)]

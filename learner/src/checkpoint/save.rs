@@ -3,7 +3,7 @@ use super::manifest::{checksum_line, sha256};
 use super::{
     CURSOR, CheckpointError, FOLDER, MANIFEST, MANIFEST_SUM, Manifest, OPTIMIZER, RNG, TrainState, dir_name, list, verify,
 };
-use cohort_actors::crash::{CHECKPOINT, crash_point};
+use cohort_actors::crash::{CHECKPOINT, SAVING, crash_point};
 use cohort_model::{ModelFiles, SaveDtype, safetensors_file};
 use std::fs::File;
 use std::io::{self, Write};
@@ -25,6 +25,7 @@ pub struct Saved {
 pub fn save(run_dir: &Path, model: &ModelFiles, state: &TrainState, keep: usize) -> Result<Saved, CheckpointError> {
     let (folder, name) = (run_dir.join(FOLDER), dir_name(state.version));
     std::fs::create_dir_all(&folder).map_err(CheckpointError::io("make", &folder))?;
+    crash_point(SAVING);
     clear_leftovers(&folder)?;
     let temporary = folder.join(format!(".{name}.partial"));
     let written = write(&temporary, model, state).and_then(|manifest| {
@@ -46,7 +47,9 @@ fn write(dir: &Path, model: &ModelFiles, state: &TrainState) -> Result<String, C
         serde_json::from_str(&state.cursor_json).map_err(|e| CheckpointError::Cursor(e.to_string()))?;
     let rng = serde_json::json!({ "scheme": "counter", "seed": state.seed });
     std::fs::create_dir(dir).map_err(CheckpointError::io("make", dir))?;
+    crash_point(SAVING);
     model.save(dir, &state.weights, SaveDtype::F32)?;
+    crash_point(SAVING);
     safetensors_file::write_file(&dir.join(OPTIMIZER), &state.optimizer.tensors, SaveDtype::F32)?;
     write_file(&dir.join(RNG), format!("{rng}\n").as_bytes())?;
     write_file(&dir.join(CURSOR), format!("{}\n", serde_json::Value::Object(cursor)).as_bytes())?;
@@ -71,6 +74,7 @@ fn put_in_place(folder: &Path, temporary: &Path, name: &str) -> Result<(), Check
         match exchange(temporary, &last) {
             Err(e) if cannot_exchange(&e) => remove(folder, name)?,
             exchanged => {
+                crash_point(SAVING);
                 exchanged.map_err(CheckpointError::io("exchange", temporary))?;
                 sync_dir(folder)?;
                 // What stood there before has the temporary name now.
@@ -105,6 +109,7 @@ fn prune(run_dir: &Path, folder: &Path, keep: usize) -> Result<(), CheckpointErr
 fn remove(folder: &Path, name: &str) -> Result<(), CheckpointError> {
     let (from, to) = (folder.join(name), folder.join(format!(".{name}.removed")));
     std::fs::rename(&from, &to).map_err(CheckpointError::io("rename", &from))?;
+    crash_point(SAVING);
     sync_dir(folder)?;
     std::fs::remove_dir_all(&to).map_err(CheckpointError::io("remove", &to))
 }
@@ -123,7 +128,9 @@ fn clear_leftovers(folder: &Path) -> Result<(), CheckpointError> {
 
 fn write_file(path: &Path, bytes: &[u8]) -> Result<(), CheckpointError> {
     let write = || -> io::Result<()> {
+        crash_point(SAVING);
         let mut file = File::create(path)?;
+        crash_point(SAVING);
         file.write_all(bytes)?;
         file.sync_all()
     };
@@ -131,5 +138,6 @@ fn write_file(path: &Path, bytes: &[u8]) -> Result<(), CheckpointError> {
 }
 
 fn sync_dir(dir: &Path) -> Result<(), CheckpointError> {
+    crash_point(SAVING);
     File::open(dir).and_then(|d| d.sync_all()).map_err(CheckpointError::io("sync", dir))
 }

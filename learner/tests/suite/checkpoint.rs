@@ -195,27 +195,53 @@ fn the_last_good_one_is_found_behind_damaged_ones() {
     assert_eq!(rejected.len(), 2);
 }
 
-/// One checkpoint for all flips: [`verify`] reads it, each flip is taken back.
+/// What happens to a file: a bit flips, its end is missing, it is gone, another one of the checkpoint is in its place.
+#[derive(Debug, Clone, Copy)]
+enum Damage {
+    Flip,
+    Cut,
+    Missing,
+    Swapped,
+}
+
+/// One checkpoint for all damages: [`verify`] reads it, each is taken back. `COHORT_TRIALS` sets how many there are.
 #[test]
-fn any_flipped_bit_is_found() {
+fn any_damage_is_found_before_it_is_loaded() {
     let run = tempfile::tempdir().unwrap();
     let dir = saved(run.path(), 1);
     let names = names(&dir);
-    let mut runner = proptest::test_runner::TestRunner::new(ProptestConfig::with_cases(150));
-    let place = (any::<prop::sample::Index>(), any::<prop::sample::Index>(), 0u8..8);
-    let flip = |(file, at, bit): (prop::sample::Index, prop::sample::Index, u8)| {
-        let path = dir.join(&names[file.index(names.len())]);
+    let cases = std::env::var("COHORT_TRIALS").ok().and_then(|n| n.parse().ok()).unwrap_or(200);
+    let mut runner = proptest::test_runner::TestRunner::new(ProptestConfig::with_cases(cases));
+    let kind =
+        prop_oneof![3 => Just(Damage::Flip), 1 => Just(Damage::Cut), 1 => Just(Damage::Missing), 1 => Just(Damage::Swapped)];
+    let place = (kind, any::<prop::sample::Index>(), any::<prop::sample::Index>(), 0u8..8);
+    let damage = |(kind, file, at, bit): (Damage, prop::sample::Index, prop::sample::Index, u8)| {
+        let file = file.index(names.len());
+        let path = dir.join(&names[file]);
         let original = fs::read(&path).unwrap();
         let mut bytes = original.clone();
         let at = at.index(bytes.len());
-        bytes[at] ^= 1 << bit;
-        fs::write(&path, &bytes).unwrap();
-        let result = verify(&dir);
+        match kind {
+            Damage::Flip => bytes[at] ^= 1 << bit,
+            Damage::Cut => bytes.truncate(at),
+            Damage::Missing => {}
+            Damage::Swapped => bytes = fs::read(dir.join(&names[(file + 1 + at % (names.len() - 1)) % names.len()])).unwrap(),
+        }
+        match kind {
+            Damage::Missing => fs::remove_file(&path).unwrap(),
+            _ => fs::write(&path, &bytes).unwrap(),
+        }
+        let (result, found) = (verify(&dir), last_good(run.path()).unwrap().found);
         fs::write(&path, &original).unwrap();
-        prop_assert!(matches!(result, Err(CheckpointError::Damaged { .. })), "{}, byte {at}, bit {bit}", path.display());
+        prop_assert!(
+            matches!(result, Err(CheckpointError::Damaged { .. })),
+            "{kind:?} of {}, byte {at}, bit {bit}",
+            path.display()
+        );
+        prop_assert!(found.is_none(), "it is passed over");
         Ok(())
     };
-    runner.run(&place, flip).unwrap();
+    runner.run(&place, damage).unwrap();
     verify(&dir).unwrap();
 }
 
@@ -282,6 +308,28 @@ fn killed_in_the_middle_of_a_save() {
     // The restarted process lives and finishes.
     assert!(child(&armed, "checkpoint::save_and_be_killed", run.path()).success());
     assert_eq!(names(&run.path().join(FOLDER)), ["step-2"]);
+}
+
+/// Killed between any two things that a save does to the disk, there is a whole checkpoint, and the next save succeeds.
+#[test]
+fn killed_at_every_step_of_a_save() {
+    let mut steps = 0;
+    loop {
+        let (run, markers) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
+        saved(run.path(), 1);
+        let armed = format!("export COHORT_CRASH=saving:{} COHORT_CRASH_DIR='{}'", steps + 1, markers.path().display());
+        let status = child(&armed, "checkpoint::save_and_be_killed", run.path());
+        let (found, _) = last_good(run.path()).unwrap().found.expect("a whole checkpoint");
+        assert!(found == PolicyVersion(1) || found == PolicyVersion(2), "{found:?}");
+        if status.success() {
+            break;
+        }
+        assert_eq!(std::os::unix::process::ExitStatusExt::signal(&status), Some(9));
+        steps += 1;
+        assert!(child(&armed, "checkpoint::save_and_be_killed", run.path()).success(), "the next one lives and finishes");
+        assert_eq!(names(&run.path().join(FOLDER)), ["step-2"], "after a kill at step {steps}");
+    }
+    assert!(steps >= 14, "{steps} steps");
 }
 
 #[test]

@@ -38,6 +38,14 @@ fn on_a_disk_of(kib: u32, bench: &Bench, disk: &Path, tier: &str) -> Result<Ende
     finish(command.arg(tier))
 }
 
+/// Ten sizes in KiB, or as many as `COHORT_TRIALS` says, up to one that has room for everything.
+fn sizes() -> Vec<u32> {
+    match std::env::var("COHORT_TRIALS").ok().and_then(|n| n.parse::<u32>().ok()) {
+        None => vec![100, 300, 450, 600, 800, 1000, 1200, 1500, 2000, 4000],
+        Some(trials) => (0..trials).map(|i| 100 + i * 2400 / trials).chain([4000]).collect(),
+    }
+}
+
 fn code(ended: &Ended) -> Option<&str> {
     ended.stderr.lines().find_map(|line| line.strip_prefix("code="))
 }
@@ -54,7 +62,7 @@ fn a_full_disk_loses_nothing_wherever_it_is_met() -> Result<()> {
     std::fs::create_dir(&disk)?;
     for tier in ["--threads=1", "--processes"] {
         let (mut refused, mut stopped, mut whole) = (0, 0, 0);
-        for kib in [100, 300, 450, 600, 800, 1000, 1200, 1500, 2000, 4000] {
+        for kib in sizes() {
             let ended = on_a_disk_of(kib, &bench, &disk, tier)?;
             let said = &ended.stderr;
             let begun = said.contains("begun=yes");

@@ -1,54 +1,15 @@
 //! Runs over several hosts, and runs that are steered while they go on. The hosts are agents of their own on loopback, each with
 //! its own folder; nothing passes between them but what they send each other.
 use super::bench;
-use anyhow::{Context, Result, ensure};
-use cohort_tests::launch::{Bench, GROUPS, PATIENCE, Running, finish, processes_of, signal, start, until, wait};
+use anyhow::{Result, ensure};
+use cohort_tests::hosts::{join, listens, step, tell, token, with_weights};
+use cohort_tests::launch::{GROUPS, PATIENCE, finish, processes_of, signal, start, until, wait};
 use cohort_tests::netns::Network;
-use serde_json::Value;
-use std::path::Path;
 
 /// Seconds, so that hosts come and go while the run goes on.
 const STEPS: &str = "400";
 const CONSUMED: u64 = 400 * GROUPS;
 const LISTEN: [&str; 6] = ["--processes", "--set", "cluster.listen=127.0.0.1:0", "--steps", STEPS, "--json"];
-
-/// Where other hosts join a run.
-fn listens(bench: &Bench, name: &str) -> Result<String> {
-    let control = bench.run_dir(name).join("control.json");
-    until("control.json", PATIENCE, || {
-        let Ok(text) = std::fs::read(&control) else { return Ok(None) };
-        let place: Value = serde_json::from_slice(&text)?;
-        Ok(place["listen"].as_str().map(str::to_owned))
-    })
-}
-
-/// `cluster token RUN`, kept in a file.
-fn token(bench: &Bench, name: &str, file: &Path) -> Result<()> {
-    let output = bench.command("token").arg(bench.run_dir(name)).output()?;
-    ensure!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
-    Ok(std::fs::write(file, output.stdout)?)
-}
-
-fn join(bench: &Bench, name: &str, host: &str, token: &Path, roles: &str) -> Result<Running> {
-    let mut command = bench.command("join");
-    command.arg(listens(bench, name)?).arg("--dir").arg(bench.run_dir(host)).arg("--roles").arg(roles);
-    start(command.arg("--token-file").arg(token))
-}
-
-/// A command about a run that must succeed.
-fn tell(bench: &Bench, subcommand: &str, name: &str, args: &[&str]) -> Result<()> {
-    let output = bench.command(subcommand).arg(bench.run_dir(name)).args(args).output()?;
-    ensure!(output.status.success(), "{subcommand}: {}", String::from_utf8_lossy(&output.stderr));
-    Ok(())
-}
-
-/// Rollout workers that have weights, by name.
-fn with_weights(bench: &Bench, name: &str) -> Result<Vec<String>> {
-    let Some(status) = bench.status(name)? else { return Ok(Vec::new()) };
-    let actors = status["actors"].as_array().context("no actors")?;
-    let named = actors.iter().filter(|a| a["role"] == "rollout" && a["version"].as_u64() > Some(0));
-    Ok(named.filter_map(|a| a["name"].as_str().map(str::to_owned)).collect())
-}
 
 /// Two hosts with addresses of their own. One is cut off, for longer than it may be, and comes back.
 #[test]
@@ -82,10 +43,6 @@ fn a_host_that_is_cut_off_and_comes_back_changes_no_bit() -> Result<()> {
     let left = wait(host, PATIENCE)?;
     ensure!(left.code == Some(0), "{left:?}");
     Ok(())
-}
-
-fn step(bench: &Bench, name: &str) -> Result<u64> {
-    Ok(bench.status(name)?.and_then(|status| status["step"].as_u64()).unwrap_or(0))
 }
 
 #[test]

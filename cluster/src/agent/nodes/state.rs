@@ -7,7 +7,7 @@
 //!   that says that it leaves, leaves at once.
 //! - **H3** a host is told its workers whenever they change, all of them; a certificate is given for those only.
 use super::placement::{HEAD, Host, Placement};
-use crate::agent::weights::spread::{Order, Source, Spread};
+use crate::agent::weights::spread::{FORGOTTEN, Order, Source, Spread};
 use cohort_protocol::messages::node::{
     Certificate, ChildState, ChunkName, FetchChunk, HeadToNode, Manifest, NoWeights, NodeReady, NodeToHead, Replace, RunFacts,
     WantWeights,
@@ -289,10 +289,14 @@ impl HostsState {
         match result {
             Ok(manifest) => {
                 let chunks = u32::try_from(manifest.hashes.len() / 32).unwrap_or(u32::MAX);
-                self.spread.publish(version, chunks);
+                self.chunks(|spread, orders| orders.extend(spread.publish(version, chunks)), out);
                 self.manifests.insert(version, manifest.clone());
                 self.manifests.retain(|version, _| self.spread.knows(*version));
                 for host in waiting {
+                    if !self.spread.knows(version) {
+                        self.tell(host, HeadToNode::NoWeights(NoWeights { version, why: FORGOTTEN.to_owned() }), out);
+                        continue;
+                    }
                     self.tell(host, HeadToNode::Manifest(manifest.clone()), out);
                     self.chunks(|spread, orders| spread.want(host, version, orders), out);
                 }
@@ -474,6 +478,24 @@ mod tests {
         world.say(conn, NodeToHead::WantWeights(WantWeights { version: PolicyVersion(4), slot: 1 }));
         let out = world.at(0, Event::Hashed { version: PolicyVersion(4), result: Err("slot 1 holds version 6".into()) });
         assert!(matches!(&out[..], [Command::Tell { message: HeadToNode::NoWeights(no), .. }] if no.why.contains("version 6")));
+        // Hashed when two newer ones are known already.
+        let manifest = |version| Manifest {
+            version: PolicyVersion(version),
+            digest: 1,
+            directory_bytes: 1,
+            value_bytes: 1,
+            chunk_bytes: 1,
+            hashes: vec![0; 32],
+        };
+        for version in [7, 8] {
+            world.at(0, Event::Hashed { version: PolicyVersion(version), result: Ok(manifest(version)) });
+        }
+        world.say(conn, NodeToHead::WantWeights(WantWeights { version: PolicyVersion(5), slot: 1 }));
+        let out = world.at(0, Event::Hashed { version: PolicyVersion(5), result: Ok(manifest(5)) });
+        assert!(
+            matches!(&out[..], [Command::Tell { message: HeadToNode::NoWeights(no), .. }] if no.version == PolicyVersion(5)),
+            "{out:?}"
+        );
     }
 
     #[test]

@@ -4,7 +4,8 @@
 //! - **S1** while some other host holds a chunk, or is taking it, it does not leave the head node again: what the head node
 //!   sends of a version does not grow with the number of hosts.
 //! - **S2** every host that wants a version gets all of its chunks, as long as the head node can be reached: a source that
-//!   fails for a chunk is not asked for it again by that host, and the head node is the last source of all.
+//!   fails for a chunk is not asked for it again by that host, and the head node is the last source of all. Where the version
+//!   is forgotten meanwhile, the host is told.
 //! - **S3** at most `WINDOW` chunks are under way to a host, and at most `UPLOADS` from one.
 //! - **S4** what one piece of news costs does not grow with the number of hosts: it looks at the host it is about, at as many of
 //!   those that found no source as this one can give the chunk to, and at one of them for whatever else. Only where nothing at
@@ -24,6 +25,9 @@ const HEAD_TRIES: u32 = 3;
 const ASKED: usize = 16;
 /// Versions that are remembered; workers take the newest, and may still be taking the one before.
 const REMEMBERED: usize = 2;
+
+/// Why a version cannot be had any more.
+pub const FORGOTTEN: &str = "newer versions have taken its place";
 
 /// A host other than the head node, by the index of its place.
 pub type Host = u16;
@@ -94,17 +98,24 @@ struct Wish {
 }
 
 impl Spread {
-    /// Makes a version known; the oldest is forgotten.
-    pub fn publish(&mut self, version: PolicyVersion, chunks: u32) {
+    /// Makes a version known; the oldest is forgotten, and whoever lacks a chunk of it that is not on its way is to be told.
+    pub fn publish(&mut self, version: PolicyVersion, chunks: u32) -> Vec<Order> {
         let holders = vec![BTreeSet::new(); chunks as usize];
         let fresh = Version { chunks, holders, wishes: BTreeMap::new(), starved: VecDeque::new(), leaving: BTreeSet::new() };
         self.versions.entry(version).or_insert(fresh);
+        let mut told = Vec::new();
         while self.versions.len() > REMEMBERED {
-            let Some((_, old)) = self.versions.pop_first() else { return };
-            for source in old.wishes.values().flat_map(|wish| wish.under_way.values()) {
-                self.uploads.ended(*source);
+            let Some((version, old)) = self.versions.pop_first() else { break };
+            for (to, wish) in old.wishes {
+                if wish.missing.iter().any(|chunk| !wish.under_way.contains_key(chunk)) {
+                    told.push(Order::GiveUp { to, version, why: FORGOTTEN.to_owned() });
+                }
+                for source in wish.under_way.into_values() {
+                    self.uploads.ended(source);
+                }
             }
         }
+        told
     }
 
     /// Whether the version's chunks are known.
@@ -149,6 +160,9 @@ impl Spread {
 
     /// A chunk did not come from where it was to come from.
     pub fn failed(&mut self, host: Host, version: PolicyVersion, chunk: u32, why: &str, out: &mut Vec<Order>) {
+        if !self.knows(version) {
+            out.push(Order::GiveUp { to: host, version, why: format!("chunk {chunk}: {why}; {FORGOTTEN}") });
+        }
         let source = self.landed(host, version, chunk);
         if let Some((v, source)) = self.versions.get_mut(&version).zip(source) {
             if let Source::Host(from) = source
@@ -481,9 +495,21 @@ mod tests {
         }
         assert_eq!(orders.len(), UPLOADS, "the head node's");
         assert!((1..=4).all(|h| orders.iter().filter(|o| matches!(o, Order::Fetch { to, .. } if *to == h)).count() <= WINDOW));
-        spread.publish(PolicyVersion(4), 100);
-        spread.publish(PolicyVersion(5), 100);
+        assert!(spread.publish(PolicyVersion(4), 100).is_empty());
+        let told = spread.publish(PolicyVersion(5), 100);
+        let given_up = |told: &[Order]| -> Vec<Host> {
+            told.iter().filter_map(|o| if let Order::GiveUp { to, version: V, .. } = o { Some(*to) } else { None }).collect()
+        };
+        assert_eq!(given_up(&told), [1, 2, 3, 4], "everybody still lacked something of it");
         assert!(!spread.knows(V) && spread.knows(PolicyVersion(5)));
         assert!(spread.uploads.none());
+        // What is on its way then may still arrive; where it does not, its host is told too.
+        let mut late = Spread::default();
+        late.publish(V, 1);
+        late.want(7, V, &mut orders);
+        assert!(late.publish(PolicyVersion(4), 1).is_empty() && late.publish(PolicyVersion(5), 1).is_empty());
+        let mut told = Vec::new();
+        late.failed(7, V, 0, "lost", &mut told);
+        assert_eq!(given_up(&told), [7]);
     }
 }

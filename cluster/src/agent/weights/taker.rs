@@ -25,7 +25,8 @@ const REACH: Duration = Duration::from_secs(5);
 
 type Answer = Result<Vec<u8>, String>;
 type Sources = HashMap<(WorkerId, SocketAddr), Arc<OnceCell<Source>>>;
-type Pending = Arc<Mutex<HashMap<ChunkName, oneshot::Sender<Answer>>>>;
+/// Who waits for which chunk; none once the connection has ended, so that nobody begins to wait then.
+type Pending = Arc<Mutex<Option<HashMap<ChunkName, oneshot::Sender<Answer>>>>>;
 
 /// Connections to sources.
 #[derive(Debug)]
@@ -42,6 +43,12 @@ struct Source {
     sender: LinkSender<FetcherToHolder>,
     pending: Pending,
     reading: tokio::task::AbortHandle,
+}
+
+impl Source {
+    fn has_ended(&self) -> bool {
+        waiting(&self.pending).is_none()
+    }
 }
 
 impl Drop for Source {
@@ -94,12 +101,23 @@ impl Taker {
     }
 
     async fn ask(&self, from: WorkerId, at: SocketAddr, name: ChunkName) -> Answer {
-        let cell = self.sources().entry((from, at)).or_default().clone();
+        let lost = || format!("{from} at {at} was lost");
+        let cell = self.cell(from, at);
         let source = cell.get_or_try_init(|| self.connect(from, at)).await?;
         let (answer, answered) = oneshot::channel();
-        source.pending.lock().unwrap_or_else(PoisonError::into_inner).insert(name, answer);
+        waiting(&source.pending).as_mut().ok_or_else(lost)?.insert(name, answer);
         source.sender.send(&FetcherToHolder::Give(name)).await.map_err(|e| e.to_string())?;
-        answered.await.map_err(|_| format!("{from} at {at} was lost"))?
+        answered.await.map_err(|_| lost())?
+    }
+
+    /// The place of a source's connection: a new one where the connection that was in it has ended.
+    fn cell(&self, from: WorkerId, at: SocketAddr) -> Arc<OnceCell<Source>> {
+        let mut sources = self.sources();
+        let cell = sources.entry((from, at)).or_default();
+        if cell.get().is_some_and(Source::has_ended) {
+            *cell = Arc::default();
+        }
+        cell.clone()
     }
 
     async fn connect(&self, from: WorkerId, at: SocketAddr) -> Result<Source, String> {
@@ -108,7 +126,7 @@ impl Taker {
         let options = LinkOptions { give_up: Some(REACH), ..LinkOptions::default() };
         let link: WorkerLink<HolderToFetcher, FetcherToHolder> =
             WorkerLink::connect(dialer, self.hello.clone(), options, self.shutdown.clone()).await.map_err(|e| e.to_string())?;
-        let (sender, pending) = (link.sender(), Pending::default());
+        let (sender, pending) = (link.sender(), Pending::new(Mutex::new(Some(HashMap::new()))));
         let reading = tokio::spawn(read(link, pending.clone())).abort_handle();
         Ok(Source { sender, pending, reading })
     }
@@ -120,7 +138,7 @@ impl Taker {
 
 /// Hands answers to who waits for them; when the connection ends, they hear that by the end of their channel.
 async fn read(link: WorkerLink<HolderToFetcher, FetcherToHolder>, pending: Pending) {
-    let take = |name: &ChunkName| pending.lock().unwrap_or_else(PoisonError::into_inner).remove(name);
+    let take = |name: &ChunkName| waiting(&pending).as_mut().and_then(|waiting| waiting.remove(name));
     while let Ok((message, ack)) = link.recv().await {
         let (name, answer) = match message {
             HolderToFetcher::Chunk(chunk) => (chunk.name, Ok(chunk.bytes)),
@@ -134,5 +152,70 @@ async fn read(link: WorkerLink<HolderToFetcher, FetcherToHolder>, pending: Pendi
             let _ = waiting.send(answer);
         }
     }
-    pending.lock().unwrap_or_else(PoisonError::into_inner).clear();
+    *waiting(&pending) = None;
+}
+
+fn waiting(pending: &Pending) -> std::sync::MutexGuard<'_, Option<HashMap<ChunkName, oneshot::Sender<Answer>>>> {
+    pending.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::agent::doors::node_terms;
+    use cohort_actors::certs::RunAuthority;
+    use cohort_actors::transport::quic::QuicListener;
+    use cohort_actors::{Listener, accept_worker};
+    use cohort_protocol::messages::weights::Chunk;
+    use cohort_protocol::version::{PROTOCOL, PROTOCOL_MIN};
+    use cohort_protocol::{PolicyVersion, Role, RunId};
+    use std::net::UdpSocket;
+    use std::time::Instant;
+
+    const RUN: RunId = RunId(7);
+
+    fn node(index: u16) -> WorkerId {
+        WorkerId { role: Role::Node, index }
+    }
+
+    /// Gives one chunk a connection, then ends it.
+    async fn give_one_each(listener: QuicListener) {
+        while let Ok(connection) = listener.accept().await {
+            let link = accept_worker(connection, &node_terms(RUN), |_| Ok(())).await.unwrap();
+            let link = link.into_link::<FetcherToHolder, HolderToFetcher>();
+            let (FetcherToHolder::Give(name), _) = link.recv().await.unwrap();
+            link.sender().send_bulk(&HolderToFetcher::Chunk(Chunk { name, bytes: vec![7; 100] })).await.unwrap();
+        }
+    }
+
+    #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+    async fn a_connection_that_has_ended_is_not_asked_again() {
+        let dir = tempfile::tempdir().unwrap();
+        let authority = RunAuthority::open_or_create(dir.path(), RUN).unwrap();
+        let socket = UdpSocket::bind("127.0.0.1:0").unwrap();
+        let listener = QuicListener::new(socket, &authority.issue(node(0)).unwrap(), QuicOptions::default()).unwrap();
+        let at = listener.local_addr();
+        let holder = tokio::spawn(give_one_each(listener));
+        let hello = Hello {
+            protocol_min: PROTOCOL_MIN,
+            protocol_max: PROTOCOL,
+            run: RUN,
+            worker: node(1),
+            pid: 1,
+            incarnation: 0,
+            numerics: String::new(),
+        };
+        let taker = Taker::new(authority.issue(node(1)).unwrap(), hello, Shutdown::new());
+        for chunk in 0..3 {
+            let begun = Instant::now();
+            let name = ChunkName { version: PolicyVersion(1), chunk };
+            assert_eq!(taker.take(node(0), at, name).await.unwrap(), [7; 100]);
+            assert!(begun.elapsed() < PATIENCE / 2, "the end of the connection before was noticed: {:?}", begun.elapsed());
+            let source = taker.sources().get(&(node(0), at)).cloned().unwrap();
+            while !source.get().unwrap().has_ended() {
+                tokio::task::yield_now().await;
+            }
+        }
+        holder.abort();
+    }
 }

@@ -59,10 +59,25 @@ impl Core {
                 retryable: f.retryable,
             },
             RolloutToCoordinator::SwapFailed(f) => Event::SwapFailed { conn, version: f.version, error: f.error },
+            RolloutToCoordinator::Partial(partial) => return self.partial_came(conn, partial),
             // Taken apart by the session.
             RolloutToCoordinator::Trajectories(_) => return,
         };
         self.event(event).await;
+    }
+
+    /// Parts of a lease that holds, and those that a lost connection has left behind of a group that nobody has, are kept.
+    fn partial_came(&mut self, conn: ConnId, partial: PartialGroup) {
+        let PartialGroup { epoch, purpose, group, attempt, parts } = partial;
+        let work = Work { purpose, group };
+        if !self.state.may_go_on(&work, epoch, attempt) {
+            return;
+        }
+        for part in parts {
+            if let Err(why) = self.partials.take(conn, work, part) {
+                tracing::debug!(target: "cohort::coordinator", why, "part_not_kept");
+            }
+        }
     }
 
     async fn batch_came(

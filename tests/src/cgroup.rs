@@ -1,0 +1,99 @@
+//! A control group with a limit on memory, v1 or v2, for tests of what the kernel does when memory runs out. Takes root; a test
+//! that cannot have one says so loudly.
+use anyhow::{Context, Result, ensure};
+use std::io::Write;
+use std::path::{Path, PathBuf};
+use std::process::Command;
+use std::time::{Duration, Instant};
+
+/// A group of its own; removed when dropped, once its processes have ended.
+#[derive(Debug)]
+pub struct MemoryGroup {
+    path: PathBuf,
+    limit: &'static str,
+    unlimited: &'static str,
+}
+
+impl MemoryGroup {
+    /// A group without a limit yet; `None`, said on stderr, where that is not permitted.
+    pub fn new() -> Result<Option<Self>> {
+        let name = format!("cohort-test-{}", std::process::id());
+        let one = (Path::new("/sys/fs/cgroup/memory"), "memory.limit_in_bytes", "-1");
+        let two = (Path::new("/sys/fs/cgroup"), "memory.max", "max");
+        for (root, limit, unlimited) in [one, two] {
+            let path = root.join(&name);
+            if std::fs::create_dir(&path).is_err() {
+                continue;
+            }
+            let group = Self { path, limit, unlimited };
+            if group.path.join(limit).is_file() {
+                return Ok(Some(group));
+            }
+        }
+        // Past the capture of the test's output.
+        writeln!(
+            std::io::stderr(),
+            "SKIPPED: no control group for memory can be made; run the tests as root, with cgroups mounted"
+        )?;
+        Ok(None)
+    }
+
+    /// The command, to be run within the group.
+    #[must_use]
+    pub fn within(&self, command: &Command) -> Command {
+        let mut wrapped = Command::new("sh");
+        wrapped.args(["-c", "echo $$ >\"$0\" && exec \"$@\""]).arg(self.path.join("cgroup.procs"));
+        wrapped.arg(command.get_program()).args(command.get_args());
+        if let Some(folder) = command.get_current_dir() {
+            wrapped.current_dir(folder);
+        }
+        for (key, value) in command.get_envs() {
+            match value {
+                Some(value) => wrapped.env(key, value),
+                None => wrapped.env_remove(key),
+            };
+        }
+        wrapped
+    }
+
+    /// Bytes that its processes hold and that no file stands behind.
+    pub fn anonymous(&self) -> Result<u64> {
+        let stat = std::fs::read_to_string(self.path.join("memory.stat"))?;
+        let value = |name: &str| stat.lines().find_map(|line| line.strip_prefix(name)?.trim().parse::<u64>().ok());
+        value("total_rss ").or_else(|| value("anon ")).context("memory.stat names no anonymous memory")
+    }
+
+    /// Limits it to so many bytes; `None`: no longer.
+    pub fn limit(&self, bytes: Option<u64>) -> Result<()> {
+        let text = bytes.map_or_else(|| self.unlimited.to_owned(), |bytes| bytes.to_string());
+        let path = self.path.join(self.limit);
+        std::fs::write(&path, text).with_context(|| path.display().to_string())
+    }
+
+    /// Runs a program that takes so many bytes within the group, as one that the kernel would rather kill than whoever is
+    /// not marked. Whether it got through.
+    pub fn take(&self, bytes: u64) -> Result<bool> {
+        let dd = "echo 900 >/proc/self/oom_score_adj && exec dd if=/dev/zero of=/dev/null count=1 bs=\"$0\" 2>/dev/null";
+        let mut command = Command::new("sh");
+        command.args(["-c", dd, &bytes.to_string()]);
+        Ok(self.within(&command).status()?.success())
+    }
+}
+
+impl Drop for MemoryGroup {
+    fn drop(&mut self) {
+        let begun = Instant::now();
+        // Processes that were killed are on their way out.
+        while std::fs::remove_dir(&self.path).is_err() && begun.elapsed() < Duration::from_secs(10) {
+            std::thread::sleep(Duration::from_millis(20));
+        }
+    }
+}
+
+/// Marks a process as the first that the kernel is to take when memory runs out.
+pub fn mark(pid: u32) -> Result<()> {
+    let path = format!("/proc/{pid}/oom_score_adj");
+    let before: i32 = std::fs::read_to_string(&path)?.trim().parse()?;
+    ensure!(before == 500, "a worker offers itself before the agent and the coordinator: {before}");
+    std::fs::write(&path, "1000").with_context(|| path)
+}
