@@ -8,6 +8,7 @@ mod desk_check;
 mod docs;
 mod gpu_check;
 mod pretrain;
+mod scale;
 mod soak;
 mod tidy;
 
@@ -34,6 +35,8 @@ enum Command {
     Soak(soak::Args),
     /// Train with one slow rollout worker among three, synchronous and asynchronous, and draw the rewards.
     Curves(curves::Args),
+    /// Measure controller, tracker of weights and ledger with 10 to 10,000 workers, and draw the curves.
+    Scale(scale::Args),
     /// Measure the engine beside this machine's own ceilings.
     Bench(bench::BenchArgs),
     /// Make the embedded model, the order desk's base.
@@ -50,6 +53,7 @@ fn main() -> anyhow::Result<()> {
         Command::Budget(args) => budget::run(&args),
         Command::Soak(args) => soak::run(&args),
         Command::Curves(args) => curves::run(&args),
+        Command::Scale(args) => scale::run(&args),
         Command::Bench(args) => bench::run(&args),
         Command::Pretrain(args) => pretrain::run(&args),
         Command::DeskCheck(args) => desk_check::run(&args),

@@ -10,6 +10,7 @@
 //! - **S4** what one piece of news costs does not grow with the number of hosts: it looks at the host it is about, at as many of
 //!   those that found no source as this one can give the chunk to, and at one of them for whatever else. Only where nothing at
 //!   all is under way are all of them looked at.
+use super::uploads::Uploads;
 use cohort_protocol::PolicyVersion;
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::ops::Bound::{Excluded, Unbounded};
@@ -70,43 +71,6 @@ pub enum Order {
 pub struct Spread {
     versions: BTreeMap<PolicyVersion, Version>,
     uploads: Uploads,
-}
-
-/// Chunks under way.
-#[derive(Debug, Default)]
-struct Uploads {
-    /// By [`Uploads::place`].
-    from: Vec<usize>,
-    all: usize,
-}
-
-impl Uploads {
-    fn place(source: Source) -> usize {
-        match source {
-            Source::Head => 0,
-            Source::Host(host) => usize::from(host) + 1,
-        }
-    }
-
-    fn of(&self, source: Source) -> usize {
-        self.from.get(Self::place(source)).copied().unwrap_or_default()
-    }
-
-    fn begun(&mut self, source: Source) {
-        let place = Self::place(source);
-        if place >= self.from.len() {
-            self.from.resize(place + 1, 0);
-        }
-        self.from[place] += 1;
-        self.all += 1;
-    }
-
-    fn ended(&mut self, source: Source) {
-        if let Some(count) = self.from.get_mut(Self::place(source)).filter(|count| **count > 0) {
-            *count -= 1;
-            self.all -= 1;
-        }
-    }
 }
 
 /// One version on its way.
@@ -255,7 +219,7 @@ impl Spread {
         for version in versions {
             self.serve(version, host, out);
             self.serve_starved(version, 1, out);
-            if self.uploads.all == 0 {
+            if self.uploads.none() {
                 self.serve_starved(version, usize::MAX, out);
             }
         }
@@ -452,7 +416,7 @@ mod tests {
                 }
                 assert!(world.has.values().all(|has| has.len() == 135));
                 assert_eq!(world.from_head, 135, "{hosts} hosts");
-                assert!(world.spread.uploads.from.iter().all(|&n| n == 0));
+                assert!(world.spread.uploads.none());
             }
         }
     }
@@ -477,7 +441,7 @@ mod tests {
             for (host, has) in &world.has {
                 assert!(has.len() == 40 || world.given_up.contains(host), "seed {seed}: host {host} has {}", has.len());
             }
-            assert!(world.spread.uploads.from.iter().all(|&n| n == 0), "seed {seed}: {:?}", world.spread.uploads);
+            assert!(world.spread.uploads.none(), "seed {seed}: {:?}", world.spread.uploads);
         }
     }
 
@@ -538,7 +502,7 @@ mod tests {
         };
         assert_eq!(given_up(&told), [1, 2, 3, 4], "everybody still lacked something of it");
         assert!(!spread.knows(V) && spread.knows(PolicyVersion(5)));
-        assert!(spread.uploads.from.iter().all(|&n| n == 0));
+        assert!(spread.uploads.none());
         // What is on its way then may still arrive; where it does not, its host is told too.
         let mut late = Spread::default();
         late.publish(V, 1);
