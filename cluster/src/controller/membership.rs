@@ -124,7 +124,7 @@ impl Membership {
     pub fn miss(&mut self, now: Instant, silence: Duration, out: &mut Vec<Command>) {
         self.absent.retain(|&worker, &mut (since, conn, pid)| {
             let away = now.saturating_duration_since(since);
-            if away > silence {
+            if away > silence && !planted!(SilentKept) {
                 let why =
                     format!("{worker} has not come back for {:.1} s (limit {:.1} s)", away.as_secs_f64(), silence.as_secs_f64());
                 out.push(Command::Replace { worker, pid, conn, why });
@@ -228,7 +228,9 @@ impl Membership {
         for (conn, member) in self.iter() {
             let silent = now.saturating_duration_since(member.heard);
             let still = now.saturating_duration_since(member.moved);
-            let why = if silent > deadlines.silence {
+            let why = if planted!(SilentKept) {
+                continue;
+            } else if silent > deadlines.silence {
                 format!(
                     "{} said nothing for {:.1} s (limit {:.1} s)",
                     member.worker,

@@ -8,7 +8,7 @@ mod error;
 mod exports;
 mod journal;
 mod news;
-mod payload;
+pub mod payload;
 mod report;
 mod rise;
 mod session;
