@@ -1,5 +1,6 @@
 //! Speed and memory of the native engine on the shapes of SmolLM2-135M with random weights:
-//! `cargo run --release -p cohort-engine --example speed [threads] [dtype] [quantization]` (0 or nothing: all cores, f32, none).
+//! `cargo run --release -p cohort-engine --example speed [threads] [dtype] [quantization] [parts]` (0 or nothing: all cores,
+//! f32, none, `prefill,1,8,16,32,train`; a number is a batch to decode).
 //!
 //! Prints tokens per second (median of several rounds) of decoding with sampling, of prefill, and of a training step of
 //! 8 sequences of 128 tokens (forward, backward, AdamW), and the peak resident memory of each phase.
@@ -17,18 +18,24 @@ fn main() -> Result<(), EngineError> {
     let threads = args.next().and_then(|text| text.parse().ok()).unwrap_or(0);
     let dtype: DtypeKind = args.next().unwrap_or_else(|| "f32".into()).parse().map_err(EngineError::Input)?;
     let quantization: Quantization = args.next().unwrap_or_else(|| "none".into()).parse().map_err(EngineError::Input)?;
+    let parts = args.next().unwrap_or_else(|| "prefill,1,8,16,32,train".into());
+    let wanted = |part: &str| parts.split(',').any(|one| one == part);
     let spec = smollm2();
     let mut engine = NativeEngine::new(spec.clone(), threads, 1 << 30)?.of(dtype).sampling(quantization);
     engine.import(&random_weights(&spec))?;
     println!("{} parameters, path {}, {}", spec.parameters(), Path::detect(), engine.numerics());
     forget_peak();
-    prefill(&mut engine)?;
-    for batch in [1, 8, 16, 32] {
+    if wanted("prefill") {
+        prefill(&mut engine)?;
+    }
+    for batch in parts.split(',').filter_map(|part| part.parse().ok()) {
         decode(&mut engine, batch)?;
     }
     println!("peak resident memory of a sampler: {} MiB", peak_mib());
-    train(&mut engine)?;
-    println!("peak resident memory with training: {} MiB", peak_mib());
+    if wanted("train") {
+        train(&mut engine)?;
+        println!("peak resident memory with training: {} MiB", peak_mib());
+    }
     Ok(())
 }
 

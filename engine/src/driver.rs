@@ -1,5 +1,5 @@
 //! The engine's thread: takes commands between steps, runs what the scheduler planned, samples, answers.
-use crate::handle::{Completion, Label, Span};
+use crate::handle::{Completion, Label};
 use crate::sampler::{Constraint, Decoding, Drawn, sample};
 use crate::scheduler::{Feed, Limits, Relief, Scheduler, SessionId};
 use crate::stream::Sampled;
@@ -140,27 +140,25 @@ impl Driver {
     }
 
     fn admit(&mut self, command: GenerateCommand) {
-        let GenerateCommand { session, alive, append, mut decoding, sink, reply, place } = command;
+        let GenerateCommand { session, alive, mut append, mut decoding, sink, reply, place } = command;
         let first = !self.alive.contains_key(&session);
         if first {
             self.alive.insert(session, alive);
             self.scheduler.open(session);
         }
         let vocab = self.core.backend.spec().vocab;
+        let begun = std::mem::take(&mut decoding.begun);
+        append.extend(begun.iter().map(|sampled| sampled.token));
         let unknown = append.iter().find(|&&t| t as usize >= vocab);
         let checked = match unknown {
             Some(token) => Err(EngineError::Input(format!("token {token} is not in the vocabulary of {vocab}"))),
-            None => decoding.check().and_then(|()| self.scheduler.submit(session, &append, decoding.max_new_tokens)),
+            None => decoding.check().and_then(|()| decoding.go_on_after(&begun)).and_then(|made| {
+                let budget = decoding.max_new_tokens - begun.len() as u32;
+                self.scheduler.submit(session, &append, budget).map(|()| made)
+            }),
         };
         match checked {
-            Ok(()) => {
-                let made = Completion {
-                    tokens: Vec::new(),
-                    logp: Vec::new(),
-                    logp_sampled: Vec::new(),
-                    spans: Vec::new(),
-                    finish: crate::scheduler::Finish::Length,
-                };
+            Ok(made) => {
                 let constraint = decoding.constraint.take().map(Mutex::new);
                 self.jobs.insert(session, Job { decoding, constraint, made, sink, reply, _place: place });
             }
@@ -314,17 +312,12 @@ impl Driver {
                 failed.push((feed.session, error));
                 continue;
             }
-            job.made.tokens.push(drawn.token);
-            job.made.logp.push(drawn.logp);
-            job.made.logp_sampled.push(drawn.logp_sampled);
-            match job.made.spans.last_mut() {
-                Some(span) if (span.version, span.exact) == (version, exact) => span.tokens += 1,
-                _ => job.made.spans.push(Span { tokens: 1, version, exact }),
-            }
+            let Drawn { token, logp, logp_sampled } = drawn;
+            let sampled = Sampled { token, logp, logp_sampled, version, exact };
+            job.made.push(&sampled);
             if let Some(sink) = &job.sink {
-                let Drawn { token, logp, logp_sampled } = drawn;
                 // A stream that was dropped ends the generation before the next step.
-                let _ = sink.try_send(Sampled { token, logp, logp_sampled, version });
+                let _ = sink.try_send(sampled);
             }
             self.sampled.fetch_add(1, Ordering::Relaxed);
             let stop = job.decoding.stops_at(drawn.token);

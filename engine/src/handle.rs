@@ -79,6 +79,26 @@ pub struct Completion {
     pub finish: Finish,
 }
 
+impl Completion {
+    /// No token yet.
+    pub(crate) fn empty() -> Self {
+        let (tokens, logp, logp_sampled, spans) = Default::default();
+        Self { tokens, logp, logp_sampled, spans, finish: Finish::Length }
+    }
+
+    /// Another token.
+    pub(crate) fn push(&mut self, sampled: &Sampled) {
+        let Sampled { token, logp, logp_sampled, version, exact } = *sampled;
+        self.tokens.push(token);
+        self.logp.push(logp);
+        self.logp_sampled.push(logp_sampled);
+        match self.spans.last_mut() {
+            Some(span) if (span.version, span.exact) == (version, exact) => span.tokens += 1,
+            _ => self.spans.push(Span { tokens: 1, version, exact }),
+        }
+    }
+}
+
 /// A handle to an engine's thread. Clones share it; the thread ends with the last of them.
 #[derive(Debug, Clone)]
 pub struct EngineHandle {

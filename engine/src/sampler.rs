@@ -2,7 +2,8 @@
 //!
 //! A draw is a pure function of (logits, how to draw, key, the sequence's own tokens): regenerating gives the same token, and
 //! nothing else in the batch matters. A constraint comes first, then penalties, then the temperature, then top-k, top-p, min-p.
-use crate::EngineError;
+use crate::stream::Sampled;
+use crate::{Completion, EngineError};
 use cohort_kernels::Path;
 use cohort_kernels::logprob::{self, RowStats};
 use cohort_kernels::sampling::{self, Draw, Penalties, Truncation};
@@ -64,6 +65,9 @@ pub struct Decoding {
     pub watch: Option<Box<dyn StopWatch>>,
     /// Key of the draws.
     pub key: DrawKey,
+    /// Tokens that this generation sampled before, perhaps in another process: it goes on after them, and they are part of
+    /// its completion.
+    pub begun: Vec<Sampled>,
 }
 
 impl fmt::Debug for Decoding {
@@ -78,6 +82,7 @@ impl fmt::Debug for Decoding {
             .field("stop_ids", &self.stop_ids)
             .field("watched", &self.watch.is_some())
             .field("key", &self.key)
+            .field("begun", &self.begun.len())
             .finish()
     }
 }
@@ -122,6 +127,7 @@ impl Decoding {
             stop_ids: Vec::new(),
             watch: None,
             key,
+            begun: Vec::new(),
         }
     }
 
@@ -138,6 +144,31 @@ impl Decoding {
             return Err(EngineError::Input(why));
         }
         check(&self.penalties, &self.truncation).map_err(|e| EngineError::Input(e.to_string()))
+    }
+
+    /// Takes tokens that were sampled before as if they had been drawn now.
+    ///
+    /// Errors: [`EngineError::Input`] where nothing is left to draw after them; those of the constraint.
+    pub(crate) fn go_on_after(&mut self, begun: &[Sampled]) -> Result<Completion, EngineError> {
+        let mut made = Completion::empty();
+        let all = begun.len();
+        if all > 0 && all >= self.max_new_tokens as usize {
+            let budget = self.max_new_tokens;
+            return Err(EngineError::Input(format!(
+                "{all} tokens were sampled before, of a budget of {budget}: nothing is left"
+            )));
+        }
+        for (index, sampled) in begun.iter().enumerate() {
+            if let Some(constraint) = &mut self.constraint {
+                constraint.push(sampled.token)?;
+            }
+            if self.stops_at(sampled.token) {
+                let at = index + 1;
+                return Err(EngineError::Input(format!("{all} tokens were sampled before, but token {at} ends the generation")));
+            }
+            made.push(sampled);
+        }
+        Ok(made)
     }
 
     /// Whether this sampled token ends the generation.

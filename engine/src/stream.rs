@@ -20,6 +20,8 @@ pub struct Sampled {
     pub logp_sampled: f32,
     /// Policy version of the weights.
     pub version: u64,
+    /// Whether the log-probs are that version's own to the bit, see [`Span::exact`](crate::Span).
+    pub exact: bool,
 }
 
 /// A generation under way.
@@ -31,6 +33,20 @@ pub struct TokenStream<'a> {
 }
 
 impl Session {
+    /// As [`Session::generate`]; every token goes into `sink` too as it is sampled, as far as there are places in it. Whoever
+    /// reads it may do so whenever it likes.
+    ///
+    /// Errors: those of [`Session::generate`].
+    pub async fn generate_into(
+        &mut self,
+        tokens: &[u32],
+        decoding: crate::Decoding,
+        sink: mpsc::Sender<Sampled>,
+    ) -> Result<Completion, EngineError> {
+        let answer = self.begin(tokens, decoding, Some(sink)).await?;
+        self.end(answer).await
+    }
+
     /// As [`Session::generate`], token by token.
     ///
     /// Waits for a place among the engine's generations, not for a token. Errors of the generation itself come from

@@ -7,7 +7,7 @@
 //! - **P3** token ids, masks and log-probs travel as little-endian byte columns and come back as the same bits.
 //! - **P4** integers on the wire have a fixed width; there is no `usize` in a wire type.
 //!
-//! Files: `ids` names; `conversation` turns; `trajectory` what a rollout worker made; `lease` what it was asked for;
+//! Files: `ids` names; `conversation` turns; `trajectory` what a rollout worker made, `partial` before it is complete; `lease` what it was asked for;
 //! `score` what graders said; `intent` what one step consumes; `messages/` one file a direction; `frame` and `codec` bytes;
 //! `export` the JSON shapes for people.
 
@@ -20,6 +20,7 @@ pub mod intent;
 pub mod lease;
 pub mod limits;
 pub mod messages;
+pub mod partial;
 pub mod score;
 pub mod trajectory;
 pub mod version;
@@ -30,5 +31,6 @@ pub use frame::Frame;
 pub use ids::*;
 pub use intent::{GroupPayload, StepCommit, StepIntent};
 pub use lease::{GroupLease, LeasePurpose, SampledItem, SamplingParams};
+pub use partial::{TurnEnd, TurnPart};
 pub use score::{Breakdown, Score, ScoreOutcome, ScoredTrajectory};
 pub use trajectory::{FinishReason, Trajectory, TrajectoryBatch, VersionSpan};

@@ -1,9 +1,12 @@
 //! Protocol versions and their negotiation.
 
 /// The newest version this build speaks.
-pub const PROTOCOL: u16 = 3;
+pub const PROTOCOL: u16 = 4;
 /// The oldest version this build still understands.
 pub const PROTOCOL_MIN: u16 = 2;
+
+/// From this version on rollout workers hand in what they have of a group before it is complete, and take such over.
+pub const PARTIAL_GROUPS: u16 = 4;
 
 /// The version two builds share: the newest both know, or `None`.
 #[must_use]

@@ -20,14 +20,15 @@ use cohort_protocol::messages::reward::{
     CoordinatorToReward, RewardBeat, RewardToCoordinator, SampleToScore, ScoreReply, ScoreRequest,
 };
 use cohort_protocol::messages::rollout::{
-    CancelLease, CoordinatorToRollout, LeaseFailed, Ready, RolloutBeat, RolloutToCoordinator, SwapFailed, WeightsReady,
+    CancelLease, ContinuedLease, CoordinatorToRollout, LeaseFailed, PartialGroup, Ready, RolloutBeat, RolloutToCoordinator,
+    SwapFailed, WeightsReady,
 };
 use cohort_protocol::messages::weights::{Chunk, FetcherToHolder, Gone, HolderToFetcher};
 use cohort_protocol::score::SampleOutcome;
 use cohort_protocol::{
     AttemptId, CodecError, Epoch, FinishReason, Frame, GroupId, GroupLease, GroupPayload, LeasePurpose, PolicyVersion, Role,
     RunId, SampleIx, SampledItem, SamplingParams, Score, ScoreOutcome, ScoredTrajectory, StepCommit, StepId, StepIntent,
-    ToolCall, ToolResult, Trajectory, TrajectoryBatch, Turn, TurnRole, VersionSpan, WorkerId,
+    ToolCall, ToolResult, Trajectory, TrajectoryBatch, Turn, TurnEnd, TurnPart, TurnRole, VersionSpan, WorkerId,
 };
 use std::fmt::{Debug, Write};
 use std::path::PathBuf;
@@ -102,6 +103,19 @@ fn handshake() -> Vec<(&'static str, Handshake)> {
     ]
 }
 
+fn part() -> TurnPart {
+    TurnPart {
+        sample: SampleIx(2),
+        turn: 1,
+        start: 5,
+        token_ids: Column(vec![49_151, 3]),
+        logp: Column(vec![-0.5, -1.25]),
+        logp_sampled: Column(vec![-0.5, -1.0e-30]),
+        spans: vec![VersionSpan { start: 0, len: 2, version: PolicyVersion(3), exact: true }],
+        ended: Some(TurnEnd::Length),
+    }
+}
+
 fn rollout_to_coordinator() -> Vec<(&'static str, RolloutToCoordinator)> {
     let (epoch, group, attempt) = (Epoch(5), GroupId(7), AttemptId(2));
     let batch = TrajectoryBatch { epoch, purpose: LeasePurpose::Train, group, attempt, trajectories: vec![trajectory()] };
@@ -115,6 +129,10 @@ fn rollout_to_coordinator() -> Vec<(&'static str, RolloutToCoordinator)> {
         (
             "SwapFailed",
             RolloutToCoordinator::SwapFailed(SwapFailed { version: PolicyVersion(3), error: "slot 1 is torn".into() }),
+        ),
+        (
+            "Partial",
+            RolloutToCoordinator::Partial(PartialGroup { epoch, purpose: purpose(), group, attempt, parts: vec![part()] }),
         ),
     ]
 }
@@ -146,9 +164,10 @@ fn coordinator_to_rollout() -> Vec<(&'static str, CoordinatorToRollout)> {
     let cancel = CancelLease { purpose: LeasePurpose::Train, group: GroupId(7), attempt: AttemptId(2) };
     vec![
         ("Weights", CoordinatorToRollout::Weights(weights)),
-        ("Lease", CoordinatorToRollout::Lease(lease)),
+        ("Lease", CoordinatorToRollout::Lease(lease.clone())),
         ("Cancel", CoordinatorToRollout::Cancel(cancel)),
         ("Drain", CoordinatorToRollout::Drain("done".into())),
+        ("Continue", CoordinatorToRollout::Continue(ContinuedLease { lease, parts: vec![part()] })),
     ]
 }
 

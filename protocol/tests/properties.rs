@@ -12,13 +12,14 @@ use cohort_protocol::messages::reward::{
     CoordinatorToReward, RewardBeat, RewardToCoordinator, SampleToScore, ScoreReply, ScoreRequest,
 };
 use cohort_protocol::messages::rollout::{
-    CancelLease, CoordinatorToRollout, LeaseFailed, Ready, RolloutBeat, RolloutToCoordinator, SwapFailed, WeightsReady,
+    CancelLease, ContinuedLease, CoordinatorToRollout, LeaseFailed, PartialGroup, Ready, RolloutBeat, RolloutToCoordinator,
+    SwapFailed, WeightsReady,
 };
 use cohort_protocol::score::SampleOutcome;
 use cohort_protocol::{
     AttemptId, Epoch, FinishReason, Frame, GroupId, GroupLease, GroupPayload, LeasePurpose, PolicyVersion, Role, RunId, SampleIx,
     SampledItem, SamplingParams, Score, ScoreOutcome, ScoredTrajectory, StepCommit, StepId, StepIntent, ToolCall, ToolResult,
-    Trajectory, TrajectoryBatch, Turn, TurnRole, VersionSpan, WorkerId,
+    Trajectory, TrajectoryBatch, Turn, TurnEnd, TurnPart, TurnRole, VersionSpan, WorkerId,
 };
 use proptest::collection::vec;
 use proptest::option::of;
@@ -67,13 +68,29 @@ fn turn() -> impl Strategy<Value = Turn> {
     )
 }
 
+fn span() -> impl Strategy<Value = VersionSpan> {
+    let all = any::<(u32, u32, u64, bool)>();
+    all.prop_map(|(start, len, v, exact)| VersionSpan { start, len, version: PolicyVersion(v), exact })
+}
+
+fn part() -> impl Strategy<Value = TurnPart> {
+    let ended = of(prop_oneof![Just(TurnEnd::Stop), Just(TurnEnd::Length), Just(TurnEnd::Context)]);
+    let columns = (vec(any::<u32>(), 0..20), vec(f32s(), 0..20), vec(f32s(), 0..20));
+    (any::<(u16, u32, u32)>(), columns, vec(span(), 0..3), ended).prop_map(
+        |((sample, turn, start), (ids, logp, sampled), spans, ended)| TurnPart {
+            sample: SampleIx(sample),
+            turn,
+            start,
+            token_ids: Column(ids),
+            logp: Column(logp),
+            logp_sampled: Column(sampled),
+            spans,
+            ended,
+        },
+    )
+}
+
 fn trajectory() -> impl Strategy<Value = Trajectory> {
-    let span = any::<(u32, u32, u64, bool)>().prop_map(|(start, len, v, exact)| VersionSpan {
-        start,
-        len,
-        version: PolicyVersion(v),
-        exact,
-    });
     let finish = prop_oneof![
         Just(FinishReason::Stop),
         Just(FinishReason::Length),
@@ -81,7 +98,7 @@ fn trajectory() -> impl Strategy<Value = Trajectory> {
         Just(FinishReason::MaxTurns)
     ];
     let columns = (vec(any::<u32>(), 0..20), vec(any::<u8>(), 0..20), vec(f32s(), 0..20), vec(f32s(), 0..20));
-    (any::<(u64, u16, u64)>(), columns, vec(span, 0..3), f32s(), vec(turn(), 0..3), finish, text()).prop_map(
+    (any::<(u64, u16, u64)>(), columns, vec(span(), 0..3), f32s(), vec(turn(), 0..3), finish, text()).prop_map(
         |((group, sample, generate_us), (ids, mask, logp, sampled), spans, temperature, turns, finish, context_json)| {
             Trajectory {
                 group: GroupId(group),
@@ -142,10 +159,13 @@ fn rollout_to_coordinator() -> impl Strategy<Value = RolloutToCoordinator> {
         failed,
         any::<(u64, u16)>().prop_map(|(tokens, running)| RolloutToCoordinator::Beat(RolloutBeat { tokens, running })),
         (version(), text()).prop_map(|(version, error)| RolloutToCoordinator::SwapFailed(SwapFailed { version, error })),
+        (fence(), vec(part(), 0..3)).prop_map(|((epoch, purpose, group, attempt), parts)| {
+            RolloutToCoordinator::Partial(PartialGroup { epoch, purpose, group, attempt, parts })
+        }),
     ]
 }
 
-fn coordinator_to_rollout() -> impl Strategy<Value = CoordinatorToRollout> {
+fn lease() -> impl Strategy<Value = GroupLease> {
     let sampling = (vec(f32s(), 6), any::<(bool, u32, u32)>()).prop_map(|(f, (greedy, max_new_tokens, top_k))| SamplingParams {
         temperature: f[0],
         greedy,
@@ -157,27 +177,22 @@ fn coordinator_to_rollout() -> impl Strategy<Value = CoordinatorToRollout> {
         presence_penalty: f[4],
         frequency_penalty: f[5],
     });
-    let lease = (fence(), version(), any::<(u16, u64, u64)>(), text(), sampling).prop_map(
+    (fence(), version(), any::<(u16, u64, u64)>(), text(), sampling).prop_map(
         |((epoch, purpose, group, attempt), version, (samples, row, seed), json, sampling)| {
             let item = SampledItem { row, json };
-            CoordinatorToRollout::Lease(GroupLease {
-                epoch,
-                purpose,
-                group,
-                attempt,
-                version,
-                follows: samples % 2 == 1,
-                samples,
-                item,
-                seed,
-                sampling,
-            })
+            GroupLease { epoch, purpose, group, attempt, version, follows: samples % 2 == 1, samples, item, seed, sampling }
         },
-    );
+    )
+}
+
+fn coordinator_to_rollout() -> impl Strategy<Value = CoordinatorToRollout> {
+    let continued =
+        (lease(), vec(part(), 0..3)).prop_map(|(lease, parts)| CoordinatorToRollout::Continue(ContinuedLease { lease, parts }));
     prop_oneof![
         (version(), any::<(u32, u64)>())
             .prop_map(|(version, (slot, digest))| { CoordinatorToRollout::Weights(WeightsReady { version, slot, digest }) }),
-        lease,
+        lease().prop_map(CoordinatorToRollout::Lease),
+        continued,
         fence().prop_map(|(_, purpose, group, attempt)| CoordinatorToRollout::Cancel(CancelLease { purpose, group, attempt })),
         text().prop_map(CoordinatorToRollout::Drain),
     ]

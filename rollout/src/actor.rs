@@ -8,11 +8,12 @@ use crate::RolloutError;
 use crate::episode::Stage;
 use crate::scene::TokenHook;
 use crate::state::{Command, Event, Failure, LeaseKey, RolloutState};
+use crate::tape::Tapes;
 use cohort_actors::crash::{MID_DECODE, TRAJECTORY_SENT, crash_point};
 use cohort_actors::{LinkError, LinkSender};
 use cohort_engine::WeightRing;
-use cohort_protocol::messages::rollout::{RolloutToCoordinator, WeightsReady};
-use cohort_protocol::{GroupLease, SampleIx, Trajectory, TrajectoryBatch};
+use cohort_protocol::messages::rollout::{PartialGroup, RolloutToCoordinator, WeightsReady};
+use cohort_protocol::{GroupLease, SampleIx, Trajectory, TrajectoryBatch, TurnPart};
 use ractor::{Actor, ActorProcessingErr, ActorRef};
 use std::collections::HashMap;
 use std::sync::Arc;
@@ -20,6 +21,8 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::Duration;
 use tokio::task::{AbortHandle, JoinSet};
 
+/// Tokens of one message about a group that is not complete, at most; past it another message begins.
+const TOKENS_A_MESSAGE: usize = 64 * 1024;
 /// How often a worker shows that it lives.
 const BEAT: Duration = Duration::from_secs(1);
 
@@ -53,6 +56,8 @@ pub struct RolloutActorState {
     ring: Arc<dyn WeightRing>,
     sender: LinkSender<RolloutToCoordinator>,
     generating: HashMap<LeaseKey, AbortHandle>,
+    /// Of what the state holds, where episodes can be played again.
+    tapes: HashMap<LeaseKey, Arc<Tapes>>,
     tasks: JoinSet<()>,
     delay: Duration,
     tokens: Arc<AtomicU64>,
@@ -79,6 +84,7 @@ impl Actor for RolloutActor {
             ring: args.ring,
             sender: args.sender,
             generating: HashMap::new(),
+            tapes: HashMap::new(),
             tasks: JoinSet::new(),
             delay: args.delay,
             tokens: Arc::new(AtomicU64::new(0)),
@@ -111,12 +117,24 @@ impl RolloutActorState {
         for command in commands {
             self.carry_out(me, command).await;
         }
+        self.tapes.retain(|key, _| self.decide.holds(key));
     }
 
     async fn carry_out(&mut self, me: &ActorRef<RolloutMsg>, command: Command) {
         match command {
             Command::Swap(weights) => self.swap(me.clone(), weights),
-            Command::Generate(lease) => self.generate(me.clone(), *lease),
+            Command::Generate(lease, parts) => self.generate(me.clone(), *lease, parts),
+            Command::HandIn(keys) => {
+                for key in keys {
+                    self.hand_in(key).await;
+                }
+            }
+            Command::HandOver(keys) => {
+                for key in keys {
+                    self.tapes.get(&key).into_iter().for_each(|tapes| tapes.rewind());
+                    self.hand_in(key).await;
+                }
+            }
             Command::Abort(key) => {
                 if let Some(task) = self.generating.remove(&key) {
                     task.abort();
@@ -154,11 +172,28 @@ impl RolloutActorState {
         });
     }
 
-    fn generate(&mut self, me: ActorRef<RolloutMsg>, lease: GroupLease) {
+    /// Tells the coordinator what a lease has got further.
+    async fn hand_in(&self, key: LeaseKey) {
+        let parts = self.tapes.get(&key).map_or_else(Vec::new, |tapes| tapes.hand_in());
+        let LeaseKey { epoch, purpose, group, attempt } = key;
+        let mut rest = parts.into_iter().peekable();
+        while rest.peek().is_some() {
+            let (mut parts, mut tokens) = (Vec::new(), 0);
+            while let Some(part) = rest.next_if(|part| tokens == 0 || tokens + part.len() <= TOKENS_A_MESSAGE) {
+                tokens += part.len();
+                parts.push(part);
+            }
+            self.say(RolloutToCoordinator::Partial(PartialGroup { epoch, purpose, group, attempt, parts })).await;
+        }
+    }
+
+    fn generate(&mut self, me: ActorRef<RolloutMsg>, lease: GroupLease, parts: Vec<TurnPart>) {
         let key = LeaseKey::of(&lease);
         let (stage, tokens, delay) = (self.stage.clone(), self.tokens.clone(), self.delay);
+        let tapes = stage.replays().then(|| Arc::new(Tapes::new(lease.samples, parts)));
+        let taped = tapes.clone();
         let task = self.tasks.spawn(async move {
-            let result = generate_group(&stage, Arc::new(lease), tokens).await;
+            let result = generate_group(&stage, Arc::new(lease), tokens, taped).await;
             if !delay.is_zero() {
                 tokio::time::sleep(delay).await;
             }
@@ -166,6 +201,7 @@ impl RolloutActorState {
             report(&me, Event::Generated(key, result));
         });
         self.generating.insert(key, task);
+        self.tapes.extend(tapes.map(|tapes| (key, tapes)));
     }
 
     fn send(&mut self, me: ActorRef<RolloutMsg>, batch: TrajectoryBatch) {
@@ -185,7 +221,9 @@ impl RolloutActorState {
                 }
             };
             match result {
-                Ok(()) | Err(LinkError::StaleEpoch { .. } | LinkError::Shutdown { .. }) => {}
+                Ok(()) => report(&me, Event::Delivered(key)),
+                // What the next coordinator is told of it is decided when the worker has connected to it.
+                Err(LinkError::StaleEpoch { .. } | LinkError::Shutdown { .. }) => {}
                 Err(error) => report(&me, Event::Undelivered(key, error.to_string())),
             }
         });
@@ -202,6 +240,7 @@ pub(crate) async fn generate_group(
     stage: &Stage,
     lease: Arc<GroupLease>,
     tokens: Arc<AtomicU64>,
+    tapes: Option<Arc<Tapes>>,
 ) -> Result<Vec<Trajectory>, RolloutError> {
     let decoded = Arc::new(AtomicBool::new(false));
     let hook: TokenHook = Arc::new(move || {
@@ -212,8 +251,8 @@ pub(crate) async fn generate_group(
     });
     let mut samples = JoinSet::new();
     for sample in 0..lease.samples {
-        let (stage, lease, hook) = (stage.clone(), lease.clone(), hook.clone());
-        samples.spawn(async move { stage.run(&lease, SampleIx(sample), Some(hook)).await });
+        let (stage, lease, hook, tapes) = (stage.clone(), lease.clone(), hook.clone(), tapes.clone());
+        samples.spawn(async move { stage.run_taped(&lease, SampleIx(sample), Some(hook), tapes).await });
     }
     let mut done = Vec::with_capacity(samples.len());
     while let Some(sample) = samples.join_next().await {

@@ -1,6 +1,7 @@
 //! One episode: an agent speaks in an environment until it is over; what comes out is a trajectory.
 use crate::environments::Environment;
 use crate::scene::{Scene, Staging, TokenHook};
+use crate::tape::Tapes;
 use crate::transcript::Ending;
 use crate::{Agent, RolloutError, draw};
 use cohort_engine::{DrawKey, EngineError, EngineHandle};
@@ -35,8 +36,25 @@ pub fn lease_seed(lease: &GroupLease) -> u64 {
 }
 
 impl Stage {
+    /// Whether an episode can be played again from what the policy said in it.
+    #[must_use]
+    pub fn replays(&self) -> bool {
+        self.environment.replays() && self.agent.replays()
+    }
+
     /// Generates one sample of a lease.
     pub async fn run(&self, lease: &GroupLease, sample: SampleIx, hook: Option<TokenHook>) -> Result<Trajectory, RolloutError> {
+        self.run_taped(lease, sample, hook, None).await
+    }
+
+    /// As [`Self::run`]. What the policy says goes onto the tape, after what is on it already.
+    pub async fn run_taped(
+        &self,
+        lease: &GroupLease,
+        sample: SampleIx,
+        hook: Option<TokenHook>,
+        tape: Option<Arc<Tapes>>,
+    ) -> Result<Trajectory, RolloutError> {
         let started = Instant::now();
         let key = DrawKey { seed: lease_seed(lease), group: lease.group.0, sample: sample.0 };
         let episode = self.environment.reset(&lease.item, key).await?;
@@ -48,6 +66,7 @@ impl Stage {
             stop: self.agent.stop(),
             grammar: self.agent.grammar(),
             hook,
+            tape,
             max_turns: self.environment.max_turns(),
         };
         let mut opening = episode.opening();

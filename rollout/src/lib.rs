@@ -8,7 +8,7 @@
 //!   epoch or the process's end.
 //!
 //! Files: `episode` one sample; `scene` what an agent can do in it; `transcript` its columns; `format` chat template and
-//! tokens; `constraint` the grammar of a turn; `agents/` who speaks; `environments/` with whom; `tools/` what agents bring
+//! tokens; `constraint` the grammar of a turn; `tape` what was said so far, for another worker to go on from; `agents/` who speaks; `environments/` with whom; `tools/` what agents bring
 //! along; `dataset` which prompt; `registry` from names to all of these; `state` the worker's decisions; `actor` carries them
 //! out; `worker` the entry; `slow` a worker that waits, for tests.
 
@@ -26,6 +26,7 @@ pub mod registry;
 pub mod scene;
 mod slow;
 pub mod state;
+pub mod tape;
 pub mod tools;
 pub mod transcript;
 pub mod worker;

@@ -1,10 +1,11 @@
 //! One dialogue in progress: what an agent can do in it.
 use crate::environments::Episode;
 use crate::format::{ChatFormat, before_stop};
+use crate::tape::{NextTurn, Tapes};
 use crate::transcript::Transcript;
 use crate::{Grammar, RolloutError};
-use cohort_engine::{Decoding, DrawKey, EngineError, Finish, Penalties, Session, StopWatch, Truncation};
-use cohort_protocol::{FinishReason, SamplingParams, ToolCall, ToolResult, Turn, TurnRole};
+use cohort_engine::{Completion, Decoding, DrawKey, EngineError, Finish, Penalties, Session, StopWatch, Truncation};
+use cohort_protocol::{FinishReason, SampleIx, SamplingParams, ToolCall, ToolResult, Turn, TurnRole};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
@@ -33,6 +34,9 @@ pub struct Scene<'a> {
     spoken: u32,
     /// Index and sampled end token of the assistant's last turn.
     last: Option<(usize, Option<u32>)>,
+    tape: Option<Arc<Tapes>>,
+    /// Tokens of turns that were said elsewhere: the engine has not seen them yet.
+    unfed: Vec<u32>,
     pub(crate) transcript: Transcript,
     pub(crate) episode: Box<dyn Episode>,
 }
@@ -46,14 +50,15 @@ pub(crate) struct Staging<'a> {
     pub(crate) stop: &'a [String],
     pub(crate) grammar: Option<&'a Grammar>,
     pub(crate) hook: Option<TokenHook>,
+    pub(crate) tape: Option<Arc<Tapes>>,
     pub(crate) max_turns: u32,
 }
 
 impl<'a> Scene<'a> {
     pub(crate) fn new(staging: Staging<'a>, episode: Box<dyn Episode>, opening: Vec<Turn>) -> Self {
-        let Staging { format, session, sampling, key, stop, grammar, hook, max_turns } = staging;
-        let transcript = Transcript::new(opening);
-        Self { format, session, sampling, key, stop, grammar, hook, max_turns, spoken: 0, last: None, transcript, episode }
+        let Staging { format, session, sampling, key, stop, grammar, hook, tape, max_turns } = staging;
+        let (transcript, spoken, last, unfed) = (Transcript::new(opening), 0, None, Vec::new());
+        Self { format, session, sampling, key, stop, grammar, hook, max_turns, spoken, last, tape, unfed, transcript, episode }
     }
 
     /// The dialogue so far.
@@ -91,7 +96,7 @@ impl<'a> Scene<'a> {
             .into());
         }
         self.transcript.push_template(&append);
-        let completion = self.session.generate(&append, self.decoding()).await?;
+        let completion = self.complete(append).await?;
         let (start, len) = self.transcript.push_sampled(&completion);
         let (text, closed) = self.format.read(&completion.tokens)?;
         let mut turn = Turn::text(TurnRole::Assistant, before_stop(&text, self.stop));
@@ -105,6 +110,29 @@ impl<'a> Scene<'a> {
             Finish::Length => Spoken::Ended(FinishReason::Length),
             Finish::Context => Spoken::Ended(FinishReason::Context),
         })
+    }
+
+    /// One turn of the policy after these tokens, or as much of it as was not said elsewhere.
+    async fn complete(&mut self, append: Vec<u32>) -> Result<Completion, EngineError> {
+        self.unfed.extend(append);
+        let Some(tape) = self.tape.clone() else {
+            let feed = std::mem::take(&mut self.unfed);
+            return self.session.generate(&feed, self.decoding()).await;
+        };
+        let sample = SampleIx(self.key.sample);
+        let begun = match tape.next_turn(sample) {
+            NextTurn::Said(completion) => {
+                self.unfed.extend(&completion.tokens);
+                return Ok(completion);
+            }
+            NextTurn::Begun(begun) => begun,
+            NextTurn::Anew => Vec::new(),
+        };
+        let sink = tape.listen(sample, self.session.engine().spec().max_context.min(self.sampling.max_new_tokens as usize));
+        let feed = std::mem::take(&mut self.unfed);
+        let completion = self.session.generate_into(&feed, Decoding { begun, ..self.decoding() }, sink).await?;
+        tape.ended(sample, completion.finish);
+        Ok(completion)
     }
 
     /// Names of the tools that the environment has.
@@ -165,6 +193,7 @@ impl<'a> Scene<'a> {
             stop_ids: self.format.end().to_vec(),
             watch,
             key: self.key,
+            begun: Vec::new(),
         }
     }
 }

@@ -7,9 +7,17 @@
 //! - **W3** a lease is taken only for the weights in the engine, or where it follows newer ones ([`GroupLease::follows`]) for any
 //!   that are no older than it says, in the middle of a swap too; any other is refused as retryable.
 //! - **W4** at most `capacity` leases run; one more is refused as retryable.
+//! - **W5** what running leases have is handed in every [`HAND_IN_TICKS`]; all that the leases of a lost connection have, over the
+//!   next one, before anything else is said there. An older coordinator, which would not know the message, gets none.
 use cohort_protocol::messages::rollout::{CancelLease, LeaseFailed, Ready, RolloutBeat, SwapFailed, WeightsReady};
-use cohort_protocol::{AttemptId, Epoch, GroupId, GroupLease, LeasePurpose, PolicyVersion, Trajectory, TrajectoryBatch};
+use cohort_protocol::version::PARTIAL_GROUPS;
+use cohort_protocol::{
+    AttemptId, Epoch, GroupId, GroupLease, LeasePurpose, PolicyVersion, Trajectory, TrajectoryBatch, TurnPart,
+};
 use std::collections::BTreeSet;
+
+/// Seconds between two looks at what running leases have.
+const HAND_IN_TICKS: u32 = 2;
 
 /// One attempt at one group.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -44,16 +52,18 @@ pub struct Failure {
 /// Something happened.
 #[derive(Debug)]
 pub enum Event {
-    /// A session with the coordinator began, the first or another.
-    Connected(Epoch),
+    /// A session with the coordinator began, the first or another, in this protocol version.
+    Connected(Epoch, u16),
     /// New weights are in the ring.
     Weights(WeightsReady),
     /// A swap ended; `Err` where the engine still holds what it held.
     Swapped(PolicyVersion, Result<(), String>),
-    /// A lease came.
-    Leased(Box<GroupLease>),
+    /// A lease came, with what others had of its group.
+    Leased(Box<GroupLease>, Vec<TurnPart>),
     /// A lease's samples are complete, in order, or will not be.
     Generated(LeaseKey, Result<Vec<Trajectory>, Failure>),
+    /// A batch was delivered.
+    Delivered(LeaseKey),
     /// A batch could not be delivered though the epoch is the same.
     Undelivered(LeaseKey, String),
     /// A lease is no longer wanted.
@@ -69,8 +79,12 @@ pub enum Event {
 pub enum Command {
     /// Move the engine to these weights and report `Swapped`.
     Swap(WeightsReady),
-    /// Generate a lease's samples and report `Generated`.
-    Generate(Box<GroupLease>),
+    /// Generate a lease's samples, going on from these parts, and report `Generated`.
+    Generate(Box<GroupLease>, Vec<TurnPart>),
+    /// Hand in what these leases have that was not handed in.
+    HandIn(Vec<LeaseKey>),
+    /// Hand in all of what these leases have, from its beginning: others will go on with them.
+    HandOver(Vec<LeaseKey>),
     /// Stop generating; nothing is to be reported.
     Abort(LeaseKey),
     /// Control message.
@@ -92,18 +106,24 @@ pub enum Command {
 pub struct RolloutState {
     capacity: u16,
     epoch: Option<Epoch>,
+    protocol: u16,
+    ticks: u32,
     version: Option<PolicyVersion>,
     /// The swap in work and the one that came meanwhile.
     swapping: Option<WeightsReady>,
     next_swap: Option<WeightsReady>,
     running: BTreeSet<LeaseKey>,
+    /// Whose batch is on its way.
+    delivering: BTreeSet<LeaseKey>,
 }
 
 impl RolloutState {
     /// A worker that takes `capacity` leases at once and has no weights yet.
     #[must_use]
     pub fn new(capacity: u16) -> Self {
-        Self { capacity, epoch: None, version: None, swapping: None, next_swap: None, running: BTreeSet::new() }
+        let (epoch, version, swapping, next_swap) = Default::default();
+        let (running, delivering) = Default::default();
+        Self { capacity, epoch, protocol: 0, ticks: 0, version, swapping, next_swap, running, delivering }
     }
 
     /// Leases in work.
@@ -112,15 +132,25 @@ impl RolloutState {
         self.running.len()
     }
 
+    /// Whether a lease is in work or its batch on its way.
+    #[must_use]
+    pub fn holds(&self, key: &LeaseKey) -> bool {
+        self.running.contains(key) || self.delivering.contains(key)
+    }
+
     /// Decides.
     pub fn on_event(&mut self, event: Event, out: &mut Vec<Command>) {
         match event {
-            Event::Connected(epoch) => self.on_connected(epoch, out),
+            Event::Connected(epoch, protocol) => self.on_connected(epoch, protocol, out),
             Event::Weights(weights) => self.on_weights(weights, out),
             Event::Swapped(version, result) => self.on_swapped(version, result, out),
-            Event::Leased(lease) => self.on_leased(lease, out),
+            Event::Leased(lease, parts) => self.on_leased(lease, parts, out),
             Event::Generated(key, result) => self.on_generated(key, result, out),
+            Event::Delivered(key) => {
+                self.delivering.remove(&key);
+            }
             Event::Undelivered(key, error) => {
+                self.delivering.remove(&key);
                 if self.epoch == Some(key.epoch) {
                     out.push(failed(key, Failure { error, retryable: true }));
                 }
@@ -130,16 +160,27 @@ impl RolloutState {
                 self.abort_all(out);
                 out.push(Command::Leave(reason));
             }
-            Event::Ticked(tokens) => {
-                let running = u16::try_from(self.running.len()).unwrap_or(u16::MAX);
-                out.push(Command::Beat(RolloutBeat { tokens, running }));
-            }
+            Event::Ticked(tokens) => self.on_ticked(tokens, out),
         }
     }
 
-    fn on_connected(&mut self, epoch: Epoch, out: &mut Vec<Command>) {
+    fn on_ticked(&mut self, tokens: u64, out: &mut Vec<Command>) {
+        let running = u16::try_from(self.running.len()).unwrap_or(u16::MAX);
+        out.push(Command::Beat(RolloutBeat { tokens, running }));
+        self.ticks = self.ticks.wrapping_add(1);
+        if self.protocol >= PARTIAL_GROUPS && running > 0 && self.ticks.is_multiple_of(HAND_IN_TICKS) {
+            out.push(Command::HandIn(self.running.iter().copied().collect()));
+        }
+    }
+
+    fn on_connected(&mut self, epoch: Epoch, protocol: u16, out: &mut Vec<Command>) {
+        let had: Vec<LeaseKey> = self.running.union(&self.delivering).copied().collect();
+        if protocol >= PARTIAL_GROUPS && !had.is_empty() {
+            out.push(Command::HandOver(had));
+        }
+        self.delivering.clear();
         self.abort_all(out);
-        self.epoch = Some(epoch);
+        (self.epoch, self.protocol) = (Some(epoch), protocol);
         // A swap in work will say `Ready` itself.
         if self.swapping.is_none() {
             out.push(self.ready());
@@ -169,7 +210,7 @@ impl RolloutState {
         out.push(self.ready());
     }
 
-    fn on_leased(&mut self, lease: Box<GroupLease>, out: &mut Vec<Command>) {
+    fn on_leased(&mut self, lease: Box<GroupLease>, parts: Vec<TurnPart>, out: &mut Vec<Command>) {
         let key = LeaseKey::of(&lease);
         if self.epoch != Some(lease.epoch) || self.running.contains(&key) {
             return;
@@ -190,7 +231,7 @@ impl RolloutState {
             Some(error) => out.push(failed(key, Failure { error, retryable: true })),
             None => {
                 self.running.insert(key);
-                out.push(Command::Generate(lease));
+                out.push(Command::Generate(lease, parts));
             }
         }
     }
@@ -200,6 +241,9 @@ impl RolloutState {
             return;
         }
         let LeaseKey { epoch, purpose, group, attempt } = key;
+        if result.is_ok() {
+            self.delivering.insert(key);
+        }
         out.push(match result {
             Ok(trajectories) => Command::Send(Box::new(TrajectoryBatch { epoch, purpose, group, attempt, trajectories })),
             Err(failure) => failed(key, failure),
@@ -262,7 +306,7 @@ mod tests {
 
     fn at_version(capacity: u16, version: u64) -> RolloutState {
         let mut state = RolloutState::new(capacity);
-        feed(&mut state, Event::Connected(Epoch(1)));
+        feed(&mut state, Event::Connected(Epoch(1), 4));
         feed(&mut state, Event::Weights(weights(version)));
         feed(&mut state, Event::Swapped(PolicyVersion(version), Ok(())));
         state
@@ -272,9 +316,9 @@ mod tests {
     fn weights_first_then_leases() {
         let mut state = RolloutState::new(2);
         let ready = |version: Option<u64>| Command::Ready(Ready { version: version.map(PolicyVersion), capacity: 2 });
-        assert_eq!(feed(&mut state, Event::Connected(Epoch(1))), [ready(None)]);
+        assert_eq!(feed(&mut state, Event::Connected(Epoch(1), 4)), [ready(None)]);
         assert!(matches!(
-            feed(&mut state, Event::Leased(lease(1, 0, 1, 0)))[..],
+            feed(&mut state, Event::Leased(lease(1, 0, 1, 0), vec![]))[..],
             [Command::Fail(LeaseFailed { retryable: true, .. })]
         ));
         assert_eq!(feed(&mut state, Event::Weights(weights(0))), [Command::Swap(weights(0))]);
@@ -283,9 +327,9 @@ mod tests {
         let torn = SwapFailed { version: PolicyVersion(1), error: "torn".into() };
         let out = feed(&mut state, Event::Swapped(PolicyVersion(1), Err("torn".into())));
         assert_eq!(out, [Command::SwapFailed(torn), ready(Some(0))], "what failed, and what is still there");
-        assert!(matches!(feed(&mut state, Event::Leased(lease(1, 0, 1, 0)))[..], [Command::Generate(_)]));
-        assert_eq!(feed(&mut state, Event::Leased(lease(1, 0, 1, 0))), [], "the same lease twice is one lease");
-        assert!(matches!(feed(&mut state, Event::Leased(lease(1, 1, 1, 1)))[..], [Command::Fail(_)]));
+        assert!(matches!(feed(&mut state, Event::Leased(lease(1, 0, 1, 0), vec![]))[..], [Command::Generate(..)]));
+        assert_eq!(feed(&mut state, Event::Leased(lease(1, 0, 1, 0), vec![])), [], "the same lease twice is one lease");
+        assert!(matches!(feed(&mut state, Event::Leased(lease(1, 1, 1, 1), vec![]))[..], [Command::Fail(_)]));
     }
 
     #[test]
@@ -294,13 +338,16 @@ mod tests {
         let follows = |group, version| {
             let mut lease = lease(1, group, 1, version);
             lease.follows = true;
-            Event::Leased(lease)
+            Event::Leased(lease, vec![])
         };
-        assert!(matches!(feed(&mut state, follows(0, 1))[..], [Command::Generate(_)]), "newer than it asks for");
+        assert!(matches!(feed(&mut state, follows(0, 1))[..], [Command::Generate(..)]), "newer than it asks for");
         assert!(matches!(feed(&mut state, follows(1, 3))[..], [Command::Fail(_)]), "older than it asks for");
-        assert!(matches!(feed(&mut state, Event::Leased(lease(1, 2, 1, 1)))[..], [Command::Fail(_)]), "that very version");
+        assert!(
+            matches!(feed(&mut state, Event::Leased(lease(1, 2, 1, 1), vec![]))[..], [Command::Fail(_)]),
+            "that very version"
+        );
         feed(&mut state, Event::Weights(weights(3)));
-        assert!(matches!(feed(&mut state, follows(3, 2))[..], [Command::Generate(_)]));
+        assert!(matches!(feed(&mut state, follows(3, 2))[..], [Command::Generate(..)]));
         assert_eq!(state.running(), 2, "a swap stops nothing");
     }
 
@@ -308,21 +355,48 @@ mod tests {
     fn a_new_connection_forgets_the_leases_of_the_old_one() {
         let mut state = at_version(2, 0);
         let key = LeaseKey::of(&lease(1, 0, 1, 0));
-        feed(&mut state, Event::Leased(lease(1, 0, 1, 0)));
-        feed(&mut state, Event::Leased(lease(1, 1, 1, 0)));
-        let out = feed(&mut state, Event::Connected(Epoch(1)));
+        feed(&mut state, Event::Leased(lease(1, 0, 1, 0), vec![]));
+        feed(&mut state, Event::Leased(lease(1, 1, 1, 0), vec![]));
+        let out = feed(&mut state, Event::Connected(Epoch(1), 3));
         assert!(matches!(out[..], [Command::Abort(_), Command::Abort(_), Command::Ready(_)]), "{out:?}");
         assert_eq!(feed(&mut state, Event::Generated(key, Ok(vec![]))), []);
-        let again = feed(&mut state, Event::Leased(lease(1, 0, 2, 0)));
-        assert!(matches!(again[..], [Command::Generate(_)]), "there is room for what is leased again: {again:?}");
+        let again = feed(&mut state, Event::Leased(lease(1, 0, 2, 0), vec![]));
+        assert!(matches!(again[..], [Command::Generate(..)]), "there is room for what is leased again: {again:?}");
         feed(
             &mut state,
             Event::Cancelled(CancelLease { purpose: LeasePurpose::Train, group: GroupId(0), attempt: AttemptId(2) }),
         );
-        feed(&mut state, Event::Leased(lease(1, 0, 1, 0)));
-        assert!(matches!(feed(&mut state, Event::Connected(Epoch(2)))[..], [Command::Abort(k), Command::Ready(_)] if k == key));
+        feed(&mut state, Event::Leased(lease(1, 0, 1, 0), vec![]));
+        let out = feed(&mut state, Event::Connected(Epoch(2), 3));
+        assert!(matches!(out[..], [Command::Abort(k), Command::Ready(_)] if k == key), "{out:?}");
         assert_eq!(feed(&mut state, Event::Generated(key, Ok(vec![]))), []);
-        assert_eq!(feed(&mut state, Event::Leased(lease(1, 0, 1, 0))), [], "a lease of the old epoch is no lease");
+        assert_eq!(feed(&mut state, Event::Leased(lease(1, 0, 1, 0), vec![])), [], "a lease of the old epoch is no lease");
+    }
+
+    #[test]
+    fn what_runs_is_handed_in_and_what_a_connection_leaves_behind_is_handed_over() {
+        let mut state = at_version(2, 0);
+        let [first, second] = [0, 1].map(|group| LeaseKey::of(&lease(1, group, 1, 0)));
+        let tick = |state: &mut RolloutState| feed(state, Event::Ticked(5)).split_off(1);
+        assert_eq!(tick(&mut state), [], "nothing runs");
+        feed(&mut state, Event::Leased(lease(1, 0, 1, 0), vec![]));
+        feed(&mut state, Event::Leased(lease(1, 1, 1, 0), vec![]));
+        assert_eq!(tick(&mut state), [Command::HandIn(vec![first, second])]);
+        assert_eq!(tick(&mut state), [], "every other second");
+        feed(&mut state, Event::Generated(first, Ok(vec![])));
+        assert_eq!(tick(&mut state), [Command::HandIn(vec![second])], "the batch is on its way");
+        assert!(state.holds(&first) && state.holds(&second));
+        let out = feed(&mut state, Event::Connected(Epoch(2), 4));
+        assert_eq!(out[..2], [Command::HandOver(vec![first, second]), Command::Abort(second)], "also what was not delivered");
+        assert!(!state.holds(&first) && !state.holds(&second));
+        feed(&mut state, Event::Leased(lease(2, 1, 2, 0), vec![]));
+        let third = LeaseKey::of(&lease(2, 1, 2, 0));
+        feed(&mut state, Event::Generated(third, Ok(vec![])));
+        feed(&mut state, Event::Delivered(third));
+        assert!(matches!(feed(&mut state, Event::Connected(Epoch(2), 4))[..], [Command::Ready(_)]), "nothing is left behind");
+        feed(&mut state, Event::Connected(Epoch(2), 3));
+        feed(&mut state, Event::Leased(lease(2, 3, 1, 0), vec![]));
+        assert_eq!([tick(&mut state), tick(&mut state)], [vec![], vec![]], "an older coordinator does not know the message");
     }
 
     #[derive(Debug, Clone)]
@@ -351,7 +425,7 @@ mod tests {
             for step in steps {
                 let key = |g, a| LeaseKey::of(&lease(epoch, g, a, 0));
                 let out = match step {
-                    Step::Lease(g, a) => feed(&mut state, Event::Leased(lease(epoch, g, a, 0))),
+                    Step::Lease(g, a) => feed(&mut state, Event::Leased(lease(epoch, g, a, 0), vec![])),
                     Step::Done(g, a, ok) => {
                         let result = if ok { Ok(vec![]) } else { Err(Failure { error: "e".into(), retryable: false }) };
                         feed(&mut state, Event::Generated(key(g, a), result))
@@ -362,12 +436,12 @@ mod tests {
                     }
                     Step::Connect(e) => {
                         epoch = e;
-                        feed(&mut state, Event::Connected(Epoch(e)))
+                        feed(&mut state, Event::Connected(Epoch(e), 4))
                     }
                 };
                 for command in out {
                     match command {
-                        Command::Generate(lease) => prop_assert!(started.insert(LeaseKey::of(&lease))),
+                        Command::Generate(lease, _) => prop_assert!(started.insert(LeaseKey::of(&lease))),
                         Command::Abort(key) => prop_assert!(started.remove(&key)),
                         Command::Send(batch) => {
                             prop_assert_eq!(batch.epoch, Epoch(epoch));

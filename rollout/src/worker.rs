@@ -61,13 +61,13 @@ type Link = WorkerLink<CoordinatorToRollout, RolloutToCoordinator>;
 /// Hands the coordinator's messages to the actor, over as many connections as it takes.
 async fn receive(mut link: Link, actor: &ActorRef<RolloutMsg>) -> Result<(), RolloutError> {
     let tell = |event| actor.cast(RolloutMsg::Event(event)).map_err(|e| RolloutError::Actor(format!("it is gone: {e}")));
-    tell(Event::Connected(link.epoch()))?;
+    tell(Event::Connected(link.epoch(), link.protocol()))?;
     loop {
         let (message, ack) = match link.recv().await {
             Ok(received) => received,
             Err(LinkError::Lost(_)) => match link.reconnect().await {
                 Ok(welcome) => {
-                    tell(Event::Connected(welcome.epoch))?;
+                    tell(Event::Connected(welcome.epoch, welcome.protocol))?;
                     continue;
                 }
                 Err(LinkError::Shutdown { .. }) => return Ok(()),
@@ -79,7 +79,8 @@ async fn receive(mut link: Link, actor: &ActorRef<RolloutMsg>) -> Result<(), Rol
         let drained = matches!(message, CoordinatorToRollout::Drain(_));
         tell(match message {
             CoordinatorToRollout::Weights(weights) => Event::Weights(weights),
-            CoordinatorToRollout::Lease(lease) => Event::Leased(Box::new(lease)),
+            CoordinatorToRollout::Lease(lease) => Event::Leased(Box::new(lease), Vec::new()),
+            CoordinatorToRollout::Continue(go_on) => Event::Leased(Box::new(go_on.lease), go_on.parts),
             CoordinatorToRollout::Cancel(cancel) => Event::Cancelled(cancel),
             CoordinatorToRollout::Drain(reason) => Event::Drained(reason),
         })?;

@@ -210,6 +210,7 @@ impl Job<'_> {
             stop_ids: if self.args.ignore_eos { Vec::new() } else { self.files.eos.clone() },
             watch: None,
             key: DrawKey { seed: cohort_rollout::draw::hash(&[self.args.seed, PURPOSE]), group: row as u64, sample: 0 },
+            begun: Vec::new(),
         }
     }
 }

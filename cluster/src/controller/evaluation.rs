@@ -17,13 +17,19 @@ impl ControllerState {
 
     /// A wave of all their prompts.
     pub(super) fn evaluation_wave(rounds: Vec<EvaluationRound>) -> Wave {
-        let mut wave = Wave::new(WaveKind::Evaluation(rounds.clone()));
-        for round in &rounds {
+        let mut wave = Wave::new(WaveKind::Evaluation(Vec::new()));
+        Self::add_prompts(&rounds, &mut wave);
+        wave.kind = WaveKind::Evaluation(rounds);
+        wave
+    }
+
+    /// All their prompts into a wave.
+    pub(super) fn add_prompts(rounds: &[EvaluationRound], wave: &mut Wave) {
+        for round in rounds {
             for prompt in 0..round.prompts {
-                wave.groups.insert(work(round, prompt), Group::new(prompt, round.samples));
+                wave.insert(work(round, prompt), Group::new(prompt, round.samples));
             }
         }
-        wave
     }
 
     /// All prompts are scored: record what came out.
@@ -37,11 +43,15 @@ impl ControllerState {
 
     /// The rounds are on the disk.
     pub(super) fn evaluations_recorded(&mut self, reports: Vec<EvaluationReport>, out: &mut Vec<Command>) {
-        if let Some(Wave { kind: WaveKind::Stream(rounds), groups, closing }) = &mut self.wave {
-            out.push(Command::Forget(Self::end_rounds(rounds, groups)));
-            *closing = false;
-        } else if let Some(wave) = self.wave.take() {
-            out.push(Command::Forget(wave.groups.into_keys().collect()));
+        match &mut self.wave {
+            Some(Wave { kind: WaveKind::Stream(rounds), .. }) => {
+                rounds.clear();
+                out.extend(self.wave.as_mut().map(|wave| {
+                    wave.closing = false;
+                    Command::Forget(wave.remove_prompts())
+                }));
+            }
+            wave => out.extend(wave.take().map(|wave| Command::Forget(wave.iter().map(|(work, _)| *work).collect()))),
         }
         for report in reports {
             self.evaluations.insert((report.step, report.greedy));
@@ -57,7 +67,7 @@ fn work(round: &EvaluationRound, prompt: u64) -> Work {
 fn report(wave: &Wave, round: &EvaluationRound) -> EvaluationReport {
     let (mut per_prompt, mut parts, mut scores) = (Vec::new(), Vec::<(String, f64)>::new(), Vec::new());
     for prompt in 0..round.prompts {
-        let Some(Group { scoring: Scoring::Done(summary), .. }) = wave.groups.get(&work(round, prompt)) else { continue };
+        let Some(Group { scoring: Scoring::Done(summary), .. }) = wave.get(&work(round, prompt)) else { continue };
         per_prompt.push(mean(&summary.scores));
         scores.extend_from_slice(&summary.scores);
         for (name, value) in &summary.parts {

@@ -8,11 +8,12 @@
 //!   asynchronous run a training group may begin under any version that is not too stale now; the worker takes newer weights
 //!   in the middle of it.
 use super::event::{Command, ConnId, DeliveryId, Event, Fact, TrajectoriesSummary, Work};
-use super::membership::{MAX_LOSSES, Member};
+use super::membership::MAX_LOSSES;
 use super::staleness::{admissible, staleness};
 use super::state::{ControllerState, Then};
 use super::wave::{Generation, Group};
-use cohort_protocol::{AttemptId, Epoch, Role, StepId};
+use cohort_protocol::{AttemptId, Epoch, PolicyVersion, Role, StepId};
+use std::collections::BTreeSet;
 use std::time::Instant;
 
 impl ControllerState {
@@ -24,35 +25,39 @@ impl ControllerState {
             return;
         }
         let Some(wave) = &mut self.wave else { return };
-        // Evaluation first: a step waits for it.
-        let mut waiting: Vec<Work> = wave.groups.keys().copied().collect();
-        waiting.sort_by_key(Work::is_training);
-        let share = wave.groups.len().div_ceil(usize::from(self.plan.rollout_workers.max(1)));
+        wave.wake(now);
+        let share = wave.len().div_ceil(usize::from(self.plan.rollout_workers.max(1)));
         let (mut facts, mut leases) = (Vec::new(), Vec::new());
-        for work in &waiting {
-            let Some(group) = wave.groups.get_mut(work) else { continue };
-            match group.generation {
-                Generation::Waiting { not_before } if not_before.is_none_or(|at| at <= now) => {}
-                _ => continue,
-            }
-            let floor = if work.is_training() { max_staleness } else { 0 };
-            let fit = |m: &Member| match m.version {
+        // Evaluation first: a step waits for it.
+        for training in [false, true] {
+            let floor = if training { max_staleness } else { 0 };
+            let fit = |version: Option<PolicyVersion>, swapping: bool| match version {
                 Some(version) if floor > 0 => staleness(current, version) <= floor,
-                version => version == Some(current) && m.swap.is_none(),
+                version => version == Some(current) && !swapping,
             };
-            let Some(conn) = self.members.choose(Role::Rollout, share, fit) else { continue };
-            let Some(member) = self.members.get_mut(conn) else { break };
-            leases.push((*work, conn));
-            member.load.insert(*work);
-            group.lease_attempt = AttemptId(group.lease_attempt.0 + 1);
-            group.generation = Generation::Recording { conn };
-            if work.is_training() {
-                if !group.opened {
-                    facts.push(Fact::Opened { group: work.group, cursor: group.cursor });
-                    group.opened = true;
-                    self.accounts.generated += 1;
-                }
-                facts.push(Fact::Leased { group: work.group, attempt: group.lease_attempt, worker: member.worker });
+            while let Some(work) = wave.agenda().to_generate(training) {
+                let Some(conn) = self.members.choose(Role::Rollout, share, fit) else { break };
+                let Some(worker) = self.members.change(conn, |member| {
+                    member.load.insert(work);
+                    member.worker
+                }) else {
+                    break;
+                };
+                // From here on it is expected to move, however long it has had nothing to do.
+                self.members.moved(now, conn);
+                leases.push((work, conn));
+                wave.change(&work, |group| {
+                    group.lease_attempt = AttemptId(group.lease_attempt.0 + 1);
+                    group.generation = Generation::Recording { conn };
+                    if training {
+                        if !group.opened {
+                            facts.push(Fact::Opened { group: work.group, cursor: group.cursor });
+                            group.opened = true;
+                            self.accounts.generated += 1;
+                        }
+                        facts.push(Fact::Leased { group: work.group, attempt: group.lease_attempt, worker });
+                    }
+                });
             }
         }
         let (recorded, at_once) =
@@ -68,17 +73,22 @@ impl ControllerState {
     /// The lease is on the disk: send it, if its worker is still there.
     pub(super) fn send_lease(&mut self, now: Instant, work: Work, conn: ConnId, out: &mut Vec<Command>) {
         let (current, floor) = (self.version(), if work.is_training() { self.plan.max_staleness } else { 0 });
-        let Some(group) = self.wave.as_mut().and_then(|w| w.groups.get_mut(&work)) else { return };
-        if group.generation != (Generation::Recording { conn }) {
+        let Some(wave) = &mut self.wave else { return };
+        if wave.get(&work).is_none_or(|group| group.generation != Generation::Recording { conn }) {
             return;
         }
         let holder = self.members.get(conn).filter(|m| m.load.contains(&work)).and_then(|m| m.version);
         let Some(version) = holder.filter(|version| staleness(current, *version) <= floor) else {
-            group.generation = Generation::Waiting { not_before: None };
-            return;
+            wave.change(&work, |group| group.generation = Generation::Waiting { not_before: None });
+            // It has other weights by now; what it does not do must not keep it from taking new ones.
+            return self.release_rollout(now, conn, work);
         };
-        group.generation = Generation::Leased { conn, deadline: now + self.plan.deadlines.lease, version };
-        let (attempt, cursor, samples) = (group.lease_attempt, group.cursor, group.samples);
+        let deadline = now + self.plan.deadlines.lease;
+        let leased = wave.change(&work, |group| {
+            group.generation = Generation::Leased { conn, deadline, version };
+            (group.lease_attempt, group.cursor, group.samples)
+        });
+        let Some((attempt, cursor, samples)) = leased else { return };
         self.members.moved(now, conn);
         out.push(Command::Lease { conn, work, attempt, version, cursor, samples });
     }
@@ -127,24 +137,26 @@ impl ControllerState {
         out: &mut Vec<Command>,
     ) {
         out.push(Command::Keep { delivery, work });
-        if let Some(group) = self.wave.as_mut().and_then(|w| w.groups.get_mut(&work)) {
-            (group.generation, group.losses) = (Generation::Done(summary), 0);
+        if let Some(wave) = &mut self.wave {
+            wave.change(&work, |group| (group.generation, group.losses) = (Generation::Done(summary), 0));
         }
     }
 
     /// A rollout worker is gone: what it had is leased again at once.
-    pub(super) fn rollout_lost(&mut self, conn: ConnId, why: &str, out: &mut Vec<Command>) {
+    pub(super) fn rollout_lost(&mut self, conn: ConnId, load: &BTreeSet<Work>, why: &str, out: &mut Vec<Command>) {
         let Some(wave) = self.wave.as_mut().filter(|_| !planted!(LeaseKept)) else { return };
         let mut hopeless = None;
-        for (work, group) in &mut wave.groups {
-            if matches!(group.generation, Generation::Leased { conn: c, .. } if c == conn) {
-                group.generation = Generation::Waiting { not_before: None };
-                group.losses += 1;
-                self.counters.released += 1;
-                if group.losses >= MAX_LOSSES {
-                    hopeless = Some((*work, group.cursor));
+        for work in load {
+            wave.change(work, |group| {
+                if matches!(group.generation, Generation::Leased { conn: c, .. } if c == conn) {
+                    group.generation = Generation::Waiting { not_before: None };
+                    group.losses += 1;
+                    self.counters.released += 1;
+                    if group.losses >= MAX_LOSSES {
+                        hopeless = Some((*work, group.cursor));
+                    }
                 }
-            }
+            });
         }
         self.lost_too_often(hopeless, Role::Rollout, why, out);
     }
@@ -159,17 +171,11 @@ impl ControllerState {
 
     /// Leases whose deadline has passed are given to someone else.
     pub(super) fn expire_leases(&mut self, now: Instant, out: &mut Vec<Command>) {
-        let Some(wave) = &mut self.wave else { return };
-        for (work, group) in &mut wave.groups {
-            let Generation::Leased { conn, deadline, .. } = group.generation else { continue };
-            if deadline > now {
-                continue;
-            }
-            group.generation = Generation::Waiting { not_before: None };
+        let late = self.wave.as_ref().map(|wave| wave.agenda().late_leases(now)).unwrap_or_default();
+        for work in late {
+            let Some(conn) = self.take_lease_back(work, out) else { continue };
             self.counters.released += 1;
-            out.push(Command::CancelLease { conn, work: *work, attempt: group.lease_attempt });
-            if let Some(member) = self.members.get_mut(conn) {
-                member.load.remove(work);
+            if let Some(member) = self.members.get(conn) {
                 let limit = self.plan.deadlines.lease.as_secs();
                 out.push(Command::Notice(format!("{} did not deliver {work} within {limit} s: leased again", member.worker)));
             }
@@ -178,23 +184,29 @@ impl ControllerState {
 
     /// Takes all leases back (the run drains, or the engine they share is loading other weights).
     pub(super) fn withdraw_leases(&mut self, out: &mut Vec<Command>) {
-        let Some(wave) = &mut self.wave else { return };
-        for (work, group) in &mut wave.groups {
-            if let Generation::Leased { conn, .. } = group.generation {
-                group.generation = Generation::Waiting { not_before: None };
-                out.push(Command::CancelLease { conn, work: *work, attempt: group.lease_attempt });
-                if let Some(member) = self.members.get_mut(conn) {
-                    member.load.remove(work);
-                }
-            }
+        for work in self.wave.as_ref().map(|wave| wave.agenda().leased()).unwrap_or_default() {
+            self.take_lease_back(work, out);
         }
+    }
+
+    /// The group needs a worker again. Gives whose lease it was.
+    fn take_lease_back(&mut self, work: Work, out: &mut Vec<Command>) -> Option<ConnId> {
+        let taken = self.wave.as_mut()?.change(&work, |group| {
+            let Generation::Leased { conn, .. } = group.generation else { return None };
+            group.generation = Generation::Waiting { not_before: None };
+            Some((conn, group.lease_attempt))
+        });
+        let (conn, attempt) = taken.flatten()?;
+        out.push(Command::CancelLease { conn, work, attempt });
+        self.members.change(conn, |member| member.load.remove(&work));
+        Some(conn)
     }
 
     fn lease_holds(&self, conn: ConnId, epoch: Epoch, work: Work, attempt: AttemptId) -> Result<(), String> {
         if epoch != self.epoch && !planted!(EpochIgnored) {
             return Err(format!("{work}: leased in epoch {epoch}, this is epoch {}", self.epoch));
         }
-        let Some(group) = self.wave.as_ref().and_then(|w| w.groups.get(&work)) else {
+        let Some(group) = self.wave.as_ref().and_then(|w| w.get(&work)) else {
             return Err(format!("{work} is not wanted now"));
         };
         match group.generation {
@@ -215,7 +227,7 @@ impl ControllerState {
     }
 
     fn check_batch(&self, work: Work, summary: TrajectoriesSummary) -> Result<TrajectoriesSummary, String> {
-        let wanted = self.wave.as_ref().and_then(|w| w.groups.get(&work)).map_or(0, |g: &Group| g.samples);
+        let wanted = self.wave.as_ref().and_then(|w| w.get(&work)).map_or(0, |g: &Group| g.samples);
         if summary.samples != wanted {
             return Err(format!("{work} was delivered with {} samples of {wanted}", summary.samples));
         }
@@ -238,14 +250,12 @@ impl ControllerState {
         summary: TrajectoriesSummary,
         out: &mut Vec<Command>,
     ) {
-        if let Some(member) = self.members.get_mut(conn) {
-            member.delivered += 1;
-        }
+        self.members.change(conn, |member| member.delivered += 1);
         if !work.is_training() {
             return self.trajectories_recorded(work, delivery, summary, out);
         }
-        if let Some(group) = self.wave.as_mut().and_then(|w| w.groups.get_mut(&work)) {
-            group.generation = Generation::Storing;
+        if let Some(wave) = &mut self.wave {
+            wave.change(&work, |group| group.generation = Generation::Storing);
         }
         let fact = Fact::Trajectories { group: work.group, delivery };
         self.record(vec![fact], Then::Trajectories { work, delivery, summary }, out);
@@ -255,17 +265,14 @@ impl ControllerState {
     }
 
     fn release_rollout(&mut self, now: Instant, conn: ConnId, work: Work) {
-        if let Some(member) = self.members.get_mut(conn) {
-            member.load.remove(&work);
-        }
+        self.members.change(conn, |member| member.load.remove(&work));
         self.members.moved(now, conn);
     }
 
     fn generation_failed(&mut self, now: Instant, work: Work, error: &str, retryable: bool, out: &mut Vec<Command>) {
         let wait = self.group_failed(work, "generation_failed", error, retryable, out);
-        let group = self.wave.as_mut().and_then(|w| w.groups.get_mut(&work));
-        if let (Some(group), Some(wait)) = (group, wait) {
-            group.generation = Generation::Waiting { not_before: Some(now + wait) };
+        if let (Some(wave), Some(wait)) = (&mut self.wave, wait) {
+            wave.change(&work, |group| group.generation = Generation::Waiting { not_before: Some(now + wait) });
         }
     }
 }

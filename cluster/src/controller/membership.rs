@@ -9,6 +9,8 @@
 //!   this coordinator, with nothing done in between, end the run.
 use super::event::{Command, ConnId, Work};
 use super::plan::Deadlines;
+use super::roster::{Roster, Seat};
+use super::watch::Watch;
 use cohort_protocol::{PolicyVersion, Role, WorkerId};
 use std::collections::{BTreeMap, BTreeSet};
 use std::time::{Duration, Instant};
@@ -53,15 +55,11 @@ pub struct Member {
     pub progress: u64,
     heard: Instant,
     moved: Instant,
+    /// Where it stands in the [`Watch`].
+    watched: Instant,
 }
 
 impl Member {
-    /// Whether it takes another group, given its fair share.
-    #[must_use]
-    pub fn has_room(&self, share: usize) -> bool {
-        self.load.len() < usize::from(self.capacity).min(share)
-    }
-
     /// When it last got or returned work, or its progress counter changed.
     #[must_use]
     pub fn moved(&self) -> Instant {
@@ -73,8 +71,12 @@ impl Member {
 #[derive(Debug, Clone, Default)]
 pub struct Membership {
     members: BTreeMap<ConnId, Member>,
+    names: BTreeMap<WorkerId, ConnId>,
+    roles: BTreeSet<(Role, ConnId)>,
+    roster: Roster,
+    watch: Watch,
     setbacks: BTreeMap<WorkerId, Setbacks>,
-    /// Whose connection has ended: when, which, and whose process it was.
+    /// Whose connection has ended: when, which, and whose process it was. For as long as `silence` at most.
     absent: BTreeMap<WorkerId, (Instant, ConnId, u32)>,
 }
 
@@ -83,6 +85,7 @@ impl Membership {
     pub fn join(&mut self, now: Instant, conn: ConnId, worker: WorkerId, incarnation: u32, pid: u32) -> Option<ConnId> {
         let older = self.of(worker).map(|(conn, _)| conn);
         self.absent.remove(&worker);
+        self.remove(conn);
         let member = Member {
             worker,
             incarnation,
@@ -97,14 +100,19 @@ impl Membership {
             progress: 0,
             heard: now,
             moved: now,
+            watched: now,
         };
+        self.roster.update(conn, None, Some(Seat::of(&member)));
+        self.roles.insert((worker.role, conn));
+        self.names.insert(worker, conn);
+        self.watch.put(now, conn);
         self.members.insert(conn, member);
         older
     }
 
     /// Lets a worker go.
     pub fn leave(&mut self, now: Instant, conn: ConnId) -> Option<Member> {
-        let member = self.members.remove(&conn)?;
+        let member = self.remove(conn)?;
         if self.of(member.worker).is_none() {
             self.absent.insert(member.worker, (now, conn, member.pid));
         }
@@ -118,6 +126,18 @@ impl Membership {
                 self.absent.entry(worker).or_insert((now + silence, ConnId(0), pid));
             }
         }
+    }
+
+    fn remove(&mut self, conn: ConnId) -> Option<Member> {
+        let member = self.members.remove(&conn)?;
+        self.roster.update(conn, Some(Seat::of(&member)), None);
+        self.roles.remove(&(member.worker.role, conn));
+        self.watch.take_off(member.watched, conn);
+        // A newer connection of the same worker keeps the name.
+        if self.names.get(&member.worker) == Some(&conn) {
+            self.names.remove(&member.worker);
+        }
+        Some(member)
     }
 
     /// Orders, once each, the replacement of everyone who has not come back.
@@ -139,27 +159,26 @@ impl Membership {
         self.members.get(&conn)
     }
 
-    /// By connection; notes that it was heard of.
-    pub fn heard(&mut self, now: Instant, conn: ConnId) -> Option<&mut Member> {
+    /// Changes a member, if it is there; all that is looked for by follows.
+    pub fn change<R>(&mut self, conn: ConnId, change: impl FnOnce(&mut Member) -> R) -> Option<R> {
         let member = self.members.get_mut(&conn)?;
-        member.heard = now;
-        Some(member)
-    }
-
-    /// By connection.
-    pub fn get_mut(&mut self, conn: ConnId) -> Option<&mut Member> {
-        self.members.get_mut(&conn)
+        let before = Seat::of(member);
+        let result = change(member);
+        self.roster.update(conn, Some(before), Some(Seat::of(member)));
+        Some(result)
     }
 
     /// By name.
     #[must_use]
     pub fn of(&self, worker: WorkerId) -> Option<(ConnId, &Member)> {
-        self.members.iter().find(|(_, m)| m.worker == worker).map(|(conn, m)| (*conn, m))
+        let conn = *self.names.get(&worker)?;
+        self.get(conn).map(|member| (conn, member))
     }
 
     /// All of a role, in the order they connected.
     pub fn role(&self, role: Role) -> impl Iterator<Item = (ConnId, &Member)> {
-        self.members.iter().filter(move |(_, m)| m.worker.role == role).map(|(conn, m)| (*conn, m))
+        let conns = self.roles.range((role, ConnId(0))..=(role, ConnId(u64::MAX)));
+        conns.filter_map(|&(_, conn)| self.get(conn).map(|member| (conn, member)))
     }
 
     /// Everyone.
@@ -167,22 +186,23 @@ impl Membership {
         self.members.iter().map(|(conn, m)| (*conn, m))
     }
 
-    /// Everyone, to change.
-    pub fn iter_mut(&mut self) -> impl Iterator<Item = (ConnId, &mut Member)> {
-        self.members.iter_mut().map(|(conn, m)| (*conn, m))
+    /// It was heard of. `false`: it is not there.
+    pub fn heard(&mut self, now: Instant, conn: ConnId) -> bool {
+        self.members.get_mut(&conn).map(|member| member.heard = now).is_some()
     }
 
     /// A beat: progress moves the stall deadline.
     pub fn beat(&mut self, now: Instant, conn: ConnId, progress: u64) {
-        if let Some(member) = self.heard(now, conn)
-            && member.progress != progress
-        {
-            member.progress = progress;
-            member.moved = now;
+        if let Some(member) = self.members.get_mut(&conn) {
+            member.heard = now;
+            if member.progress != progress {
+                member.progress = progress;
+                member.moved = now;
+            }
         }
     }
 
-    /// Work was handed over or came back: the stall deadline starts anew.
+    /// It got or returned work: the stall deadline begins anew.
     pub fn moved(&mut self, now: Instant, conn: ConnId) {
         if let Some(member) = self.members.get_mut(&conn) {
             member.moved = now;
@@ -214,40 +234,81 @@ impl Membership {
         })
     }
 
-    /// Whom to give the next group of `role`: room, then the shortest load, the fewest deliveries, the lowest name.
+    /// Whom to give the next group of `role`: room, then the shortest load, the fewest deliveries, the lowest name. Whether
+    /// it is `fit` may depend on its version, and on whether it is taking another.
     #[must_use]
-    pub fn choose(&self, role: Role, share: usize, fit: impl Fn(&Member) -> bool) -> Option<ConnId> {
-        self.role(role)
-            .filter(|(_, m)| m.has_room(share) && fit(m))
-            .min_by_key(|(_, m)| (m.load.len(), m.delivered, m.worker))
-            .map(|(conn, _)| conn)
+    pub fn choose(&self, role: Role, share: usize, fit: impl Fn(Option<PolicyVersion>, bool) -> bool) -> Option<ConnId> {
+        self.roster.choose(role, share, fit)
     }
 
-    /// Orders the replacement of everyone who is silent or stands still. `working` says who is expected to move.
-    pub fn check(&self, now: Instant, deadlines: &Deadlines, working: impl Fn(ConnId, &Member) -> bool, out: &mut Vec<Command>) {
-        for (conn, member) in self.iter() {
-            let silent = now.saturating_duration_since(member.heard);
-            let still = now.saturating_duration_since(member.moved);
-            let why = if planted!(SilentKept) {
-                continue;
-            } else if silent > deadlines.silence {
-                format!(
-                    "{} said nothing for {:.1} s (limit {:.1} s)",
-                    member.worker,
-                    silent.as_secs_f64(),
-                    deadlines.silence.as_secs_f64()
-                )
-            } else if still > deadlines.stall && working(conn, member) {
-                format!(
-                    "{} made no progress for {:.0} s (limit {:.0} s)",
-                    member.worker,
-                    still.as_secs_f64(),
-                    deadlines.stall.as_secs_f64()
-                )
-            } else {
-                continue;
-            };
-            out.push(Command::Replace { worker: member.worker, pid: member.pid, conn, why });
+    /// Rollout workers that may be told of `version` because they have another, in the order they connected; those that
+    /// have work only if `busy`.
+    #[must_use]
+    pub fn without(&self, version: PolicyVersion, busy: bool) -> Vec<ConnId> {
+        self.roster.without(version, busy)
+    }
+
+    /// Whether a rollout worker may be reading a slot.
+    #[must_use]
+    pub fn reads(&self, slot: u32) -> bool {
+        self.roster.reads(slot)
+    }
+
+    /// Rollout workers that have work.
+    #[must_use]
+    pub fn working_rollouts(&self) -> usize {
+        self.roster.working()
+    }
+
+    /// Orders the replacement of everyone who is silent or stands still. `working` says who is expected to move: whoever
+    /// begins to be must have [`Membership::moved`] then.
+    pub fn check(
+        &mut self,
+        now: Instant,
+        deadlines: &Deadlines,
+        working: impl Fn(ConnId, &Member) -> bool,
+        out: &mut Vec<Command>,
+    ) {
+        for conn in self.watch.due(now) {
+            let Some(member) = self.members.get_mut(&conn) else { continue };
+            let works = working(conn, member);
+            out.extend(late(now, deadlines, works, member).map(|why| Command::Replace {
+                worker: member.worker,
+                pid: member.pid,
+                conn,
+                why,
+            }));
+            // One that has nothing to do moves when it gets something: it cannot be late with it before this.
+            let moved = if works { member.moved } else { now };
+            member.watched = (member.heard + deadlines.silence).min(moved + deadlines.stall);
+            self.watch.put(member.watched, conn);
         }
+    }
+
+    /// What the indexes must say, from a walk over all members.
+    #[cfg(test)]
+    pub(super) fn assert_indexed(&self) {
+        let mut plain = Roster::default();
+        self.members.iter().for_each(|(conn, member)| plain.update(*conn, None, Some(Seat::of(member))));
+        assert_eq!(self.roster, plain);
+        let names: BTreeMap<WorkerId, ConnId> = self.members.iter().map(|(conn, m)| (m.worker, *conn)).collect();
+        assert_eq!(self.names, names);
+        assert_eq!(self.roles, self.members.iter().map(|(conn, m)| (m.worker.role, *conn)).collect());
+    }
+}
+
+/// Why a member is to be replaced, if it is.
+fn late(now: Instant, deadlines: &Deadlines, works: bool, member: &Member) -> Option<String> {
+    let silent = now.saturating_duration_since(member.heard);
+    let still = now.saturating_duration_since(member.moved);
+    let (worker, seconds) = (member.worker, Duration::as_secs_f64);
+    if planted!(SilentKept) {
+        None
+    } else if silent > deadlines.silence {
+        Some(format!("{worker} said nothing for {:.1} s (limit {:.1} s)", seconds(&silent), seconds(&deadlines.silence)))
+    } else if still > deadlines.stall && works {
+        Some(format!("{worker} made no progress for {:.0} s (limit {:.0} s)", seconds(&still), seconds(&deadlines.stall)))
+    } else {
+        None
     }
 }

@@ -2,22 +2,25 @@
 //! with seeds; the coordinator moves messages and bytes around it.
 //!
 //! Files, one idea each: `plan` what is wanted; `event` vocabulary; `state` the loop; `wave` groups under way, `waves` one after the other;
-//! `membership` who is there; `weights` who has which; `leases` who generates; `scoring` who scores; `steps` what the learner does;
+//! `membership` who is there, `roster` and `watch` in which order they are looked for, `agenda` the same for groups; `weights` who has which; `leases` who generates; `scoring` who scores; `steps` what the learner does;
 //! `stream` how an asynchronous run takes groups; `evaluation` held-out rounds; `ring` weight slots; `staleness` how old data
 //! may be; `accounts` what is counted for reports.
 
 pub mod accounts;
+mod agenda;
 pub mod evaluation;
 pub mod event;
 pub mod leases;
 pub mod membership;
 pub mod plan;
 pub mod ring;
+mod roster;
 pub mod scoring;
 pub mod staleness;
 pub mod state;
 pub mod steps;
 pub mod stream;
+mod watch;
 pub mod wave;
 mod waves;
 pub mod weights;

@@ -10,8 +10,9 @@ use super::event::{Command, ConnId, DeliveryId, Event, Fact, ScoresSummary, Work
 use super::membership::MAX_LOSSES;
 use super::plan::OnFailure;
 use super::state::{ControllerState, Then};
-use super::wave::{Generation, Scoring};
+use super::wave::Scoring;
 use cohort_protocol::{AttemptId, Epoch, Role};
+use std::collections::BTreeSet;
 use std::time::{Duration, Instant};
 
 /// Groups dropped for a failure without a step in between, after which the run stops: the next one would fail as well.
@@ -26,19 +27,18 @@ impl ControllerState {
             return;
         }
         let Some(wave) = &mut self.wave else { return };
-        for (work, group) in &mut wave.groups {
-            match (&group.generation, &group.scoring) {
-                (Generation::Done(_), Scoring::Waiting { not_before }) if not_before.is_none_or(|at| at <= now) => {}
-                _ => continue,
-            }
-            let Some(conn) = self.members.choose(Role::Reward, usize::MAX, |_| true) else { break };
-            if let Some(member) = self.members.get_mut(conn) {
-                member.load.insert(*work);
-            }
+        wave.wake(now);
+        let deadline = now + self.plan.deadlines.score;
+        while let Some(work) = wave.agenda().to_score() {
+            let Some(conn) = self.members.choose(Role::Reward, usize::MAX, |_, _| true) else { break };
+            self.members.change(conn, |member| member.load.insert(work));
             self.members.moved(now, conn);
-            group.score_attempt = AttemptId(group.score_attempt.0 + 1);
-            group.scoring = Scoring::Asked { conn, deadline: now + self.plan.deadlines.score };
-            out.push(Command::Score { conn, work: *work, attempt: group.score_attempt, cursor: group.cursor });
+            let asked = wave.change(&work, |group| {
+                group.score_attempt = AttemptId(group.score_attempt.0 + 1);
+                group.scoring = Scoring::Asked { conn, deadline };
+                Command::Score { conn, work, attempt: group.score_attempt, cursor: group.cursor }
+            });
+            out.extend(asked);
         }
     }
 
@@ -50,50 +50,53 @@ impl ControllerState {
             out.push(Command::Discard { delivery, why });
             return;
         }
-        if let Some(member) = self.members.get_mut(conn) {
+        self.members.change(conn, |member| {
             member.load.remove(&work);
             member.delivered += 1;
-        }
+        });
         self.members.moved(now, conn);
         self.members.achieved(conn);
         if let Some((error, retryable)) = &summary.failure {
             out.push(Command::Discard { delivery, why: error.clone() });
             return self.scoring_failed(now, work, error, *retryable, out);
         }
-        let Some(group) = self.wave.as_mut().and_then(|w| w.groups.get_mut(&work)) else { return };
-        if summary.scores.len() != usize::from(group.samples) {
-            let error = format!("{} scores for {} samples", summary.scores.len(), group.samples);
+        let Some(wave) = &mut self.wave else { return };
+        let Some(samples) = wave.get(&work).map(|group| group.samples) else { return };
+        if summary.scores.len() != usize::from(samples) {
+            let error = format!("{} scores for {samples} samples", summary.scores.len());
             out.push(Command::Discard { delivery, why: error.clone() });
             return self.scoring_failed(now, work, &error, false, out);
         }
         if !work.is_training() {
             return self.scores_recorded(work, delivery, summary, out);
         }
-        group.scoring = Scoring::Storing;
+        wave.change(&work, |group| group.scoring = Scoring::Storing);
         self.record(vec![Fact::Scores { group: work.group, delivery }], Then::Scores { work, delivery, summary }, out);
     }
 
     /// Accepted scores are on the disk.
     pub(super) fn scores_recorded(&mut self, work: Work, delivery: DeliveryId, summary: ScoresSummary, out: &mut Vec<Command>) {
         out.push(Command::Keep { delivery, work });
-        if let Some(group) = self.wave.as_mut().and_then(|w| w.groups.get_mut(&work)) {
-            group.scoring = Scoring::Done(summary);
+        if let Some(wave) = &mut self.wave {
+            wave.change(&work, |group| group.scoring = Scoring::Done(summary));
         }
     }
 
     /// A reward worker is gone: what it had is asked of another.
-    pub(super) fn reward_lost(&mut self, conn: ConnId, why: &str, out: &mut Vec<Command>) {
+    pub(super) fn reward_lost(&mut self, conn: ConnId, load: &BTreeSet<Work>, why: &str, out: &mut Vec<Command>) {
         let Some(wave) = &mut self.wave else { return };
         let mut hopeless = None;
-        for (work, group) in &mut wave.groups {
-            if matches!(group.scoring, Scoring::Asked { conn: c, .. } if c == conn) {
-                group.scoring = Scoring::Waiting { not_before: None };
-                group.losses += 1;
-                self.counters.released += 1;
-                if group.losses >= MAX_LOSSES {
-                    hopeless = Some((*work, group.cursor));
+        for work in load {
+            wave.change(work, |group| {
+                if matches!(group.scoring, Scoring::Asked { conn: c, .. } if c == conn) {
+                    group.scoring = Scoring::Waiting { not_before: None };
+                    group.losses += 1;
+                    self.counters.released += 1;
+                    if group.losses >= MAX_LOSSES {
+                        hopeless = Some((*work, group.cursor));
+                    }
                 }
-            }
+            });
         }
         self.lost_too_often(hopeless, Role::Reward, why, out);
     }
@@ -103,22 +106,17 @@ impl ControllerState {
         let Some(wave) = &self.wave else { return };
         let limit = self.plan.deadlines.score;
         let still = |conn| self.members.get(conn).is_none_or(|m| m.moved() + limit <= now);
-        let late: Vec<(Work, ConnId)> = wave
-            .groups
-            .iter()
-            .filter_map(|(work, group)| match group.scoring {
-                Scoring::Asked { conn, deadline } if deadline <= now && still(conn) => Some((*work, conn)),
-                _ => None,
-            })
-            .collect();
+        let asked = wave.agenda().late_scores(now).into_iter().filter_map(|work| match wave.get(&work)?.scoring {
+            Scoring::Asked { conn, .. } => Some((work, conn)),
+            _ => None,
+        });
+        let late: Vec<(Work, ConnId)> = asked.filter(|(_, conn)| still(*conn)).collect();
         for (work, conn) in late {
-            let name = match self.members.get_mut(conn) {
-                Some(member) => {
-                    member.load.remove(&work);
-                    member.worker.to_string()
-                }
-                None => "a lost worker".into(),
-            };
+            let name = self.members.change(conn, |member| {
+                member.load.remove(&work);
+                member.worker.to_string()
+            });
+            let name = name.unwrap_or_else(|| "a lost worker".into());
             let error = format!("{name} gave no score within {} s", self.plan.deadlines.score.as_secs());
             self.scoring_failed(now, work, &error, true, out);
         }
@@ -128,7 +126,7 @@ impl ControllerState {
         if epoch != self.epoch && !planted!(EpochIgnored) {
             return Err(format!("{work}: to be scored in epoch {epoch}, this is epoch {}", self.epoch));
         }
-        let Some(group) = self.wave.as_ref().and_then(|w| w.groups.get(&work)) else {
+        let Some(group) = self.wave.as_ref().and_then(|w| w.get(&work)) else {
             return Err(format!("{work} is not wanted now"));
         };
         match group.scoring {
@@ -142,9 +140,8 @@ impl ControllerState {
 
     fn scoring_failed(&mut self, now: Instant, work: Work, error: &str, retryable: bool, out: &mut Vec<Command>) {
         let wait = self.group_failed(work, "score_failed", error, retryable, out);
-        let group = self.wave.as_mut().and_then(|w| w.groups.get_mut(&work));
-        if let (Some(group), Some(wait)) = (group, wait) {
-            group.scoring = Scoring::Waiting { not_before: Some(now + wait) };
+        if let (Some(wave), Some(wait)) = (&mut self.wave, wait) {
+            wave.change(&work, |group| group.scoring = Scoring::Waiting { not_before: Some(now + wait) });
         }
     }
 
@@ -157,15 +154,16 @@ impl ControllerState {
         retryable: bool,
         out: &mut Vec<Command>,
     ) -> Option<Duration> {
-        let group = self.wave.as_mut().and_then(|w| w.groups.get_mut(&work))?;
-        group.failures += 1;
+        let (cursor, tries) = self.wave.as_mut()?.change(&work, |group| {
+            group.failures += 1;
+            (group.cursor, group.failures)
+        })?;
         self.counters.failures += 1;
-        if retryable && group.failures < self.plan.max_failures {
-            let wait = self.plan.deadlines.retry * 2u32.saturating_pow((group.failures - 1).min(16));
+        if retryable && tries < self.plan.max_failures {
+            let wait = self.plan.deadlines.retry * 2u32.saturating_pow((tries - 1).min(16));
             out.push(Command::Notice(format!("{work}: {error}; trying again in {:.1} s", wait.as_secs_f64())));
             return Some(wait);
         }
-        let (cursor, tries) = (group.cursor, group.failures);
         match self.plan.on_failure {
             OnFailure::Drop if work.is_training() => self.drop_group(work, reason, error, out),
             OnFailure::Drop | OnFailure::Stop => {

@@ -12,7 +12,7 @@ use super::membership::{Member, Membership};
 use super::plan::{Plan, Standing};
 use super::ring::PublishedVersion;
 use super::steps::{LearnerDesk, Request};
-use super::wave::{Generation, Group, Scoring, Wave, WaveKind};
+use super::wave::{Generation, Wave, WaveKind};
 use crate::ledger::{Past, PastCheckpoint, PastGroup};
 use crate::progress::{EvaluationReport, RunPhase};
 use cohort_protocol::messages::learner::Fault;
@@ -58,6 +58,8 @@ pub struct ControllerState {
     pub(super) checkpoints: Vec<PastCheckpoint>,
     pub(super) evaluations: BTreeSet<(u64, bool)>,
     pub(super) pending: BTreeMap<RecordId, Then>,
+    /// An intent is on its way to the disk.
+    pub(super) deciding: bool,
     pub(super) counters: Counters,
     pub(super) accounts: Accounts,
     idleness: Idleness,
@@ -100,6 +102,7 @@ impl ControllerState {
             checkpoints: past.checkpoints,
             evaluations,
             pending: BTreeMap::new(),
+            deciding: false,
             counters: Counters::default(),
             accounts,
             idleness: Idleness::default(),
@@ -119,8 +122,7 @@ impl ControllerState {
         if self.outcome.is_some() {
             return;
         }
-        let working = self.members.role(Role::Rollout).filter(|(_, m)| !m.load.is_empty()).count();
-        self.idleness.pass(now, self.learner.busy.is_some(), working, self.plan.rollout_workers);
+        self.idleness.pass(now, self.learner.busy.is_some(), self.members.working_rollouts(), self.plan.rollout_workers);
         match event {
             Event::Connected { conn, worker, incarnation, pid } => self.on_connected(now, conn, worker, incarnation, pid, out),
             Event::Known(workers) => self.members.expect(now, self.plan.deadlines.silence, workers),
@@ -228,8 +230,7 @@ impl ControllerState {
     /// Complete groups that wait for a step.
     #[must_use]
     pub fn ready_groups(&self) -> usize {
-        let complete = |(work, group): &(&Work, &Group)| work.is_training() && matches!(group.scoring, Scoring::Done(_));
-        self.wave.as_ref().map_or(0, |wave| wave.groups.iter().filter(complete).count())
+        self.wave.as_ref().map_or(0, |wave| wave.agenda().training().1)
     }
 
     /// Parts of the time since the last call in which the learner, and in the mean a rollout worker, had nothing to do.
@@ -240,7 +241,7 @@ impl ControllerState {
     /// The current attempt at a group, if it is leased.
     #[must_use]
     pub fn leased_attempt(&self, work: &Work) -> Option<u32> {
-        let group = self.wave.as_ref()?.groups.get(work)?;
+        let group = self.wave.as_ref()?.get(work)?;
         matches!(group.generation, Generation::Leased { .. }).then_some(group.lease_attempt.0)
     }
 
@@ -285,6 +286,7 @@ impl ControllerState {
     pub(super) fn record(&mut self, facts: Vec<Fact>, then: Then, out: &mut Vec<Command>) {
         let id = RecordId(self.next_record);
         self.next_record += 1;
+        self.deciding |= matches!(then, Then::Intent(_));
         self.pending.insert(id, then);
         out.push(Command::Record { id, facts });
     }
@@ -322,15 +324,15 @@ impl ControllerState {
     }
 
     fn on_disconnected(&mut self, now: Instant, conn: ConnId, why: &str, out: &mut Vec<Command>) {
-        let needed = self.members.get(conn).is_some_and(|m| self.is_working(conn, m));
+        let needed = self.members.get(conn).is_some_and(|m| self.learner.awaits(conn, m));
         let Some(Member { worker, load, .. }) = self.members.leave(now, conn) else { return };
         out.push(Command::Notice(match load.len() {
             0 => format!("{worker} is gone: {why}"),
             n => format!("{worker} is gone: {why}; {n} groups are given to others"),
         }));
         match worker.role {
-            Role::Rollout => self.rollout_lost(conn, why, out),
-            Role::Reward => self.reward_lost(conn, why, out),
+            Role::Rollout => self.rollout_lost(conn, &load, why, out),
+            Role::Reward => self.reward_lost(conn, &load, why, out),
             Role::Learner if self.learner.conn == Some(conn) => self.learner_lost(),
             Role::Learner | Role::Coordinator | Role::Node => {}
         }
@@ -339,19 +341,9 @@ impl ControllerState {
         }
     }
 
-    /// Whether the run waits for something of it.
-    fn is_working(&self, conn: ConnId, member: &Member) -> bool {
-        let (lead, follows) = (self.learner.conn == Some(conn), member.worker.role == Role::Learner && !member.worker.is_lead());
-        // A lead that has not said what it holds is at a job of an earlier connection. A follower's counter moves with time,
-        // too, unless it hangs.
-        let asked = lead && (self.learner.busy.is_some() || !self.learner.reported);
-        !member.load.is_empty() || member.swap.is_some() || asked || follows
-    }
-
     fn on_reward_ready(&mut self, now: Instant, conn: ConnId, capacity: u16) {
-        if let Some(member) = self.members.heard(now, conn) {
-            member.capacity = capacity;
-        }
+        self.members.heard(now, conn);
+        self.members.change(conn, |member| member.capacity = capacity);
     }
 
     fn on_recorded(&mut self, now: Instant, id: RecordId, out: &mut Vec<Command>) {
@@ -360,6 +352,7 @@ impl ControllerState {
             Some(Then::Trajectories { work, delivery, summary }) => self.trajectories_recorded(work, delivery, summary, out),
             Some(Then::Scores { work, delivery, summary }) => self.scores_recorded(work, delivery, summary, out),
             Some(Then::Intent(intent)) => {
+                self.deciding = false;
                 if !self.plan.is_asynchronous() {
                     self.wave = None;
                 }
@@ -382,7 +375,7 @@ impl ControllerState {
     fn on_tick(&mut self, now: Instant, out: &mut Vec<Command>) {
         self.expire_leases(now, out);
         self.expire_scores(now, out);
-        self.members.check(now, &self.plan.deadlines, |conn, m| self.is_working(conn, m), out);
+        self.members.check(now, &self.plan.deadlines, |conn, m| self.learner.awaits(conn, m), out);
         let replaced: Vec<(ConnId, WorkerId, String)> = out
             .iter()
             .filter_map(|c| match c {
@@ -394,8 +387,8 @@ impl ControllerState {
         for (conn, worker, why) in replaced {
             // One that is idle holds nobody up; one that never got ready does.
             let needed = self.members.get(conn).is_some_and(|m| match worker.role {
-                Role::Learner => !self.learner.reported || self.is_working(conn, m),
-                _ => m.capacity == 0 || self.is_working(conn, m),
+                Role::Learner => !self.learner.reported || self.learner.awaits(conn, m),
+                _ => m.capacity == 0 || self.learner.awaits(conn, m),
             });
             self.on_disconnected(now, conn, &why, out);
             if needed && let Some(error) = self.members.count_replacement(worker, &why) {

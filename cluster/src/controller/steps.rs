@@ -11,6 +11,7 @@
 //!   run, and a replay that does not give its digest, stop the run.
 //! - **T3** versions are published from the learner that holds exactly the committed version.
 use super::event::{Command, ConnId, Event, Fact, Outcome, Work};
+use super::membership::Member;
 use super::ring::{PublishedVersion, free_slot};
 use super::state::{ControllerState, Then};
 use crate::ledger::PastCheckpoint;
@@ -66,6 +67,17 @@ impl std::fmt::Display for Request {
     }
 }
 
+impl LearnerDesk {
+    /// Whether the run waits for something of a member.
+    pub(super) fn awaits(&self, conn: ConnId, member: &Member) -> bool {
+        let (lead, follows) = (self.conn == Some(conn), member.worker.role == Role::Learner && !member.worker.is_lead());
+        // A lead that has not said what it holds is at a job of an earlier connection. A follower's counter moves with time,
+        // too, unless it hangs.
+        let asked = lead && (self.busy.is_some() || !self.reported);
+        !member.load.is_empty() || member.swap.is_some() || asked || follows
+    }
+}
+
 impl ControllerState {
     /// Asks the learner for what the run needs next.
     pub(super) fn advance_learner(&mut self, now: Instant, out: &mut Vec<Command>) {
@@ -117,8 +129,7 @@ impl ControllerState {
             _ => return Some(Request::Load(self.usable_checkpoint().map_or(PolicyVersion(0), |c| c.version))),
         }
         if self.wants_rollouts() && self.published.is_none_or(|p| p.version != version) {
-            let read = |slot| self.members.role(Role::Rollout).any(|(_, m)| m.swap.is_some_and(|(_, s)| s == slot));
-            match free_slot(self.plan.slots, self.published, read) {
+            match free_slot(self.plan.slots, self.published, |slot| self.members.reads(slot)) {
                 Some(slot) => return Some(Request::Publish(version, slot)),
                 // A worker that is slow to take weights holds an asynchronous run up no longer than this one version.
                 None if self.plan.is_asynchronous() => {}
@@ -134,8 +145,8 @@ impl ControllerState {
     /// Whether the current version must be saved before the run goes on or ends.
     pub(super) fn checkpoint_wanted(&self) -> bool {
         let version = self.version();
-        let saved = self.checkpoints.iter().any(|c| c.version == version && !self.learner.unusable.contains(&version));
-        !saved && (self.plan.checkpoint_at(version.0) || (self.is_draining() && version.0 > 0))
+        let saved = || self.checkpoints.iter().any(|c| c.version == version && !self.learner.unusable.contains(&version));
+        (self.plan.checkpoint_at(version.0) || (self.is_draining() && version.0 > 0)) && !saved()
     }
 
     fn usable_checkpoint(&self) -> Option<&PastCheckpoint> {
@@ -150,8 +161,9 @@ impl ControllerState {
         }
         self.withdraw_leases(out);
         self.published = None;
-        for (_, member) in self.members.iter_mut().filter(|(_, m)| m.worker.role == Role::Rollout) {
-            member.version = None;
+        let rollouts: Vec<ConnId> = self.members.role(Role::Rollout).map(|(conn, _)| conn).collect();
+        for conn in rollouts {
+            self.members.change(conn, |member| member.version = None);
         }
     }
 

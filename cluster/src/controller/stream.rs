@@ -10,7 +10,6 @@
 //!   another group, in one transaction.
 //! - **A4** a step is not decided upon while rounds of its base version are due: they are all of one version.
 use super::event::{Command, Fact, Work};
-use super::plan::EvaluationRound;
 use super::staleness::{self, admissible};
 use super::state::{ControllerState, Then};
 use super::wave::{Generation, Group, Scoring, Wave, WaveKind};
@@ -31,7 +30,7 @@ impl ControllerState {
         self.shed_stale(out);
         self.propose_step(out);
         let over = version.0 >= self.plan.steps && self.rounds_due().is_empty();
-        if over && self.wave.as_ref().is_some_and(|w| w.groups.is_empty()) {
+        if over && self.wave.as_ref().is_some_and(Wave::is_empty) {
             self.wave = None;
         }
     }
@@ -40,13 +39,14 @@ impl ControllerState {
     fn advance_rounds(&mut self, out: &mut Vec<Command>) {
         let due = self.rounds_due();
         let in_hand = self.intents.contains_key(&StepId(self.version().0 + 1));
-        let Some(Wave { kind: WaveKind::Stream(rounds), groups, closing }) = &mut self.wave else { return };
+        let Some(wave) = &mut self.wave else { return };
+        let WaveKind::Stream(rounds) = &mut wave.kind else { return };
         if rounds.is_empty() && !due.is_empty() && !in_hand {
-            groups.extend(Self::evaluation_wave(due.clone()).groups);
-            *rounds = due;
+            rounds.clone_from(&due);
+            Self::add_prompts(&due, wave);
         }
-        let complete = groups.iter().filter(|(work, _)| !work.is_training()).all(|(_, g)| matches!(g.scoring, Scoring::Done(_)));
-        if !rounds.is_empty() && !*closing && complete {
+        let WaveKind::Stream(rounds) = &wave.kind else { return };
+        if !rounds.is_empty() && !wave.closing && wave.rounds_complete() {
             let rounds = rounds.clone();
             self.close_evaluation(&rounds, out);
         }
@@ -54,34 +54,30 @@ impl ControllerState {
 
     /// A2: first groups left in flight by an earlier incarnation, then new ones.
     fn fill_stream(&mut self) {
-        let decided = self.intents.last_key_value().map_or(0, |(step, _)| step.0) + u64::from(self.is_deciding());
+        let decided = self.intents.last_key_value().map_or(0, |(step, _)| step.0) + u64::from(self.deciding);
         let ahead = staleness::ahead(self.version(), decided, &self.plan);
-        let live = |wave: &Wave| wave.groups.keys().filter(|work| work.is_training()).count() as u64;
+        let live = |wave: &Wave| wave.agenda().training().0 as u64;
         while self.wave.as_ref().is_some_and(|wave| live(wave) < ahead || self.has_open_groups()) {
             let (id, group) = self.next_training_group();
             if let Some(wave) = &mut self.wave {
-                wave.groups.insert(Work::train(id), group);
+                wave.insert(Work::train(id), group);
             }
         }
-    }
-
-    /// Whether an intent is on its way to the disk.
-    fn is_deciding(&self) -> bool {
-        self.pending.values().any(|then| matches!(then, Then::Intent(_)))
     }
 
     /// A1: the next step takes the complete groups whose tokens are oldest.
     fn propose_step(&mut self, out: &mut Vec<Command>) {
         let base = self.version();
         let step = StepId(base.0 + 1);
-        let decided = self.intents.contains_key(&step) || self.is_deciding();
+        let decided = self.intents.contains_key(&step) || self.deciding;
         if base.0 >= self.plan.steps || decided || !self.rounds_due().is_empty() {
             return;
         }
-        let Some(wave) = &mut self.wave else { return };
-        let mut ready: Vec<(PolicyVersion, Work, String)> =
-            wave.groups.iter().filter_map(|(w, g)| complete(*w, g, base, self.plan.max_staleness)).collect();
         let count = self.plan.groups_per_step as usize;
+        let Some(wave) = self.wave.as_mut().filter(|wave| wave.agenda().training().1 >= count) else { return };
+        let scored = wave.agenda().scored_training().filter_map(|work| wave.get(&work).map(|group| (work, group)));
+        let mut ready: Vec<(PolicyVersion, Work, String)> =
+            scored.filter_map(|(work, group)| complete(work, group, base, self.plan.max_staleness)).collect();
         if ready.len() < count {
             return;
         }
@@ -90,7 +86,7 @@ impl ControllerState {
 
         let mut intent = StepIntent { step, base, groups: Vec::new(), digests: Vec::new() };
         for (_, work, digest) in ready {
-            wave.groups.remove(&work);
+            wave.remove(&work);
             intent.groups.push(work.group);
             intent.digests.push(digest);
         }
@@ -99,15 +95,13 @@ impl ControllerState {
 
     /// A3, for every group that no step could take any more.
     fn shed_stale(&mut self, out: &mut Vec<Command>) {
-        let (version, max) = (self.version(), self.plan.max_staleness);
-        let Some(wave) = &self.wave else { return };
-        let stale = |(work, group): (&Work, &Group)| {
-            let oldest = oldest_token(group).filter(|_| work.is_training())?;
-            let age = staleness::staleness(version, oldest);
-            (age > max).then(|| (*work, format!("its oldest token is of version {oldest}, the policy is at {version}")))
-        };
-        let stale: Vec<(Work, String)> = wave.groups.iter().filter_map(stale).collect();
-        stale.into_iter().for_each(|(work, why)| self.begin_again(work, &why, out));
+        let version = self.version();
+        let floor = PolicyVersion(version.0.saturating_sub(self.plan.max_staleness));
+        let stale = self.wave.as_ref().map(|wave| wave.agenda().older_than(floor)).unwrap_or_default();
+        for (work, oldest) in stale {
+            let why = format!("its oldest token is of version {oldest}, the policy is at {version}");
+            self.begin_again(work, &why, out);
+        }
     }
 
     /// A3: drops a group as too stale and begins its prompt again.
@@ -117,7 +111,7 @@ impl ControllerState {
         let mut again = Group::new(group.cursor, group.samples);
         again.opened = true;
         if let Some(wave) = self.wave.as_mut().filter(|_| !planted!(PromptLost)) {
-            wave.groups.insert(Work::train(fresh), again);
+            wave.insert(Work::train(fresh), again);
         }
         self.accounts.dropped(STALE);
         self.accounts.requeued += 1;
@@ -129,26 +123,15 @@ impl ControllerState {
 
     /// Takes a group out of the wave and off everyone's hands.
     pub(super) fn remove_group(&mut self, work: Work, out: &mut Vec<Command>) -> Option<Group> {
-        let group = self.wave.as_mut()?.groups.remove(&work)?;
+        let group = self.wave.as_mut()?.remove(&work)?;
         if let Generation::Leased { conn, .. } = group.generation {
             out.push(Command::CancelLease { conn, work, attempt: group.lease_attempt });
         }
-        for (_, member) in self.members.iter_mut() {
-            member.load.remove(&work);
+        for conn in group.holders() {
+            self.members.change(conn, |member| member.load.remove(&work));
         }
         out.push(Command::Forget(vec![work]));
         Some(group)
-    }
-
-    /// Evaluation rounds are on the disk: their groups leave, training groups stay.
-    pub(super) fn end_rounds(
-        rounds: &mut Vec<EvaluationRound>,
-        wave_groups: &mut std::collections::BTreeMap<Work, Group>,
-    ) -> Vec<Work> {
-        rounds.clear();
-        let over: Vec<Work> = wave_groups.keys().filter(|work| !work.is_training()).copied().collect();
-        wave_groups.retain(|work, _| work.is_training());
-        over
     }
 }
 
@@ -158,15 +141,4 @@ fn complete(work: Work, group: &Group, base: PolicyVersion, max_staleness: u64) 
     // A group from weights that are not committed yet waits for them.
     let fit = work.is_training() && admissible(base, made.versions, max_staleness);
     fit.then(|| (made.versions.map_or(base, |(oldest, _)| oldest), work, scores.digest.clone()))
-}
-
-/// The version of a group's oldest token: as delivered, or as its lease was given. `None` while that is not known, or while
-/// something of it is on its way to the disk.
-fn oldest_token(group: &Group) -> Option<PolicyVersion> {
-    match (&group.generation, &group.scoring) {
-        (Generation::Leased { version, .. }, _) => Some(*version),
-        (_, Scoring::Storing) => None,
-        (Generation::Done(made), _) => made.versions.map(|(oldest, _)| oldest),
-        _ => None,
-    }
 }

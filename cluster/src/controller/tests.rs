@@ -9,6 +9,7 @@ use std::time::{Duration, Instant};
 
 mod asynchronous;
 mod promises;
+mod reference;
 
 /// Splitmix64: the world's only source of chance.
 struct Chance(u64);
@@ -268,6 +269,8 @@ impl World {
     fn give(&mut self, event: Event) {
         let mut out = Vec::new();
         self.state.on_event(self.now, event, &mut out);
+        self.state.members.assert_indexed();
+        self.state.wave.iter().for_each(|wave| wave.assert_indexed());
         for command in out {
             self.obey(command);
         }

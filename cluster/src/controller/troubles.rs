@@ -409,6 +409,47 @@ fn leases_and_gradings_are_spread_over_all_workers() {
     assert_eq!(of(&scored, &rewards), [3, 3]);
 }
 
+/// A desk whose ledger has yet to write the leases that rollout-0 is to have.
+fn recording(desk: &mut Desk) -> (ConnId, RecordId) {
+    desk.learner_up();
+    let out = desk.join(ROLLOUT);
+    desk.publish(&out);
+    let (conn, mut out) = (desk.conns[&ROLLOUT], Vec::new());
+    desk.state.on_event(desk.now, Event::RolloutReady { conn, version: Some(PolicyVersion(0)), capacity: 4 }, &mut out);
+    let record = out.iter().find_map(|c| if let Command::Record { id, .. } = c { Some(*id) } else { None });
+    assert!(!desk.state.members().get(conn).unwrap().load.is_empty());
+    (conn, record.expect("leases are recorded first"))
+}
+
+#[test]
+fn a_lease_that_its_worker_cannot_take_any_more_leaves_its_hands_free() {
+    let mut desk = Desk::new(plan(), Past::default());
+    let (conn, record) = recording(&mut desk);
+    desk.say(Event::RolloutReady { conn, version: None, capacity: 4 });
+    let out = desk.say(Event::Recorded(record));
+    assert!(out.iter().all(|c| !matches!(c, Command::Lease { .. })), "it has no weights: {out:?}");
+    assert!(desk.state.members().get(conn).unwrap().load.is_empty());
+    assert!(out.iter().any(|c| matches!(c, Command::Weights { .. })), "it is told of them again: {out:?}");
+    let leases = desk.swap(ROLLOUT);
+    assert_eq!(leases.iter().filter(|c| matches!(c, Command::Lease { .. })).count(), 4);
+}
+
+#[test]
+fn one_that_was_idle_for_long_is_not_hung_while_its_lease_is_being_recorded() {
+    let mut desk = Desk::new(plan(), Past::default());
+    desk.say(Event::Standing(Standing { paused: true, rollout_workers: None }));
+    desk.learner_up();
+    let out = desk.join(ROLLOUT);
+    desk.publish(&out);
+    desk.swap(ROLLOUT);
+    desk.seconds(2 * Deadlines::default().stall.as_secs());
+    let mut out = Vec::new();
+    desk.state.on_event(desk.now, Event::Standing(Standing { paused: false, rollout_workers: None }), &mut out);
+    assert!(out.iter().any(|c| matches!(c, Command::Record { .. })), "{out:?}");
+    desk.state.on_event(desk.now, Event::Tick, &mut out);
+    assert_eq!(replaced(&out), None);
+}
+
 const FOLLOWER: WorkerId = WorkerId { role: Role::Learner, index: 1 };
 
 /// The connections that are told where the lead is.

@@ -29,7 +29,7 @@ impl ControllerState {
         };
         match kind {
             WaveKind::Evaluation(rounds) => {
-                if self.wave.as_ref().is_some_and(|w| w.is_complete() || w.groups.is_empty()) {
+                if self.wave.as_ref().is_some_and(|w| w.is_complete() || w.is_empty()) {
                     self.close_evaluation(&rounds, out);
                 }
             }
@@ -45,10 +45,10 @@ impl ControllerState {
 
     /// Tops the wave up: first groups left in flight by an earlier incarnation, then new ones.
     fn fill_training_wave(&mut self) {
-        while self.wave.as_ref().is_some_and(|wave| wave.groups.len() < self.plan.groups_per_step as usize) {
+        while self.wave.as_ref().is_some_and(|wave| wave.len() < self.plan.groups_per_step as usize) {
             let (id, group) = self.next_training_group();
             if let Some(wave) = &mut self.wave {
-                wave.groups.insert(Work::train(id), group);
+                wave.insert(Work::train(id), group);
             }
         }
     }
@@ -78,7 +78,7 @@ impl ControllerState {
         let Some(wave) = &mut self.wave else { return };
         wave.closing = true;
         let mut intent = StepIntent { step, base: PolicyVersion(step.0 - 1), groups: Vec::new(), digests: Vec::new() };
-        for (work, group) in &wave.groups {
+        for (work, group) in wave.iter() {
             if let Scoring::Done(scores) = &group.scoring {
                 intent.groups.push(work.group);
                 intent.digests.push(scores.digest.clone());

@@ -5,7 +5,7 @@
 //! - **W2** a swap that failed is tried again after a pause, from a slot that is written anew; not for ever.
 use super::event::{Command, ConnId};
 use super::state::ControllerState;
-use cohort_protocol::{PolicyVersion, Role};
+use cohort_protocol::PolicyVersion;
 use std::time::Instant;
 
 impl ControllerState {
@@ -18,20 +18,22 @@ impl ControllerState {
         capacity: u16,
         out: &mut Vec<Command>,
     ) {
-        let Some(member) = self.members.heard(now, conn) else { return };
-        member.capacity = capacity;
-        member.version = version;
-        match member.swap {
-            Some((told, _)) if version != Some(told) => {
-                self.on_swap_failed(now, conn, told, "it says that it still has another version", out);
+        if !self.members.heard(now, conn) {
+            return;
+        }
+        let refused = self.members.change(conn, |member| {
+            (member.capacity, member.version) = (capacity, version);
+            if let Some((told, _)) = member.swap.filter(|(told, _)| version != Some(*told)) {
+                return Some(told);
             }
-            swap => {
-                member.swap = None;
-                if swap.is_some() {
-                    (member.swap_failures, member.swap_after) = (0, None);
-                }
-                self.members.moved(now, conn);
+            if member.swap.take().is_some() {
+                (member.swap_failures, member.swap_after) = (0, None);
             }
+            None
+        });
+        match refused.flatten() {
+            Some(told) => self.on_swap_failed(now, conn, told, "it says that it still has another version", out),
+            None => self.members.moved(now, conn),
         }
     }
 
@@ -44,14 +46,16 @@ impl ControllerState {
         error: &str,
         out: &mut Vec<Command>,
     ) {
-        let Some(member) = self.members.heard(now, conn).filter(|m| m.swap.is_some_and(|(told, _)| told == version)) else {
-            return;
-        };
-        member.swap = None;
-        member.swap_failures += 1;
-        let wait = self.plan.deadlines.retry * 2u32.saturating_pow((member.swap_failures - 1).min(16));
-        member.swap_after = Some(now + wait);
-        let (worker, tries) = (member.worker, member.swap_failures);
+        self.members.heard(now, conn);
+        let retry = self.plan.deadlines.retry;
+        let failed = self.members.change(conn, |member| {
+            member.swap.take_if(|(told, _)| *told == version)?;
+            member.swap_failures += 1;
+            let wait = retry * 2u32.saturating_pow((member.swap_failures - 1).min(16));
+            member.swap_after = Some(now + wait);
+            Some((member.worker, member.swap_failures, wait))
+        });
+        let Some((worker, tries, wait)) = failed.flatten() else { return };
         self.counters.failures += 1;
         if tries >= self.plan.max_failures {
             return self.fail(format!("{worker} could not take version {version}, tried {tries} times: {error}"), out);
@@ -68,21 +72,13 @@ impl ControllerState {
     /// Tells rollout workers of the published version, once each.
     pub(super) fn assign_weights(&mut self, now: Instant, out: &mut Vec<Command>) {
         let Some(p) = self.published.filter(|p| p.version == self.version() && self.wants_rollouts()) else { return };
-        let (mut told, asynchronous) = (Vec::new(), self.plan.is_asynchronous());
-        for (conn, member) in self.members.iter_mut() {
-            let fit = member.worker.role == Role::Rollout && member.capacity > 0;
-            let rested = member.swap_after.is_none_or(|at| at <= now);
-            if fit
-                && rested
-                && member.version != Some(p.version)
-                && member.swap.is_none()
-                && (member.load.is_empty() || asynchronous)
-            {
-                member.swap = Some((p.version, p.slot));
-                told.push(conn);
+        for conn in self.members.without(p.version, self.plan.is_asynchronous()) {
+            let rested = self.members.get(conn).is_some_and(|m| m.swap_after.is_none_or(|at| at <= now));
+            if rested {
+                self.members.change(conn, |member| member.swap = Some((p.version, p.slot)));
+                self.members.moved(now, conn);
                 out.push(Command::Weights { conn, version: p.version, slot: p.slot, digest: p.digest });
             }
         }
-        told.into_iter().for_each(|conn| self.members.moved(now, conn));
     }
 }

@@ -13,6 +13,7 @@ use super::error::CoordinatorError;
 use super::exports::{Export, Exports};
 use super::journal::Journal;
 use super::news::News;
+use super::partials::Partials;
 use super::payload::{group_payload, samples_to_score, summarize_scores};
 use super::report::{Report, example};
 use super::session::{CheckedBatch, Effect, Input, Outbox};
@@ -27,7 +28,10 @@ use cohort_protocol::messages::learner::{
     CheckpointRequest, CoordinatorToLearner, LearnerToCoordinator, Load, LoadFrom, PublishRequest, StepRequest,
 };
 use cohort_protocol::messages::reward::{CoordinatorToReward, RewardToCoordinator, ScoreReply, ScoreRequest};
-use cohort_protocol::messages::rollout::{CancelLease, CoordinatorToRollout, RolloutToCoordinator, WeightsReady};
+use cohort_protocol::messages::rollout::{
+    CancelLease, ContinuedLease, CoordinatorToRollout, PartialGroup, RolloutToCoordinator, WeightsReady,
+};
+use cohort_protocol::version::PARTIAL_GROUPS;
 use cohort_protocol::{
     AttemptId, GroupLease, GroupPayload, LeasePurpose, PolicyVersion, ScoreOutcome, StepId, StepIntent, TrajectoryBatch, WorkerId,
 };
@@ -39,8 +43,10 @@ use tokio::task::JoinSet;
 
 /// Between two looks at the clock.
 const TICK: Duration = Duration::from_millis(100);
-/// Between two states on the disk and to the display.
+/// Between two states on the disk and to the display, and as much again for every [`CROWD`] of workers: each is in it.
 const STATUS: Duration = Duration::from_millis(250);
+/// See [`STATUS`].
+const CROWD: usize = 1000;
 /// Time that workers have to leave at the end of the run.
 const FAREWELL: Duration = Duration::from_secs(2);
 /// A pause of this task that makes the next look at deadlines meaningless.
@@ -86,6 +92,7 @@ pub(super) struct Core {
     conns: HashMap<ConnId, (WorkerId, Outbox)>,
     deliveries: HashMap<DeliveryId, Delivery>,
     kept: HashMap<Work, Kept>,
+    partials: Partials,
     examples: HashMap<(u64, bool), EvaluationReport>,
     next_delivery: u64,
     outcome: Option<Outcome>,
@@ -112,6 +119,7 @@ impl Core {
             conns: HashMap::new(),
             deliveries: HashMap::new(),
             kept: HashMap::new(),
+            partials: Partials::default(),
             examples: HashMap::new(),
             next_delivery: 0,
             outcome: None,
@@ -260,7 +268,12 @@ impl Core {
                     ack.into_iter().for_each(Ack::accept);
                 }
             }
-            Command::Forget(works) => works.iter().for_each(|work| drop(self.kept.remove(work))),
+            Command::Forget(works) => {
+                for work in &works {
+                    self.kept.remove(work);
+                    self.partials.forget(work);
+                }
+            }
             Command::Load { conn, from, version } => self.send_load(conn, from, version),
             Command::Step { conn, intent, replay, hash } => self.send_step(conn, intent, replay, hash),
             Command::Publish { conn, version, slot } => {
@@ -315,7 +328,8 @@ impl Core {
     }
 
     fn publish_status(&mut self, now: Instant) {
-        if self.last_status.is_some_and(|at| now.saturating_duration_since(at) < STATUS) {
+        let apart = STATUS * (1 + u32::try_from(self.conns.len() / CROWD).unwrap_or(u32::MAX - 1));
+        if self.last_status.is_some_and(|at| now.saturating_duration_since(at) < apart) {
             return;
         }
         self.last_status = Some(now);
@@ -327,6 +341,7 @@ impl Core {
 
     fn keep(&mut self, delivery: DeliveryId, work: Work) {
         let Some(Delivery { ack, body }) = self.deliveries.remove(&delivery) else { return };
+        self.partials.forget(&work);
         let kept = self.kept.entry(work).or_default();
         match body {
             Body::Batch(batch, _) => kept.batch = Some(batch),

@@ -9,9 +9,11 @@ use std::thread::JoinHandle;
 use tokio::sync::{mpsc, oneshot};
 
 /// Requests that wait.
-const QUEUE: usize = 256;
-/// Records written in one transaction, at most.
-const BATCH: usize = 64;
+const QUEUE: usize = 1024;
+/// Records written in one transaction, at most: with small groups two syncs are shared by some 500 of them.
+const BATCH: usize = 1024;
+/// Bytes of deliveries after which a transaction takes no further record.
+const BATCH_BYTES: usize = 16 << 20;
 
 /// A group as the ledger holds it.
 pub(super) type StoredGroup = (Option<Accepted<TrajectoryBatch>>, Option<Accepted<ScoreReply>>);
@@ -73,11 +75,12 @@ fn write_all(mut ledger: Ledger, mut inbox: mpsc::Receiver<Request>, recorded: &
                 let _ = reply.send(found);
             }
             Request::Record(id, mut entries) => {
-                let mut ids = vec![id];
-                while ids.len() < BATCH {
+                let (mut ids, mut bytes) = (vec![id], bytes_of(&entries));
+                while ids.len() < BATCH && bytes < BATCH_BYTES {
                     match inbox.try_recv() {
                         Ok(Request::Record(id, more)) => {
                             ids.push(id);
+                            bytes += bytes_of(&more);
                             entries.extend(more);
                         }
                         Ok(other) => {
@@ -97,4 +100,14 @@ fn write_all(mut ledger: Ledger, mut inbox: mpsc::Receiver<Request>, recorded: &
             next = inbox.blocking_recv();
         }
     }
+}
+
+/// What entries add to the segments.
+fn bytes_of(entries: &[Entry]) -> usize {
+    let bytes = |entry: &Entry| match entry {
+        Entry::Trajectories(accepted) => accepted.payload.len(),
+        Entry::Scores(accepted) => accepted.payload.len(),
+        _ => 0,
+    };
+    entries.iter().map(bytes).sum()
 }

@@ -2,12 +2,13 @@
 //! computes nothing (workers do) and never forks (the node agent does).
 //!
 //! Files: `session` one connection; `actor` the one task that moves everything; `journal` the ledger's thread; `payload`
-//! checks and digests; `report`, `news` and `exports` what people and programs see; `error`.
+//! checks and digests; `partials` groups that are not complete; `report`, `news` and `exports` what people and programs see; `error`.
 mod actor;
 mod error;
 mod exports;
 mod journal;
 mod news;
+mod partials;
 pub mod payload;
 mod report;
 mod rise;

@@ -97,11 +97,13 @@ impl Outbox {
 pub(super) struct Lane<Out> {
     queue: mpsc::Sender<Out>,
     pub(super) sender: PeerSender<Out>,
+    /// What both ends understand.
+    pub(super) protocol: u16,
 }
 
 impl<Out> Clone for Lane<Out> {
     fn clone(&self) -> Self {
-        Self { queue: self.queue.clone(), sender: self.sender.clone() }
+        Self { queue: self.queue.clone(), sender: self.sender.clone(), protocol: self.protocol }
     }
 }
 
@@ -151,7 +153,7 @@ where
             }
         }
     });
-    let outbox = outbox(Lane { queue, sender });
+    let outbox = outbox(Lane { queue, sender, protocol: link.protocol() });
     // A coordinator that is gone closes the link when this session is dropped.
     let _ = core.send(Input::Opened { conn, hello: link.hello().clone(), outbox }).await;
     tasks

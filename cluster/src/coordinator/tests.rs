@@ -13,6 +13,7 @@ use cohort_protocol::messages::rollout::*;
 use cohort_protocol::score::SampleOutcome;
 use cohort_protocol::version::{PROTOCOL, PROTOCOL_MIN};
 use cohort_protocol::*;
+use std::sync::Mutex;
 use std::sync::atomic::{AtomicU32, Ordering};
 use tokio::sync::watch;
 use tokio::task::{JoinHandle, JoinSet};
@@ -102,6 +103,24 @@ struct Habits {
     bad_scores: AtomicU32,
     /// Milliseconds per lease.
     slow: u64,
+    /// So many first leases are lost with their worker's connection, after it has handed in [`half`] of them.
+    lost: AtomicU32,
+    /// What leases came with.
+    continued: Mutex<Vec<ContinuedLease>>,
+}
+
+/// Takes one off a counter that is not at 0.
+fn once(counter: &AtomicU32) -> bool {
+    counter.fetch_update(Ordering::SeqCst, Ordering::SeqCst, |n| n.checked_sub(1)).is_ok()
+}
+
+/// Two tokens of a lease's sample 1.
+fn half(lease: &GroupLease) -> PartialGroup {
+    let GroupLease { epoch, purpose, group, attempt, version, .. } = *lease;
+    let mut part = TurnPart::empty(SampleIx(1), 0, 0);
+    part.push(group.0 as u32, (-0.5, -0.25), (version, true));
+    part.push(9, (-0.5, -0.25), (version, true));
+    PartialGroup { epoch, purpose, group, attempt, parts: vec![part] }
 }
 
 struct Place {
@@ -169,10 +188,25 @@ impl Place {
                     version = Some(w.version);
                     link.sender().send(&ready(version)).await?;
                 }
-                Ok((CoordinatorToRollout::Lease(lease), _)) => {
+                Ok((CoordinatorToRollout::Lease(lease), _)) if once(&self.habits.lost) => {
+                    link.sender().send(&RolloutToCoordinator::Partial(half(&lease))).await?;
+                    // One in a turn of its own that leaves a gap.
+                    let mut gap = half(&lease);
+                    gap.parts[0].start = 7;
+                    link.sender().send(&RolloutToCoordinator::Partial(gap)).await?;
+                    link.close("lost");
+                }
+                Ok((message @ (CoordinatorToRollout::Lease(_) | CoordinatorToRollout::Continue(_)), _)) => {
+                    let lease = match message {
+                        CoordinatorToRollout::Continue(continued) => {
+                            self.habits.continued.lock().unwrap().push(continued.clone());
+                            continued.lease
+                        }
+                        CoordinatorToRollout::Lease(lease) => lease,
+                        _ => unreachable!(),
+                    };
                     assert_eq!(Some(lease.version), version);
-                    let bad =
-                        self.habits.bad_batches.fetch_update(Ordering::SeqCst, Ordering::SeqCst, |n| n.checked_sub(1)).is_ok();
+                    let bad = once(&self.habits.bad_batches);
                     let (sender, slow): (LinkSender<_>, _) = (link.sender(), self.habits.slow);
                     jobs.spawn(async move {
                         tokio::time::sleep(Duration::from_millis(slow)).await;
@@ -358,7 +392,7 @@ async fn within<T>(what: impl Future<Output = T>) -> T {
 async fn a_run_goes_from_base_to_summary() {
     let dir = tempfile::tempdir().unwrap();
     let paths = new_run(dir.path());
-    let place = Place::new(Habits { bad_batches: 2.into(), bad_scores: 2.into(), slow: 0 });
+    let place = Place::new(Habits { bad_batches: 2.into(), bad_scores: 2.into(), ..Habits::default() });
     let staff = place.staff();
     let (_, running) = start(&place, args(&paths));
     let report = within(running).await.unwrap().unwrap();
@@ -385,6 +419,25 @@ async fn a_run_goes_from_base_to_summary() {
     assert_eq!(metrics.lines().count(), 4);
     assert!(metrics.contains(COLLECT_S) && metrics.contains(STEP_S));
     assert_eq!(std::fs::read_to_string(paths.evaluations()).unwrap().lines().count(), 4);
+}
+
+/// Connections break after half a group.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn what_a_lost_worker_handed_in_goes_along_with_the_next_lease() {
+    let dir = tempfile::tempdir().unwrap();
+    let paths = new_run(dir.path());
+    let place = Place::new(Habits { lost: 3.into(), slow: 20, ..Habits::default() });
+    let staff = place.staff();
+    let (_, running) = start(&place, args(&paths));
+    assert!(within(running).await.unwrap().unwrap().finished);
+    place.dismissed(staff).await;
+    let continued = std::mem::take(&mut *place.habits.continued.lock().unwrap());
+    assert!((3..=6).contains(&continued.len()), "{} leases went on from something", continued.len());
+    for ContinuedLease { lease, parts } in continued {
+        assert!(lease.attempt > AttemptId(1));
+        assert_eq!(parts, half(&lease).parts, "what was handed in, and nothing of what left a gap");
+    }
+    assert!(audit(&paths).unwrap().balanced);
 }
 
 /// The coordinator dies again and again, at odd times, without a word; workers live on.

@@ -19,6 +19,8 @@ type Link = [u8; 32];
 pub struct Heads {
     ends: HashMap<&'static str, (i64, Link)>,
     touched: BTreeSet<&'static str>,
+    /// Statements that append, written once.
+    inserts: HashMap<&'static str, String>,
 }
 
 /// What is wrong with a table.
@@ -41,7 +43,7 @@ impl Heads {
                 ends.insert(table.name, (row.get(0)?, row.get(1)?));
             }
         }
-        Ok(Self { ends, touched: BTreeSet::new() })
+        Ok(Self { ends, ..Self::default() })
     }
 
     /// Appends a row within a transaction that ends with [`Heads::flush`]. The heads in memory are ahead of the database
@@ -51,7 +53,8 @@ impl Heads {
         let seq = count + 1;
         let link = link(&last, table, seq, values.iter().map(ValueRef::from));
         let row = std::iter::once(Value::Integer(seq)).chain(values).chain(std::iter::once(Value::Blob(link.to_vec())));
-        tx.prepare_cached(&table.insert())?.execute(params_from_iter(row))?;
+        let insert = self.inserts.entry(table.name).or_insert_with(|| table.insert());
+        tx.prepare_cached(insert)?.execute(params_from_iter(row))?;
         self.ends.insert(table.name, (seq, link));
         self.touched.insert(table.name);
         Ok(())

@@ -36,6 +36,9 @@ pub(super) fn connect(path: &Path) -> rusqlite::Result<Connection> {
     conn.busy_timeout(Duration::from_secs(10))?;
     conn.pragma_update(None, "journal_mode", "WAL")?;
     conn.pragma_update(None, "synchronous", "FULL")?;
+    // One for each table and a few more; and a log of 16 MiB before it is worked into the database.
+    conn.set_prepared_statement_cache_capacity(64);
+    conn.pragma_update(None, "wal_autocheckpoint", 4096)?;
     Ok(conn)
 }
 

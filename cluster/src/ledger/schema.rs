@@ -97,7 +97,8 @@ impl Table {
         for (name, kind) in self.columns {
             sql.push_str(&format!(", \"{name}\" {kind}"));
         }
-        sql.push_str(", link BLOB NOT NULL UNIQUE");
+        // Not unique: an index over hashes costs more than all else of a row, and `seq` and the chain say the same.
+        sql.push_str(", link BLOB NOT NULL");
         if !self.constraint.is_empty() {
             sql.push_str(&format!(", {}", self.constraint));
         }

@@ -4,7 +4,7 @@ use super::{Matrix, Output, PANEL};
 use crate::bf16::{self, interleave};
 use crate::int8;
 use crate::pool::Disjoint;
-use crate::tile::{MAX_ROWS, Store, Tile, run, run_ahead};
+use crate::tile::{Ahead, MAX_ROWS, Store, Tile, run, run_ahead};
 use crate::{Cpu, Format, Path, scratch};
 
 /// Words of x that a range of rows may take, so that it stays in a core's second-level cache beside a panel.
@@ -76,7 +76,7 @@ fn products(cpu: &Cpu, format: Format, x: &[u32], inner: usize, rows: usize, out
         let Some((job, panel)) = place(jobs, task % panels) else { return };
         // With the threads side by side, this is the panel that this one takes next.
         let next = place(jobs, task % panels + threads);
-        let ahead = next.map_or(std::ptr::null(), |(job, panel)| job.weight.panel(panel, inner).as_ptr().cast());
+        let ahead = next.map_or(&[][..], |(job, panel)| job.weight.panel(panel, inner));
         let x = &x[first * width..][..count * width];
         let target = Columns { y: &job.y, first, column: panel * PANEL, width: job.out };
         let operands = Operands { format, a: x, row: width, k: format.words(inner), panel: job.weight.panel(panel, inner) };
@@ -129,18 +129,17 @@ struct Operands<'a> {
     panel: &'a [u32],
 }
 
-/// `y[first.., column..] = a B` for a panel B. `ahead` may name the panel of a later call: while the first tile waits for
-/// memory, the second one leaves it idle.
+/// `y[first.., column..] = a B` for a panel B. `ahead` may be the panel of a later call: memory brings it while the tiles compute.
 ///
 /// # Safety
 /// No other task touches these rows of these columns.
-unsafe fn multiply(path: Path, store: Store, operands: &Operands<'_>, target: &Columns<'_>, ahead: *const f32) {
+unsafe fn multiply(path: Path, store: Store, operands: &Operands<'_>, target: &Columns<'_>, ahead: &[u32]) {
     let Operands { format, a, row: stride, k, panel } = *operands;
     let rows = a.len().checked_div(stride).unwrap_or(0);
     let width = target.width;
     let columns = PANEL.min(width - target.column);
     assert!(panel.len() >= k * PANEL && rows > 0 && (target.first + rows) * width <= target.y.len());
-    let mut row = 0;
+    let (mut row, mut index) = (0, 0);
     while row < rows {
         // A rest of 9 to 15 rows goes as two tiles of about the same height.
         let left = rows - row;
@@ -153,13 +152,13 @@ unsafe fn multiply(path: Path, store: Store, operands: &Operands<'_>, target: &C
         // SAFETY: `a` has `count` rows of `stride`, the panel `k` rows of 48; C as above.
         unsafe {
             if columns.is_multiple_of(16) {
-                let ahead = if row == MAX_ROWS { ahead } else { std::ptr::null() };
+                let ahead = Ahead::part(ahead, index, rows.div_ceil(MAX_ROWS), k);
                 run_ahead(path, format, count, columns / 16, store, &tile, ahead);
             } else {
                 run_narrow(path, format, count, columns, store, &tile);
             }
         }
-        row += count;
+        (row, index) = (row + count, index + 1);
     }
 }
 
@@ -209,7 +208,7 @@ pub fn backward_input(cpu: &Cpu, dy: &[f32], out: usize, weight: Matrix<'_>, inn
                 let target = Columns { y: &dx, first, column: panel * PANEL, width: inner };
                 let operands = Operands { format, a: &dy[first * k..][..count * k], row: k, k, panel: columns };
                 // SAFETY: each (rows, panel) pair is one task's.
-                unsafe { multiply(cpu.path(), output.into(), &operands, &target, std::ptr::null()) };
+                unsafe { multiply(cpu.path(), output.into(), &operands, &target, &[]) };
             });
         });
     });

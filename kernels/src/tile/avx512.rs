@@ -1,12 +1,12 @@
 //! Up to 8 x 48 or 6 x 64 in 512-bit registers.
-use super::{Store, Tile};
+use super::{Ahead, LINE, Store, Tile};
 use std::arch::x86_64::{__m512, _mm512_fmadd_ps};
 
 /// The tile of one of the given heights.
 macro_rules! heights {
-    ($vecs:literal; $($height:literal)*; $rows:expr, $store:expr, $tile:expr) => {
+    ($vecs:literal, $lines:literal; $($height:literal)*; $rows:expr, $store:expr, $tile:expr, $ahead:expr) => {
         match $rows {
-            $($height => tile::<$height, $vecs, false>($store, $tile, std::ptr::null()),)*
+            $($height => tile::<$height, $vecs, $lines>($store, $tile, $ahead),)*
             _ => debug_assert!(false, "{} rows", $rows),
         }
     };
@@ -21,7 +21,7 @@ macro_rules! wide_tiles {
         };
 
         #[target_feature(enable = $features)]
-        unsafe fn tile<const R: usize, const V: usize, const AHEAD: bool>(store: Store, t: &Tile, ahead: *const f32) {
+        unsafe fn tile<const R: usize, const V: usize, const LINES: usize>(store: Store, t: &Tile, ahead: Ahead) {
             let mut acc = [[_mm512_setzero_ps(); V]; R];
             // SAFETY: the caller's promise about the tile's strides.
             unsafe {
@@ -32,13 +32,13 @@ macro_rules! wide_tiles {
                         }
                     }
                 }
-                let (mut a, mut b, mut ahead) = (t.a, t.b, ahead);
+                let (mut a, mut b, mut next) = (t.a, t.b, ahead.start);
                 for _ in 0..t.k {
-                    if AHEAD {
-                        for v in 0..V {
-                            _mm_prefetch::<_MM_HINT_T1>(ahead.wrapping_add(v * t.b_vec).cast());
-                        }
-                        ahead = ahead.wrapping_add(t.b_k);
+                    for line in 0..LINES {
+                        _mm_prefetch::<_MM_HINT_T1>(next.wrapping_add(line * LINE).cast());
+                    }
+                    if LINES > 0 {
+                        next = next.wrapping_add(ahead.step);
                     }
                     let mut columns = [_mm512_setzero_ps(); V];
                     for v in 0..V {
@@ -71,22 +71,28 @@ macro_rules! wide_tiles {
             // SAFETY: the caller's promise.
             unsafe {
                 match vecs {
-                    1 => heights!(1; 1 2 3 4 5 6 7 8; rows, store, t),
-                    2 => heights!(2; 1 2 3 4 5 6 7 8; rows, store, t),
-                    3 => heights!(3; 1 2 3 4 5 6 7 8; rows, store, t),
-                    _ => heights!(4; 1 2 3 4 5 6; rows, store, t),
+                    1 => heights!(1, 0; 1 2 3 4 5 6 7 8; rows, store, t, Ahead::NOTHING),
+                    2 => heights!(2, 0; 1 2 3 4 5 6 7 8; rows, store, t, Ahead::NOTHING),
+                    3 => heights!(3, 0; 1 2 3 4 5 6 7 8; rows, store, t, Ahead::NOTHING),
+                    _ => heights!(4, 0; 1 2 3 4 5 6; rows, store, t, Ahead::NOTHING),
                 }
             }
         }
 
-        /// As [`run`] for 8 x 48, and asks for a further B of the same strides to be brought into the second-level cache
-        /// meanwhile.
+        /// As [`run`] with three vectors, and asks for other words to be brought into the second-level cache meanwhile.
         ///
         /// # Safety
-        /// As [`run`]; nothing is promised of `ahead`, which is not read.
-        pub(super) unsafe fn run_ahead(store: Store, t: &Tile, ahead: *const f32) {
-            // SAFETY: the caller's promise.
-            unsafe { tile::<8, 3, true>(store, t, ahead) }
+        /// As [`run`].
+        pub(super) unsafe fn run_ahead(rows: usize, store: Store, t: &Tile, ahead: Ahead) {
+            // SAFETY: the caller's promise; what is asked for is not read.
+            unsafe {
+                match ahead.step.div_ceil(LINE) {
+                    0 => heights!(3, 0; 1 2 3 4 5 6 7 8; rows, store, t, ahead),
+                    1 => heights!(3, 1; 1 2 3 4 5 6 7 8; rows, store, t, ahead),
+                    2 => heights!(3, 2; 1 2 3 4 5 6 7 8; rows, store, t, ahead),
+                    _ => heights!(3, 3; 1 2 3 4 5 6 7 8; rows, store, t, ahead),
+                }
+            }
         }
     };
 }

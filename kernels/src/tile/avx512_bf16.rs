@@ -1,6 +1,6 @@
 //! Pairs of bf16 in 512-bit registers: each step multiplies two pairs at once, in the order of C2.
 use super::avx512::{heights, wide_tiles};
-use super::{MAX_ROWS, Store, Tile, pairs};
+use super::{Ahead, LINE, MAX_ROWS, Store, Tile, pairs};
 use std::arch::x86_64::{__m512, __m512bh, __m512i, _mm512_castps_si512, _mm512_dpbf16_ps};
 use std::sync::OnceLock;
 

@@ -42,6 +42,10 @@ use crate::path::{Path, Set};
 
 /// Most rows of a tile.
 pub(crate) const MAX_ROWS: usize = 8;
+/// Words of a line of the caches.
+const LINE: usize = 16;
+/// Words of a row of the widest B whose tiles ask for more.
+const B_ROW: usize = 3 * LINE;
 
 /// What happens to the C that was there.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -144,27 +148,49 @@ pub(crate) unsafe fn run(path: Path, format: Format, rows: usize, vecs: usize, s
     }
 }
 
-/// As [`run`], and asks, where that can be done, for the B of a later call with the same strides to be brought nearer.
+/// Words that a later call will read, of which a tile asks for some at each step of its chains: memory works while the
+/// tile computes.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Ahead {
+    /// The first one; nothing is read of it.
+    start: *const f32,
+    /// Words a step, at most a line of B; 0: nothing is asked for.
+    step: usize,
+}
+
+impl Ahead {
+    /// Nothing.
+    pub(crate) const NOTHING: Self = Self { start: std::ptr::null(), step: 0 };
+
+    /// The part of `words` that is asked for by tile `index` of `tiles` with chains of `k` steps. A single tile waits for
+    /// its own B: it asks for nothing.
+    pub(crate) fn part(words: &[u32], index: usize, tiles: usize, k: usize) -> Self {
+        // More parts would leave less than a line of the cache a step: asked for twice.
+        let parts = tiles.clamp(1, B_ROW / LINE);
+        let step = words.len().div_ceil(k.max(1) * parts).min(B_ROW);
+        let first = index * k * step;
+        if tiles < 2 || index >= parts || first >= words.len() {
+            Self::NOTHING
+        } else {
+            Self { start: words[first..].as_ptr().cast(), step }
+        }
+    }
+}
+
+/// As [`run`], and asks, where that can be done, for words to be brought nearer.
 ///
 /// # Safety
-/// As [`run`]; nothing is promised of `ahead`, which is not read.
-pub(crate) unsafe fn run_ahead(
-    path: Path,
-    format: Format,
-    rows: usize,
-    vecs: usize,
-    store: Store,
-    tile: &Tile,
-    ahead: *const f32,
-) {
-    let full = rows == MAX_ROWS && vecs == 3 && !ahead.is_null();
+/// As [`run`].
+pub(crate) unsafe fn run_ahead(path: Path, format: Format, rows: usize, vecs: usize, store: Store, tile: &Tile, ahead: Ahead) {
     // SAFETY: the caller's promise; the machine has the path's instructions (P2).
     unsafe {
         match (format, path.set()) {
             #[cfg(target_arch = "x86_64")]
-            (Format::F32, Set::Avx512 | Set::Avx512Vnni | Set::Avx512Bf16) if full => avx512::run_ahead(store, tile, ahead),
+            (Format::F32, Set::Avx512 | Set::Avx512Vnni | Set::Avx512Bf16) if vecs == 3 => {
+                avx512::run_ahead(rows, store, tile, ahead);
+            }
             #[cfg(target_arch = "x86_64")]
-            (Format::Bf16, Set::Avx512Bf16) if full => avx512_bf16::run_ahead(store, tile, ahead),
+            (Format::Bf16, Set::Avx512Bf16) if vecs == 3 => avx512_bf16::run_ahead(rows, store, tile, ahead),
             _ => run(path, format, rows, vecs, store, tile),
         }
     }

@@ -1,6 +1,6 @@
 //! Between coordinator and rollout workers. Trajectory batches travel as bulk.
 use super::wire_messages;
-use crate::{AttemptId, Epoch, GroupId, GroupLease, LeasePurpose, PolicyVersion, TrajectoryBatch};
+use crate::{AttemptId, Epoch, GroupId, GroupLease, LeasePurpose, PolicyVersion, TrajectoryBatch, TurnPart};
 use bincode::{Decode, Encode};
 
 /// The worker has these weights in its engine and wants leases for them.
@@ -47,6 +47,21 @@ pub struct SwapFailed {
     pub error: String,
 }
 
+/// What the policy has said in a group since the last of these.
+#[derive(Debug, Clone, PartialEq, Encode, Decode)]
+pub struct PartialGroup {
+    /// Epoch of the lease.
+    pub epoch: Epoch,
+    /// Purpose of the lease.
+    pub purpose: LeasePurpose,
+    /// Group.
+    pub group: GroupId,
+    /// Attempt of the lease.
+    pub attempt: AttemptId,
+    /// In the order they follow each other, sample by sample.
+    pub parts: Vec<TurnPart>,
+}
+
 wire_messages! {
     /// From a rollout worker.
     RolloutToCoordinator {
@@ -60,6 +75,8 @@ wire_messages! {
         4 => Beat(RolloutBeat),
         /// Before `Ready`, where a swap failed.
         5 => SwapFailed(SwapFailed),
+        /// Every two seconds where something was said, from version [`PARTIAL_GROUPS`](crate::version::PARTIAL_GROUPS) on.
+        6 => Partial(PartialGroup),
     } removed []
 }
 
@@ -85,6 +102,15 @@ pub struct CancelLease {
     pub attempt: AttemptId,
 }
 
+/// A lease of a group that another worker had begun.
+#[derive(Debug, Clone, PartialEq, Encode, Decode)]
+pub struct ContinuedLease {
+    /// The lease.
+    pub lease: GroupLease,
+    /// What the policy has said in it: whole turns and beginnings of turns, in order.
+    pub parts: Vec<TurnPart>,
+}
+
 wire_messages! {
     /// To a rollout worker.
     CoordinatorToRollout {
@@ -96,5 +122,7 @@ wire_messages! {
         3 => Cancel(CancelLease),
         /// Finish nothing more and leave; the reason is for the log.
         4 => Drain(String),
+        /// As `Lease`, from version [`PARTIAL_GROUPS`](crate::version::PARTIAL_GROUPS) on.
+        5 => Continue(ContinuedLease),
     } removed []
 }

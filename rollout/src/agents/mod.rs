@@ -19,6 +19,10 @@ pub trait Agent: Send + Sync {
     fn format(&self) -> &ChatFormat;
     /// Texts that end a turn.
     fn stop(&self) -> &[String];
+    /// Whether its tools answer a call the same way each time, so that an episode can be played again.
+    fn replays(&self) -> bool {
+        true
+    }
     /// What every turn follows, where something is asked.
     fn grammar(&self) -> Option<&Grammar> {
         None

@@ -79,6 +79,10 @@ impl Agent for ToolAgent {
         &self.config.stop
     }
 
+    fn replays(&self) -> bool {
+        self.tools.iter().all(|tool| tool.replays())
+    }
+
     fn grammar(&self) -> Option<&Grammar> {
         self.grammar.as_ref()
     }

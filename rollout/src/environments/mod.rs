@@ -19,6 +19,11 @@ pub trait Environment: Send + Sync {
     async fn reset(&self, item: &SampledItem, key: DrawKey) -> Result<Box<dyn Episode>, RolloutError>;
     /// Assistant turns of an episode, at most.
     fn max_turns(&self) -> u32;
+    /// Whether N1 holds. Where it does not, a group that is lost with its worker starts over; where it does, another worker
+    /// goes on from what the policy had said.
+    fn replays(&self) -> bool {
+        true
+    }
 }
 
 /// One episode's state.

@@ -14,6 +14,10 @@ pub trait Tool: Send + Sync {
     fn description(&self) -> &'static str;
     /// The answer, or what was wrong with the call; both are shown to the policy.
     async fn call(&self, arguments: &str) -> Result<String, String>;
+    /// Whether the same call is always answered the same way.
+    fn replays(&self) -> bool {
+        true
+    }
 }
 
 /// The built-in tool of a name.

@@ -124,6 +124,7 @@ impl Setting {
         calm.rewards = 1 + chance.below(2) as u16;
         calm.hosts = [0, 1, 2, 3][chance.below(4) as usize];
         calm.plan.rollout_workers = calm.rollouts + calm.hosts;
+        calm.plan.slots = 2 + (seed / 2 % 2) as u32;
         calm.rates = Rates {
             doubled: [0, 100, 400][chance.below(3) as usize],
             score_fails: [0, 20, 80][chance.below(3) as usize],
@@ -159,7 +160,7 @@ impl Setting {
             rollout_workers: 1,
             shared_engine: false,
             slots: 3,
-            evaluation: Some(EvaluationPlan { every: 2, prompts: 2, samples: 2, greedy: true }),
+            evaluation: Some(EvaluationPlan { every: 2, prompts: 3, samples: 2, greedy: true }),
             checkpoint_every: 2,
             on_failure: if max_staleness > 0 { OnFailure::Drop } else { OnFailure::Stop },
             max_failures: if max_staleness > 0 { 3 } else { 8 },
@@ -176,7 +177,7 @@ impl Setting {
 
     fn blow(chance: &mut Chance, points: &[Point]) -> Blow {
         let who = chance.next();
-        match chance.below(20) {
+        match chance.below(22) {
             0..=2 => Blow::Kill(who),
             3 => Blow::KillLearner,
             4 => Blow::Hang(who, Some(chance.ms(500, 9000))),

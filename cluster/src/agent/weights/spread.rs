@@ -6,8 +6,12 @@
 //! - **S2** every host that wants a version gets all of its chunks, as long as the head node can be reached: a source that
 //!   fails for a chunk is not asked for it again by that host, and the head node is the last source of all.
 //! - **S3** at most `WINDOW` chunks are under way to a host, and at most `UPLOADS` from one.
+//! - **S4** what one piece of news costs does not grow with the number of hosts: it looks at the host it is about, at as many of
+//!   those that found no source as this one can give the chunk to, and at one of them for whatever else. Only where nothing at
+//!   all is under way are all of them looked at.
 use cohort_protocol::PolicyVersion;
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
+use std::ops::Bound::{Excluded, Unbounded};
 
 /// Chunks under way to one host.
 const WINDOW: usize = 8;
@@ -15,6 +19,8 @@ const WINDOW: usize = 8;
 const UPLOADS: usize = 16;
 /// Failures of the head node itself for one chunk after which a host's wish is given up.
 const HEAD_TRIES: u32 = 3;
+/// Holders of a chunk of which the least busy one gives it. A few drawn are nearly as good as all of them.
+const ASKED: usize = 16;
 /// Versions that are remembered; workers take the newest, and may still be taking the one before.
 const REMEMBERED: usize = 2;
 
@@ -59,8 +65,44 @@ pub enum Order {
 #[derive(Debug, Default)]
 pub struct Spread {
     versions: BTreeMap<PolicyVersion, Version>,
-    /// Chunks under way, by source.
-    uploads: BTreeMap<Source, usize>,
+    uploads: Uploads,
+}
+
+/// Chunks under way.
+#[derive(Debug, Default)]
+struct Uploads {
+    /// By [`Uploads::place`].
+    from: Vec<usize>,
+    all: usize,
+}
+
+impl Uploads {
+    fn place(source: Source) -> usize {
+        match source {
+            Source::Head => 0,
+            Source::Host(host) => usize::from(host) + 1,
+        }
+    }
+
+    fn of(&self, source: Source) -> usize {
+        self.from.get(Self::place(source)).copied().unwrap_or_default()
+    }
+
+    fn begun(&mut self, source: Source) {
+        let place = Self::place(source);
+        if place >= self.from.len() {
+            self.from.resize(place + 1, 0);
+        }
+        self.from[place] += 1;
+        self.all += 1;
+    }
+
+    fn ended(&mut self, source: Source) {
+        if let Some(count) = self.from.get_mut(Self::place(source)).filter(|count| **count > 0) {
+            *count -= 1;
+            self.all -= 1;
+        }
+    }
 }
 
 /// One version on its way.
@@ -69,6 +111,8 @@ struct Version {
     chunks: u32,
     holders: Vec<BTreeSet<Host>>,
     wishes: BTreeMap<Host, Wish>,
+    /// Hosts with room for a chunk that nobody could give when it was last looked at, in that order.
+    starved: VecDeque<Host>,
     /// Chunks that leave the head node now.
     leaving: BTreeSet<u32>,
 }
@@ -81,18 +125,20 @@ struct Wish {
     /// Sources that failed, and the head node's failures, by chunk.
     avoid: BTreeSet<(u32, Host)>,
     head_failures: BTreeMap<u32, u32>,
+    /// It stands among the starved.
+    starved: bool,
 }
 
 impl Spread {
     /// Makes a version known; the oldest is forgotten.
     pub fn publish(&mut self, version: PolicyVersion, chunks: u32) {
         let holders = vec![BTreeSet::new(); chunks as usize];
-        let fresh = Version { chunks, holders, wishes: BTreeMap::new(), leaving: BTreeSet::new() };
+        let fresh = Version { chunks, holders, wishes: BTreeMap::new(), starved: VecDeque::new(), leaving: BTreeSet::new() };
         self.versions.entry(version).or_insert(fresh);
         while self.versions.len() > REMEMBERED {
             let Some((_, old)) = self.versions.pop_first() else { return };
             for source in old.wishes.values().flat_map(|wish| wish.under_way.values()) {
-                freed(&mut self.uploads, *source);
+                self.uploads.ended(*source);
             }
         }
     }
@@ -107,7 +153,7 @@ impl Spread {
         let Some(v) = self.versions.get_mut(&version) else { return };
         let missing = (0..v.chunks).filter(|&c| !v.holders[c as usize].contains(&host)).collect();
         v.wishes.entry(host).or_insert_with(|| Wish { missing, ..Wish::default() });
-        self.plan(out);
+        self.plan(host, out);
     }
 
     /// A host says that it has all of a version.
@@ -133,7 +179,8 @@ impl Spread {
                 }
             }
         }
-        self.plan(out);
+        self.pass_on(host, version, chunk, out);
+        self.plan(host, out);
     }
 
     /// A chunk did not come from where it was to come from.
@@ -146,17 +193,17 @@ impl Spread {
                 holders.remove(&from);
             }
             let given_up = v.wishes.get_mut(&host).is_some_and(|wish| wish.refused(chunk, source));
-            if given_up && let Some(wish) = v.wishes.remove(&host) {
+            if given_up && let Some(wish) = v.forget(host) {
                 for (chunk, source) in wish.under_way {
                     if source == Source::Head {
                         v.leaving.remove(&chunk);
                     }
-                    freed(&mut self.uploads, source);
+                    self.uploads.ended(source);
                 }
                 out.push(Order::GiveUp { to: host, version, why: format!("chunk {chunk}: {why}") });
             }
         }
-        self.plan(out);
+        self.plan(host, out);
     }
 
     /// A host is gone: what it had and what it was taking.
@@ -165,15 +212,15 @@ impl Spread {
             v.holders.iter_mut().for_each(|holders| {
                 holders.remove(&host);
             });
-            for (chunk, source) in v.wishes.remove(&host).map(|wish| wish.under_way).unwrap_or_default() {
+            for (chunk, source) in v.forget(host).map(|wish| wish.under_way).unwrap_or_default() {
                 if source == Source::Head {
                     v.leaving.remove(&chunk);
                 }
-                freed(&mut self.uploads, source);
+                self.uploads.ended(source);
             }
         }
         // Those that take from it say so themselves.
-        self.plan(out);
+        self.plan(host, out);
     }
 
     /// A chunk is no longer under way.
@@ -183,34 +230,90 @@ impl Spread {
         if source == Source::Head {
             v.leaving.remove(&chunk);
         }
-        freed(&mut self.uploads, source);
+        self.uploads.ended(source);
         Some(source)
     }
 
-    /// Gives every host that has room the next chunks: one each in turn, so that none runs ahead of the others.
-    fn plan(&mut self, out: &mut Vec<Order>) {
-        for (&version, v) in &mut self.versions {
-            let hosts: Vec<Host> = v.wishes.keys().copied().collect();
-            let mut moving = true;
-            while moving {
-                moving = false;
-                for &host in &hosts {
-                    let Some((chunk, from)) = v.next_for(host, &self.uploads) else { continue };
-                    let Some(wish) = v.wishes.get_mut(&host) else { continue };
-                    wish.under_way.insert(chunk, from);
-                    *self.uploads.entry(from).or_default() += 1;
-                    if from == Source::Head {
-                        v.leaving.insert(chunk);
-                    }
-                    out.push(Order::Fetch { to: host, version, chunk, from });
-                    moving = true;
-                }
+    /// Gives the next chunks to the host that the news is about, then to one that found no source before: the news may have
+    /// freed an upload.
+    fn plan(&mut self, host: Host, out: &mut Vec<Order>) {
+        let versions: Vec<PolicyVersion> = self.versions.keys().copied().collect();
+        for version in versions {
+            self.serve(version, host, out);
+            self.serve_starved(version, 1, out);
+            if self.uploads.all == 0 {
+                self.serve_starved(version, usize::MAX, out);
             }
+        }
+    }
+
+    /// A chunk goes on from a host that has got it to as many of the starved as it has uploads.
+    fn pass_on(&mut self, from: Host, version: PolicyVersion, chunk: u32, out: &mut Vec<Order>) {
+        let Some(v) = self.versions.get_mut(&version) else { return };
+        let source = Source::Host(from);
+        for _ in 0..v.starved.len().min(UPLOADS) {
+            if self.uploads.of(source) >= UPLOADS {
+                return;
+            }
+            let Some(to) = v.starved.pop_front() else { return };
+            // A wish that is gone has left its name here.
+            let Some(wish) = v.wishes.get_mut(&to) else { continue };
+            if to != from && wish.lacks(chunk) && !wish.avoid.contains(&(chunk, from)) && wish.has_room() {
+                wish.under_way.insert(chunk, source);
+                self.uploads.begun(source);
+                out.push(Order::Fetch { to, version, chunk, from: source });
+            }
+            wish.starved = wish.has_room();
+            if wish.starved {
+                v.starved.push_back(to);
+            }
+        }
+    }
+
+    /// Looks at up to `most` of the starved, each once.
+    fn serve_starved(&mut self, version: PolicyVersion, most: usize, out: &mut Vec<Order>) {
+        let waiting = self.versions.get(&version).map_or(0, |v| v.starved.len());
+        for _ in 0..waiting.min(most) {
+            let Some(v) = self.versions.get_mut(&version) else { return };
+            let Some(host) = v.starved.pop_front() else { return };
+            // A wish that is gone has left its name here.
+            let Some(wish) = v.wishes.get_mut(&host) else { continue };
+            wish.starved = false;
+            self.serve(version, host, out);
+        }
+    }
+
+    /// Fills a host's window as far as there are sources.
+    fn serve(&mut self, version: PolicyVersion, host: Host, out: &mut Vec<Order>) {
+        let Some(v) = self.versions.get_mut(&version) else { return };
+        while let Some((chunk, from)) = v.next_for(host, &self.uploads) {
+            let Some(wish) = v.wishes.get_mut(&host) else { return };
+            wish.under_way.insert(chunk, from);
+            self.uploads.begun(from);
+            if from == Source::Head {
+                v.leaving.insert(chunk);
+            }
+            out.push(Order::Fetch { to: host, version, chunk, from });
+        }
+        let starves = |wish: &&mut Wish| !wish.starved && wish.has_room();
+        if let Some(wish) = v.wishes.get_mut(&host).filter(starves) {
+            wish.starved = true;
+            v.starved.push_back(host);
         }
     }
 }
 
 impl Wish {
+    /// Whether a chunk is neither there nor on its way.
+    fn lacks(&self, chunk: u32) -> bool {
+        self.missing.contains(&chunk) && !self.under_way.contains_key(&chunk)
+    }
+
+    /// Whether another chunk would be taken.
+    fn has_room(&self) -> bool {
+        self.under_way.len() < WINDOW && self.under_way.len() < self.missing.len()
+    }
+
     /// Notes a failure; gives whether there is nobody left to ask.
     fn refused(&mut self, chunk: u32, source: Source) -> bool {
         match source {
@@ -228,18 +331,30 @@ impl Wish {
 }
 
 impl Version {
-    /// S1 to S3: from a host that has it, the least busy one; else from the head node, unless somebody is taking it there.
+    /// A host wants it no more, or is gone.
+    fn forget(&mut self, host: Host) -> Option<Wish> {
+        let wish = self.wishes.remove(&host)?;
+        self.starved.retain(|&starved| starved != host);
+        Some(wish)
+    }
+
+    /// S1 to S3: from a host that has it, the least busy one of a few; else from the head node, unless somebody is taking it there.
     /// Hosts begin at different places, so that they have something to give each other.
-    fn next_for(&self, host: Host, uploads: &BTreeMap<Source, usize>) -> Option<(u32, Source)> {
-        let wish = self.wishes.get(&host).filter(|wish| wish.under_way.len() < WINDOW)?;
-        let busy = |source| uploads.get(&source).copied().unwrap_or_default();
+    fn next_for(&self, host: Host, uploads: &Uploads) -> Option<(u32, Source)> {
+        let wish = self.wishes.get(&host).filter(|wish| wish.has_room())?;
+        let busy = |source| uploads.of(source);
         // The golden ratio's multiples lie far from each other.
         let begin = (u64::from(host) * 2_654_435_769 % u64::from(self.chunks.max(1))) as u32;
         let in_turn = wish.missing.range(begin..).chain(wish.missing.range(..begin));
         let mut at_head = None;
         for &chunk in in_turn.filter(|chunk| !wish.under_way.contains_key(chunk)) {
-            let mut holders = self.holders[chunk as usize].iter().filter(|&&h| h != host && !wish.avoid.contains(&(chunk, h)));
-            let free = holders.clone().map(|&h| Source::Host(h)).filter(|&s| busy(s) < UPLOADS).min_by_key(|&s| busy(s));
+            let all = &self.holders[chunk as usize];
+            let others = |&&h: &&Host| h != host && !wish.avoid.contains(&(chunk, h));
+            // Each host begins with those behind itself, so that not all ask the same ones.
+            let around = all.range((Excluded(host), Unbounded)).chain(all.range(..host));
+            let mut holders = around.filter(others);
+            let few = holders.clone().take(ASKED).map(|&h| Source::Host(h));
+            let free = few.filter(|&s| busy(s) < UPLOADS).min_by_key(|&s| busy(s));
             if let Some(source) = free {
                 return Some((chunk, source));
             }
@@ -249,12 +364,6 @@ impl Version {
             }
         }
         at_head
-    }
-}
-
-fn freed(uploads: &mut BTreeMap<Source, usize>, source: Source) {
-    if let Some(count) = uploads.get_mut(&source) {
-        *count = count.saturating_sub(1);
     }
 }
 
@@ -330,7 +439,7 @@ mod tests {
                 }
                 assert!(world.has.values().all(|has| has.len() == 135));
                 assert_eq!(world.from_head, 135, "{hosts} hosts");
-                assert!(world.spread.uploads.values().all(|&n| n == 0));
+                assert!(world.spread.uploads.from.iter().all(|&n| n == 0));
             }
         }
     }
@@ -355,7 +464,7 @@ mod tests {
             for (host, has) in &world.has {
                 assert!(has.len() == 40 || world.given_up.contains(host), "seed {seed}: host {host} has {}", has.len());
             }
-            assert!(world.spread.uploads.values().all(|&n| n == 0), "seed {seed}: {:?}", world.spread.uploads);
+            assert!(world.spread.uploads.from.iter().all(|&n| n == 0), "seed {seed}: {:?}", world.spread.uploads);
         }
     }
 
@@ -372,6 +481,22 @@ mod tests {
         }
         assert_eq!(world.has[&9].len(), 64);
         assert_eq!(world.from_head, 64);
+    }
+
+    /// S4, and that it costs little: hosts get their chunks hardly later than if each piece of news were told to all.
+    #[test]
+    fn news_wakes_a_few_and_nobody_is_forgotten() {
+        let hosts: Vec<Host> = (1..=300).collect();
+        let mut world = World::new(64, &hosts, 7, 0);
+        let (mut news, mut most) = (0, 0);
+        while !world.orders.is_empty() {
+            let before = world.orders.len();
+            world.step();
+            (news, most) = (news + 1, most.max(world.orders.len() + 1 - before));
+        }
+        assert!(world.has.values().all(|has| has.len() == 64));
+        assert_eq!((news, world.from_head), (300 * 64, 64));
+        assert!(most <= UPLOADS + 2 * WINDOW, "one piece of news gave {most} orders");
     }
 
     #[test]
@@ -396,6 +521,6 @@ mod tests {
         spread.publish(PolicyVersion(4), 100);
         spread.publish(PolicyVersion(5), 100);
         assert!(!spread.knows(V) && spread.knows(PolicyVersion(5)));
-        assert!(spread.uploads.values().all(|&n| n == 0));
+        assert!(spread.uploads.from.iter().all(|&n| n == 0));
     }
 }

@@ -163,7 +163,7 @@ mod tests {
         let rows = super::super::jsonl::read(input.path()).unwrap();
         let mut bytes = Vec::new();
         let mut output = Output::new(style, &files, &rows, &mut bytes);
-        let sampled = |token| Sampled { token, logp: -1.5, logp_sampled: -0.5, version: 0 };
+        let sampled = |token| Sampled { token, logp: -1.5, logp_sampled: -0.5, version: 0, exact: true };
         let completion = |tokens: &[u32], finish| Completion {
             tokens: tokens.to_vec(),
             logp: vec![-1.5; tokens.len()],

@@ -59,10 +59,25 @@ impl Core {
                 retryable: f.retryable,
             },
             RolloutToCoordinator::SwapFailed(f) => Event::SwapFailed { conn, version: f.version, error: f.error },
+            RolloutToCoordinator::Partial(partial) => return self.partial_came(partial),
             // Taken apart by the session.
             RolloutToCoordinator::Trajectories(_) => return,
         };
         self.event(event).await;
+    }
+
+    /// Parts of a lease that holds are kept; of any other they are of no use.
+    fn partial_came(&mut self, partial: PartialGroup) {
+        let PartialGroup { epoch, purpose, group, attempt, parts } = partial;
+        let work = Work { purpose, group };
+        if epoch != self.state.epoch() || self.state.leased_attempt(&work) != Some(attempt.0) {
+            return;
+        }
+        for part in parts {
+            if let Err(why) = self.partials.take(work, part) {
+                tracing::debug!(target: "cohort::coordinator", why, "part_not_kept");
+            }
+        }
     }
 
     async fn batch_came(

@@ -1,9 +1,11 @@
 //! What the coordinator sends to workers: leases, groups to grade, steps, and where each gets its contents.
 use super::*;
+use crate::controller::staleness::staleness;
+use cohort_protocol::TurnPart;
 
 impl Core {
     pub(super) fn send_lease(
-        &self,
+        &mut self,
         conn: ConnId,
         work: Work,
         attempt: AttemptId,
@@ -24,7 +26,34 @@ impl Core {
             seed: groups.seed(),
             sampling: groups.sampling(&work),
         };
-        self.to_rollout(conn, CoordinatorToRollout::Lease(lease));
+        let parts = self.begun(conn, &lease);
+        self.to_rollout(
+            conn,
+            match parts.is_empty() {
+                true => CoordinatorToRollout::Lease(lease),
+                false => CoordinatorToRollout::Continue(ContinuedLease { lease, parts }),
+            },
+        );
+    }
+
+    /// What other workers have handed in of a group that a lease for this connection may go on from.
+    fn begun(&self, conn: ConnId, lease: &GroupLease) -> Vec<TurnPart> {
+        let Some((worker, Outbox::Rollout(lane))) = self.conns.get(&conn) else { return Vec::new() };
+        if lane.protocol < PARTIAL_GROUPS {
+            return Vec::new();
+        }
+        let (current, most) = (self.state.version(), self.state.plan().max_staleness);
+        let fits = |version| match lease.follows {
+            true => staleness(current, version) <= most,
+            false => version == lease.version,
+        };
+        let work = Work { purpose: lease.purpose, group: lease.group };
+        let parts = self.partials.of(work, fits);
+        let tokens: usize = parts.iter().map(TurnPart::len).sum();
+        if tokens > 0 {
+            self.notice(format!("{worker} goes on with {work} after the {tokens} tokens that were handed in of it"));
+        }
+        parts
     }
 
     pub(super) fn send_score(&mut self, conn: ConnId, work: Work, attempt: AttemptId, cursor: u64) {

@@ -50,6 +50,8 @@ impl World {
                 retryable: f.retryable,
             }),
             RolloutToCoordinator::SwapFailed(f) => self.tell(Event::SwapFailed { conn, version: f.version, error: f.error }),
+            // Not in the protocol that these workers speak.
+            RolloutToCoordinator::Partial(_) => {}
             RolloutToCoordinator::Trajectories(batch) => self.batch_came(wire, Arc::new(batch), bulk.unwrap_or_default()),
         }
     }

@@ -9,7 +9,7 @@ use cohort_cluster::ledger::segments::{RecordKind, SegmentLog, segment_path};
 use std::io::Write;
 
 /// Records written in one transaction, at most.
-const BATCH: usize = 64;
+const BATCH: usize = 1024;
 
 /// What an entry is about.
 pub(crate) fn kind(entry: &Entry) -> Kind {

@@ -9,8 +9,8 @@ use crate::net::{Message, Way, WireId};
 use crate::seen::Seen;
 use crate::world::World;
 use cohort_cluster::controller::OnFailure;
-use cohort_protocol::messages::reward::ScoreReply;
-use cohort_protocol::messages::rollout::WeightsReady;
+use cohort_protocol::messages::reward::{CoordinatorToReward, RewardToCoordinator, ScoreReply};
+use cohort_protocol::messages::rollout::{RolloutToCoordinator, WeightsReady};
 use cohort_protocol::{Epoch, LeasePurpose, Role, Trajectory, WorkerId};
 pub(crate) use learner::{LearnerBrain, base_digest, stepped};
 pub(crate) use reward::RewardBrain;
@@ -160,7 +160,7 @@ impl World {
                 }
             }
             Message::Welcome(epoch) => self.welcomed(pid, wire, *epoch),
-            Message::ToReward(cohort_protocol::messages::reward::CoordinatorToReward::Score(_)) => {
+            Message::ToReward(CoordinatorToReward::Score(_)) => {
                 return self.reward_takes(pid, message.clone());
             }
             _ => self.post(pid, Note::Message(message.clone())),
@@ -188,8 +188,8 @@ impl World {
     /// Puts something into a mailbox; what is there already is read first.
     pub(crate) fn post(&mut self, pid: u32, note: Note) {
         // An actor reads of a new connection when it comes to it.
-        let busy = if matches!(note, Note::Connected(_)) { 600 } else { 60 };
-        let delay = if self.chance.permille(busy) { self.chance.ms(10, 700) } else { self.chance.ms(0, 3) };
+        let busy = if matches!(note, Note::Connected(_)) { 800 } else { 60 };
+        let delay = if self.chance.permille(busy) { self.chance.ms(10, 1500) } else { self.chance.ms(0, 3) };
         let now = self.now;
         let Some(proc) = self.procs.get_mut(&pid) else { return };
         proc.mail = proc.mail.max(now + delay);
@@ -257,9 +257,12 @@ impl World {
         self.chance.permille(rate)
     }
 
+    /// A bulk message was accepted, or is void.
     fn settle(&mut self, pid: u32, message: Option<Message>) {
-        if let Some(Message::FromReward(cohort_protocol::messages::reward::RewardToCoordinator::Scored(reply))) = message {
-            self.reward_settled(pid, &reply);
+        match message {
+            Some(Message::FromReward(RewardToCoordinator::Scored(reply))) => self.reward_settled(pid, &reply),
+            Some(Message::FromRollout(RolloutToCoordinator::Trajectories(batch))) => self.rollout_delivered(pid, &batch),
+            _ => {}
         }
     }
 }

@@ -78,7 +78,7 @@ impl World {
     fn grade(&mut self, pid: u32, request: &ScoreRequest) {
         let fails = self.fails(self.setting.rates.score_fails, request.purpose);
         // Rules answer at once, judges do not.
-        let took = if self.chance.permille(300) { self.effort(pid, 500, 3000) } else { self.effort(pid, 20, 500) };
+        let took = if self.chance.permille(500) { self.effort(pid, 500, 3000) } else { self.effort(pid, 20, 500) };
         let outcome = |sample: &cohort_protocol::messages::reward::SampleToScore| {
             let outcome = if fails {
                 ScoreOutcome::Failed { error: "judge: 503".into(), retryable: true }

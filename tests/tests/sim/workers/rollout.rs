@@ -6,10 +6,15 @@ use crate::net::Message;
 use crate::seen::Seen;
 use crate::world::World;
 use cohort_protocol::messages::rollout::{CoordinatorToRollout, RolloutToCoordinator, WeightsReady};
-use cohort_protocol::{FinishReason, GroupLease, LeasePurpose, PolicyVersion, SampleIx, Trajectory, VersionSpan};
+use cohort_protocol::version::PARTIAL_GROUPS;
+use cohort_protocol::{
+    FinishReason, GroupLease, LeasePurpose, PolicyVersion, SampleIx, Trajectory, TrajectoryBatch, VersionSpan,
+};
 use cohort_rollout::state::{Command, Event, Failure, LeaseKey, RolloutState};
 use std::collections::BTreeMap;
 
+/// The protocol version before partial groups: a group that is leased again begins at its first token.
+const PROTOCOL: u16 = PARTIAL_GROUPS - 1;
 /// Leases at once.
 pub(crate) const CAPACITY: u16 = 2;
 /// Tokens of a sample, the first one the prompt's.
@@ -46,10 +51,11 @@ impl World {
 
     pub(super) fn rollout_mail(&mut self, pid: u32, note: Note) {
         let event = match note {
-            Note::Connected(epoch) => Event::Connected(epoch),
+            Note::Connected(epoch) => Event::Connected(epoch, PROTOCOL),
             Note::Message(Message::ToRollout(message)) => match message {
                 CoordinatorToRollout::Weights(weights) => Event::Weights(weights),
-                CoordinatorToRollout::Lease(lease) => Event::Leased(Box::new(lease)),
+                CoordinatorToRollout::Lease(lease) => Event::Leased(Box::new(lease), Vec::new()),
+                CoordinatorToRollout::Continue(more) => Event::Leased(Box::new(more.lease), more.parts),
                 CoordinatorToRollout::Cancel(cancel) => Event::Cancelled(cancel),
                 CoordinatorToRollout::Drain(reason) => Event::Drained(reason),
             },
@@ -93,6 +99,11 @@ impl World {
         self.rollout_event(pid, Event::Ticked(tokens));
     }
 
+    pub(super) fn rollout_delivered(&mut self, pid: u32, batch: &TrajectoryBatch) {
+        let TrajectoryBatch { epoch, purpose, group, attempt, .. } = *batch;
+        self.rollout_event(pid, Event::Delivered(LeaseKey { epoch, purpose, group, attempt }));
+    }
+
     fn rollout_event(&mut self, pid: u32, event: Event) {
         let mut commands = Vec::new();
         let Some(brain) = self.rollout(pid) else { return };
@@ -100,7 +111,9 @@ impl World {
         for command in commands {
             match command {
                 Command::Swap(weights) => self.begin_swap(pid, weights),
-                Command::Generate(lease) => self.generate(pid, *lease),
+                Command::Generate(lease, _) => self.generate(pid, *lease),
+                // Not in the protocol that these workers speak.
+                Command::HandIn(_) | Command::HandOver(_) => {}
                 Command::Abort(key) => {
                     if let Some(brain) = self.rollout(pid) {
                         brain.generating.remove(&key);
@@ -122,7 +135,7 @@ impl World {
             return self.ask_host(host, pid, weights);
         }
         let sequence = self.ring.begin_reading(pid, weights.slot);
-        let took = self.effort(pid, 5, 120);
+        let took = if self.chance.permille(100) { self.effort(pid, 500, 3000) } else { self.effort(pid, 5, 120) };
         self.later(took, pid, Note::Read(weights, sequence));
     }
 
