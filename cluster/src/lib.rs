@@ -4,6 +4,9 @@
 //! Files: `config/` files, flags and profiles to typed sections; `cli/` one file a subcommand; `preflight` what a run will
 //! need; `progress` what it tells; `controller/` what happens next, pure; `ledger/` what has happened, durable.
 
+#[macro_use]
+pub mod planted;
+
 pub mod agent;
 pub mod cli;
 pub mod config;

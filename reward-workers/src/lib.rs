@@ -22,7 +22,7 @@ mod registry;
 mod reward;
 pub mod rewards;
 pub mod scaffold;
-mod state;
+pub mod state;
 mod text;
 
 pub use actor::{RewardArgs, run_worker};

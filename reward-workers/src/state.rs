@@ -16,7 +16,7 @@ use std::collections::{HashMap, VecDeque};
 
 /// What happened.
 #[derive(Debug, Clone, PartialEq)]
-pub(crate) enum Event {
+pub enum Event {
     /// Welcomed, at the start or after a loss.
     Connected(Epoch),
     /// A request arrived.
@@ -33,7 +33,7 @@ pub(crate) enum Event {
 
 /// What to do.
 #[derive(Debug, Clone, PartialEq)]
-pub(crate) enum Command {
+pub enum Command {
     /// Tell the coordinator the capacity.
     SayReady(u16),
     /// Acknowledge the request just handled; without this command it is refused.
@@ -50,16 +50,21 @@ pub(crate) enum Command {
 
 /// Identifies a request and its reply.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
-pub(crate) struct ReplyKey {
-    pub(crate) epoch: Epoch,
-    pub(crate) purpose: LeasePurpose,
-    pub(crate) group: GroupId,
-    pub(crate) attempt: AttemptId,
+pub struct ReplyKey {
+    /// Epoch of the request.
+    pub epoch: Epoch,
+    /// Training or evaluation.
+    pub purpose: LeasePurpose,
+    /// Group.
+    pub group: GroupId,
+    /// Attempt.
+    pub attempt: AttemptId,
 }
 
 impl ReplyKey {
     /// Of a reply.
-    pub(crate) fn of_reply(reply: &ScoreReply) -> Self {
+    #[must_use]
+    pub fn of_reply(reply: &ScoreReply) -> Self {
         Self { epoch: reply.epoch, purpose: reply.purpose, group: reply.group, attempt: reply.attempt }
     }
 }
@@ -73,7 +78,7 @@ enum Stage {
 
 /// The worker's state.
 #[derive(Debug)]
-pub(crate) struct RewardState {
+pub struct RewardState {
     capacity: u16,
     epoch: Option<Epoch>,
     work: HashMap<(LeasePurpose, GroupId), (AttemptId, Stage)>,
@@ -88,7 +93,8 @@ pub(crate) struct RewardState {
 
 impl RewardState {
     /// A worker that is not connected yet, whose graders need `patience` beats for a group at most.
-    pub(crate) fn new(capacity: u16, patience: u64) -> Self {
+    #[must_use]
+    pub fn new(capacity: u16, patience: u64) -> Self {
         Self {
             capacity: capacity.max(1),
             epoch: None,
@@ -103,7 +109,7 @@ impl RewardState {
     }
 
     /// Takes one event and appends what to do.
-    pub(crate) fn on_event(&mut self, event: Event, out: &mut Vec<Command>) {
+    pub fn on_event(&mut self, event: Event, out: &mut Vec<Command>) {
         match event {
             Event::Connected(epoch) => self.on_connected(epoch, out),
             Event::Requested(request) => self.on_requested(request, out),

@@ -31,7 +31,7 @@ enum Command {
     GpuCheck,
     /// Compare what groups of tests took with tests/budget.toml.
     Budget(budget::Args),
-    /// Kill processes of runs at random moments, again and again.
+    /// Try at length what the tests try a little: seeds of the simulation, runs whose processes are killed.
     Soak(soak::Args),
     /// Train with one slow rollout worker among three, synchronous and asynchronous, and draw the rewards.
     Curves(curves::Args),

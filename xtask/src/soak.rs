@@ -43,7 +43,14 @@ enum Repeated {
 
 const TRIALS: Repeated = Repeated::Within("COHORT_TRIALS");
 
-const PARTS: [Part; 8] = [
+const PARTS: [Part; 9] = [
+    Part {
+        name: "sim",
+        trial: "a seed of the simulation",
+        trials: 20_000,
+        repeated: Repeated::Within("COHORT_SIM_SEEDS"),
+        command: &["test", "-q", "-p", "cohort-tests", "--test", "sim", "--", "--nocapture", "whatever_goes_wrong"],
+    },
     Part {
         name: "kills",
         trial: "26 kills of every kind of process, at every named point and at random, each run to the same bits",

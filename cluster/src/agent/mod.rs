@@ -36,7 +36,7 @@ mod launcher;
 mod meeting;
 mod membership;
 mod news;
-mod nodes;
+pub mod nodes;
 pub(crate) mod orders;
 mod watched;
 pub mod weights;

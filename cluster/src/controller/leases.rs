@@ -60,7 +60,8 @@ impl ControllerState {
                 });
             }
         }
-        let (recorded, at_once) = leases.into_iter().partition::<Vec<_>, _>(|(work, _)| work.is_training());
+        let (recorded, at_once) =
+            leases.into_iter().partition::<Vec<_>, _>(|(work, _)| work.is_training() && !planted!(LeaseBeforeDurable));
         for (work, conn) in at_once {
             self.send_lease(now, work, conn, out);
         }
@@ -143,7 +144,7 @@ impl ControllerState {
 
     /// A rollout worker is gone: what it had is leased again at once.
     pub(super) fn rollout_lost(&mut self, conn: ConnId, load: &BTreeSet<Work>, why: &str, out: &mut Vec<Command>) {
-        let Some(wave) = &mut self.wave else { return };
+        let Some(wave) = self.wave.as_mut().filter(|_| !planted!(LeaseKept)) else { return };
         let mut hopeless = None;
         for work in load {
             wave.change(work, |group| {
@@ -202,13 +203,14 @@ impl ControllerState {
     }
 
     fn lease_holds(&self, conn: ConnId, epoch: Epoch, work: Work, attempt: AttemptId) -> Result<(), String> {
-        if epoch != self.epoch {
+        if epoch != self.epoch && !planted!(EpochIgnored) {
             return Err(format!("{work}: leased in epoch {epoch}, this is epoch {}", self.epoch));
         }
         let Some(group) = self.wave.as_ref().and_then(|w| w.get(&work)) else {
             return Err(format!("{work} is not wanted now"));
         };
         match group.generation {
+            Generation::Leased { .. } if planted!(AttemptIgnored) => Ok(()),
             _ if attempt != group.lease_attempt => {
                 Err(format!("{work}: attempt {attempt} is fenced by attempt {}", group.lease_attempt))
             }
@@ -257,6 +259,9 @@ impl ControllerState {
         }
         let fact = Fact::Trajectories { group: work.group, delivery };
         self.record(vec![fact], Then::Trajectories { work, delivery, summary }, out);
+        if planted!(AckBeforeDurable) {
+            out.push(Command::Keep { delivery, work });
+        }
     }
 
     fn release_rollout(&mut self, now: Instant, conn: ConnId, work: Work) {

@@ -144,7 +144,7 @@ impl Membership {
     pub fn miss(&mut self, now: Instant, silence: Duration, out: &mut Vec<Command>) {
         self.absent.retain(|&worker, &mut (since, conn, pid)| {
             let away = now.saturating_duration_since(since);
-            if away > silence {
+            if away > silence && !planted!(SilentKept) {
                 let why =
                     format!("{worker} has not come back for {:.1} s (limit {:.1} s)", away.as_secs_f64(), silence.as_secs_f64());
                 out.push(Command::Replace { worker, pid, conn, why });
@@ -302,7 +302,9 @@ fn late(now: Instant, deadlines: &Deadlines, works: bool, member: &Member) -> Op
     let silent = now.saturating_duration_since(member.heard);
     let still = now.saturating_duration_since(member.moved);
     let (worker, seconds) = (member.worker, Duration::as_secs_f64);
-    if silent > deadlines.silence {
+    if planted!(SilentKept) {
+        None
+    } else if silent > deadlines.silence {
         Some(format!("{worker} said nothing for {:.1} s (limit {:.1} s)", seconds(&silent), seconds(&deadlines.silence)))
     } else if still > deadlines.stall && works {
         Some(format!("{worker} made no progress for {:.0} s (limit {:.0} s)", seconds(&still), seconds(&deadlines.stall)))

@@ -123,7 +123,7 @@ impl ControllerState {
     }
 
     fn request_holds(&self, conn: ConnId, epoch: Epoch, work: Work, attempt: AttemptId) -> Result<(), String> {
-        if epoch != self.epoch {
+        if epoch != self.epoch && !planted!(EpochIgnored) {
             return Err(format!("{work}: to be scored in epoch {epoch}, this is epoch {}", self.epoch));
         }
         let Some(group) = self.wave.as_ref().and_then(|w| w.get(&work)) else {
@@ -183,7 +183,9 @@ impl ControllerState {
         self.accounts.dropped(reason);
         self.accounts.failed_in_a_row += 1;
         out.push(Command::Notice(format!("{work} is dropped ({reason}): {error}")));
-        self.record(vec![Fact::Dropped { group: work.group, reason, detail: error.to_owned() }], Then::Nothing, out);
+        if !planted!(DropUnrecorded) {
+            self.record(vec![Fact::Dropped { group: work.group, reason, detail: error.to_owned() }], Then::Nothing, out);
+        }
         let most = MAX_DROPS.max(MAX_DROPS_OF_A_STEP * self.plan.groups_per_step);
         if self.accounts.failed_in_a_row >= most {
             let why = format!("{most} groups in a row were dropped and no step was taken in between, the last: {work}: {error}");

@@ -5,7 +5,7 @@ use cohort_protocol::PolicyVersion;
 /// Policy versions between the learner and a group's oldest token.
 #[must_use]
 pub fn staleness(learner: PolicyVersion, oldest: PolicyVersion) -> u64 {
-    learner.0.saturating_sub(oldest.0)
+    learner.0.saturating_sub(oldest.0 + u64::from(planted!(StalenessOffByOne)))
 }
 
 /// Whether a group whose tokens were sampled under `versions` (oldest, newest) may be consumed by the step that starts

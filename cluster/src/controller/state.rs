@@ -81,10 +81,13 @@ impl ControllerState {
         let evaluations = past.evaluations.iter().map(|e| (e.step, e.greedy)).collect();
         let mut open = past.open_groups;
         // Groups of an intent without commit are spoken for: that very step is taken again.
-        for intent in past.intents.values().filter(|i| !past.commits.contains_key(&i.step)) {
+        for intent in past.intents.values().filter(|i| !past.commits.contains_key(&i.step) && !planted!(IntentForgotten)) {
             intent.groups.iter().for_each(|group| {
                 open.remove(group);
             });
+        }
+        if planted!(GroupForgotten) {
+            open.pop_first();
         }
         Self {
             plan,

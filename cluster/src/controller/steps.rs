@@ -226,7 +226,12 @@ impl ControllerState {
         if self.answers(conn, epoch, |r| r == Request::Replay(step)) {
             let digest = commit.weights_digest;
             match self.commits.get(&step).map(|c| c.weights_digest) {
-                Some(committed) if committed == digest => self.learner.holds = Some(commit.version),
+                Some(committed) if committed == digest => {
+                    self.learner.holds = Some(commit.version);
+                    if planted!(ReplayCounted) {
+                        self.accounts.consumed += self.groups_of(step) as u64;
+                    }
+                }
                 committed => self.fail(
                     format!(
                         "step {step} taken again gave weights {digest:016x}, committed was {:016x}: the machine or the build differs from the one that took it",
@@ -342,7 +347,9 @@ impl ControllerState {
     }
 
     fn answers_any(&mut self, conn: ConnId, epoch: Epoch, is: impl Fn(Request) -> bool) -> bool {
-        let answered = self.learner.conn == Some(conn) && epoch == self.epoch && self.learner.busy.is_some_and(is);
+        let answered = self.learner.conn == Some(conn)
+            && (epoch == self.epoch || planted!(EpochIgnored))
+            && self.learner.busy.is_some_and(is);
         if answered {
             self.learner.busy = None;
         }

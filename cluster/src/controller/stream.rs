@@ -110,7 +110,7 @@ impl ControllerState {
         let fresh = GroupId(self.take_group_number());
         let mut again = Group::new(group.cursor, group.samples);
         again.opened = true;
-        if let Some(wave) = &mut self.wave {
+        if let Some(wave) = self.wave.as_mut().filter(|_| !planted!(PromptLost)) {
             wave.insert(Work::train(fresh), again);
         }
         self.accounts.dropped(STALE);

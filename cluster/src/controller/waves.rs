@@ -84,13 +84,18 @@ impl ControllerState {
                 intent.digests.push(scores.digest.clone());
             }
         }
+        if planted!(IntentUnordered) {
+            intent.groups.reverse();
+            intent.digests.reverse();
+        }
         self.record(vec![Fact::Intent(intent.clone())], Then::Intent(intent), out);
     }
 }
 
 /// A group as an earlier incarnation left it.
 fn resumed(past: PastGroup, samples: u16) -> Group {
-    let mut group = Group { opened: true, lease_attempt: past.attempt, ..Group::new(past.cursor, samples) };
+    let lease_attempt = if planted!(AttemptForgotten) { cohort_protocol::AttemptId(0) } else { past.attempt };
+    let mut group = Group { opened: true, lease_attempt, ..Group::new(past.cursor, samples) };
     if let Some((digest, _)) = past.trajectories {
         group.generation = Generation::Done(TrajectoriesSummary { digest, samples, versions: past.versions });
         if let Some((digest, _)) = past.scores {

@@ -9,7 +9,7 @@ mod exports;
 mod journal;
 mod news;
 mod partials;
-mod payload;
+pub mod payload;
 mod report;
 mod rise;
 mod session;

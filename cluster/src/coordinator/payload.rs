@@ -6,7 +6,7 @@ use cohort_protocol::messages::reward::{SampleToScore, ScoreReply};
 use cohort_protocol::{CodecError, SampleIx, Score, ScoreOutcome, ScoredTrajectory, Trajectory, TrajectoryBatch};
 
 /// Checks a batch against itself and says what the controller must know of it.
-pub(super) fn summarize_batch(batch: &TrajectoryBatch, digest: String) -> Result<TrajectoriesSummary, String> {
+pub fn summarize_batch(batch: &TrajectoryBatch, digest: String) -> Result<TrajectoriesSummary, String> {
     for (index, trajectory) in batch.trajectories.iter().enumerate() {
         trajectory.validate().map_err(|e| e.to_string())?;
         let (group, sample) = (trajectory.group, trajectory.sample);
@@ -19,7 +19,7 @@ pub(super) fn summarize_batch(batch: &TrajectoryBatch, digest: String) -> Result
 }
 
 /// Checks a reply against its batch; the digest is that of the group's payload.
-pub(super) fn summarize_scores(
+pub fn summarize_scores(
     batch: &TrajectoryBatch,
     reply: &ScoreReply,
     advantage: &dyn Advantage,
@@ -56,11 +56,7 @@ pub(super) fn summarize_scores(
 
 /// What a step consumes of a group: trajectories and scores without what depends on the machine's pace or a grader's mood
 /// (timings, free metadata), so that its digest is the same however often and wherever the group was generated.
-pub(crate) fn group_payload(
-    batch: &TrajectoryBatch,
-    reply: &ScoreReply,
-    advantage: &dyn Advantage,
-) -> Result<ReadyGroup, CodecError> {
+pub fn group_payload(batch: &TrajectoryBatch, reply: &ScoreReply, advantage: &dyn Advantage) -> Result<ReadyGroup, CodecError> {
     let scored = |(trajectory, outcome): (&Trajectory, &ScoreOutcome)| match outcome {
         ScoreOutcome::Scored(score) => Some(ScoredTrajectory {
             trajectory: Trajectory { generate_us: 0, ..trajectory.clone() },
@@ -74,7 +70,7 @@ pub(crate) fn group_payload(
 }
 
 /// What graders see: the dialogue, never token ids.
-pub(super) fn samples_to_score(batch: &TrajectoryBatch) -> Vec<SampleToScore> {
+pub fn samples_to_score(batch: &TrajectoryBatch) -> Vec<SampleToScore> {
     let sample = |t: &Trajectory| SampleToScore {
         sample: SampleIx(t.sample.0),
         turns: t.turns.clone(),

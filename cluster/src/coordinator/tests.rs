@@ -195,6 +195,8 @@ impl Place {
                     gap.parts[0].start = 7;
                     link.sender().send(&RolloutToCoordinator::Partial(gap)).await?;
                     link.close("lost");
+                    link.reconnect().await?;
+                    link.sender().send(&ready(version)).await?;
                 }
                 Ok((message @ (CoordinatorToRollout::Lease(_) | CoordinatorToRollout::Continue(_)), _)) => {
                     let lease = match message {

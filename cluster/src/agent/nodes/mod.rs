@@ -5,7 +5,7 @@
 mod actor;
 pub(crate) mod enrolment;
 pub(crate) mod placement;
-pub(crate) mod state;
+pub mod state;
 pub(crate) mod tokens;
 
 pub(crate) use actor::{Elsewhere, Hosts, HostsArgs, HostsSender, start};

@@ -6,8 +6,8 @@
 //! - **H2** a host whose connection is lost keeps its workers for [`GRACE`]; then they are placed elsewhere, or not at all. One
 //!   that says that it leaves, leaves at once.
 //! - **H3** a host is told its workers whenever they change, all of them; a certificate is given for those only.
-use super::placement::{HEAD, Host, Placement};
-use crate::agent::weights::spread::{FORGOTTEN, Order, Source, Spread};
+use super::placement::{HEAD, Placement};
+use crate::agent::weights::spread::{FORGOTTEN, Host, Order, Source, Spread};
 use cohort_protocol::messages::node::{
     Certificate, ChildState, ChunkName, FetchChunk, HeadToNode, Manifest, NoWeights, NodeReady, NodeToHead, Replace, RunFacts,
     WantWeights,
@@ -18,46 +18,111 @@ use std::net::{IpAddr, SocketAddr};
 use std::time::{Duration, Instant};
 
 /// How long a host may be out of reach before its workers are given up.
-pub(crate) const GRACE: Duration = Duration::from_secs(10);
+pub const GRACE: Duration = Duration::from_secs(10);
 
 /// A connection of a host.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
-pub(crate) struct ConnId(pub u64);
+pub struct ConnId(pub u64);
 
 /// What happened.
 #[derive(Debug)]
-pub(crate) enum Event {
+pub enum Event {
     /// A host was welcomed; its first message follows.
-    Opened { conn: ConnId, host: Host, ip: Option<IpAddr> },
+    Opened {
+        /// Its connection.
+        conn: ConnId,
+        /// Which host.
+        host: Host,
+        /// From where it came.
+        ip: Option<IpAddr>,
+    },
     /// A host spoke.
-    Said { conn: ConnId, message: NodeToHead },
+    Said {
+        /// Its connection.
+        conn: ConnId,
+        /// What it said.
+        message: NodeToHead,
+    },
     /// A connection ended.
-    Closed { conn: ConnId, why: String },
+    Closed {
+        /// Which.
+        conn: ConnId,
+        /// Why.
+        why: String,
+    },
     /// A manifest was made, or could not be.
-    Hashed { version: PolicyVersion, result: Result<Manifest, String> },
+    Hashed {
+        /// Of which version.
+        version: PolicyVersion,
+        /// The manifest, or why there is none.
+        result: Result<Manifest, String>,
+    },
     /// A certificate was made.
-    Certified { host: Host, worker: WorkerId, der: Vec<u8> },
+    Certified {
+        /// For whom.
+        host: Host,
+        /// Whose it is.
+        worker: WorkerId,
+        /// The certificate.
+        der: Vec<u8>,
+    },
     /// The coordinator says that a worker hangs.
-    Hangs { worker: WorkerId, pid: u32, why: String },
+    Hangs {
+        /// Who.
+        worker: WorkerId,
+        /// Its process.
+        pid: u32,
+        /// Why that is thought.
+        why: String,
+    },
     /// Time has passed.
     Tick,
 }
 
 /// What is to be done.
 #[derive(Debug, PartialEq)]
-pub(crate) enum Command {
+pub enum Command {
     /// Say something to a host.
-    Tell { conn: ConnId, message: HeadToNode },
+    Tell {
+        /// Its connection.
+        conn: ConnId,
+        /// What.
+        message: HeadToNode,
+    },
     /// End a connection.
-    Close { conn: ConnId, why: String },
+    Close {
+        /// Which.
+        conn: ConnId,
+        /// Why.
+        why: String,
+    },
     /// The workers of this host, all of them.
     Here(Vec<WorkerId>),
     /// Make a manifest of a slot of this host's ring.
-    Hash { version: PolicyVersion, slot: u32 },
+    Hash {
+        /// Version it must hold.
+        version: PolicyVersion,
+        /// The slot.
+        slot: u32,
+    },
     /// Make a certificate.
-    Certify { host: Host, worker: WorkerId, public_key: Vec<u8> },
+    Certify {
+        /// For whom.
+        host: Host,
+        /// Whose it is to be.
+        worker: WorkerId,
+        /// Its public key.
+        public_key: Vec<u8>,
+    },
     /// Kill a worker of this host.
-    Kill { worker: WorkerId, pid: u32, why: String },
+    Kill {
+        /// Who.
+        worker: WorkerId,
+        /// Its process.
+        pid: u32,
+        /// Why.
+        why: String,
+    },
     /// Worth a line to people.
     Notice(String),
 }
@@ -75,7 +140,7 @@ struct Member {
 
 /// Everything about other hosts.
 #[derive(Debug, Default)]
-pub(crate) struct HostsState {
+pub struct HostsState {
     placement: Placement,
     facts: Option<RunFacts>,
     members: BTreeMap<Host, Member>,
@@ -88,7 +153,7 @@ pub(crate) struct HostsState {
 
 impl HostsState {
     /// The head node's own offer, and what hosts are told of the run.
-    pub(crate) fn begin(&mut self, offers: impl IntoIterator<Item = (Role, u16)>, facts: RunFacts, out: &mut Vec<Command>) {
+    pub fn begin(&mut self, offers: impl IntoIterator<Item = (Role, u16)>, facts: RunFacts, out: &mut Vec<Command>) {
         self.facts = Some(facts);
         self.placement.join(HEAD, offers);
         self.assign(out);
@@ -98,7 +163,7 @@ impl HostsState {
     ///
     /// # Errors
     /// See [`Placement::scale`].
-    pub(crate) fn scale(&mut self, role: Role, count: u16, out: &mut Vec<Command>) -> Result<(), String> {
+    pub fn scale(&mut self, role: Role, count: u16, out: &mut Vec<Command>) -> Result<(), String> {
         self.placement.scale(role, count)?;
         self.assign(out);
         Ok(())
@@ -108,7 +173,7 @@ impl HostsState {
     ///
     /// # Errors
     /// A sentence for the user.
-    pub(crate) fn dismiss(&mut self, host: Host, out: &mut Vec<Command>) -> Result<(), String> {
+    pub fn dismiss(&mut self, host: Host, out: &mut Vec<Command>) -> Result<(), String> {
         let Some(member) = self.members.get(&host) else {
             let there: Vec<String> = self.members.keys().map(|host| format!("node-{host}")).collect();
             return Err(format!("there is no node-{host}; there are: {}", there.join(", ")));
@@ -122,23 +187,23 @@ impl HostsState {
     }
 
     /// Workers of a role, all hosts together.
-    pub(crate) fn count(&self, role: Role) -> u16 {
+    pub fn count(&self, role: Role) -> u16 {
         self.placement.count(role)
     }
 
     /// Processes of other hosts, by host.
-    pub(crate) fn children(&self) -> impl Iterator<Item = (WorkerId, bool, &[ChildState])> {
+    pub fn children(&self) -> impl Iterator<Item = (WorkerId, bool, &[ChildState])> {
         let name = |host: &Host| WorkerId { role: Role::Node, index: *host };
         self.members.iter().map(move |(host, m)| (name(host), m.conn.is_some(), m.children.as_slice()))
     }
 
     /// Every connection, for the farewell.
-    pub(crate) fn connections(&self) -> Vec<ConnId> {
+    pub fn connections(&self) -> Vec<ConnId> {
         self.members.values().filter_map(|m| m.conn).collect()
     }
 
     /// Takes note of an event.
-    pub(crate) fn on_event(&mut self, now: Instant, event: Event, out: &mut Vec<Command>) {
+    pub fn on_event(&mut self, now: Instant, event: Event, out: &mut Vec<Command>) {
         match event {
             Event::Opened { conn, host, ip } => self.opened(conn, host, ip, out),
             Event::Said { conn, message } => {

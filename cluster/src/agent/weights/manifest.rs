@@ -96,7 +96,8 @@ pub fn range(manifest: &Manifest, chunk: u32) -> (u64, usize) {
 /// Whether bytes are the chunk's (W1).
 pub fn fits(manifest: &Manifest, chunk: u32, bytes: &[u8]) -> bool {
     let hash = manifest.hashes.get(chunk as usize * HASH..).and_then(|rest| rest.get(..HASH));
-    bytes.len() == range(manifest, chunk).1 && hash.is_some_and(|hash| blake3::hash(bytes).as_bytes() == hash)
+    let same = |hash: &[u8]| blake3::hash(bytes).as_bytes() == hash || planted!(ChunkUnchecked);
+    bytes.len() == range(manifest, chunk).1 && hash.is_some_and(same)
 }
 
 /// What the ring must hold.

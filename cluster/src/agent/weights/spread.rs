@@ -336,7 +336,8 @@ impl Version {
             if let Some(source) = free {
                 return Some((chunk, source));
             }
-            if at_head.is_none() && holders.next().is_none() && !self.leaving.contains(&chunk) && busy(Source::Head) < UPLOADS {
+            let leaving = self.leaving.contains(&chunk) && !planted!(HeadGivesTwice);
+            if at_head.is_none() && holders.next().is_none() && !leaving && busy(Source::Head) < UPLOADS {
                 at_head = Some((chunk, Source::Head));
             }
         }
