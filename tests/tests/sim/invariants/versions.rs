@@ -23,11 +23,15 @@ impl Invariant for Versions {
 
     fn see(&mut self, world: &World, seen: &Seen) -> Result<(), String> {
         match seen {
-            Seen::Began { .. } => self.held.clear(),
+            Seen::Began { past, .. } => {
+                self.committed = PolicyVersion(past.committed());
+                self.held.clear();
+            }
+            // Durable a moment before the controller hears of it: leases of the same write may come in between.
+            Seen::Ordered(Command::Committed(step)) => self.committed = PolicyVersion(step.0),
             Seen::Durable(entries) => {
                 for entry in entries {
                     if let Entry::Commit(commit) = entry {
-                        self.committed = commit.version;
                         self.digests.insert(commit.version, commit.weights_digest);
                     }
                 }
