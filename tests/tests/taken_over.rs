@@ -102,7 +102,7 @@ async fn a_group_goes_on_elsewhere_with_the_same_bits_wherever_it_was_lost() -> 
             assert_eq!(tapes.hand_in(), parts, "and the next worker could go on from all of it");
         }
     }
-    assert!(turns > 20, "{turns} turns: the episodes are of several");
+    assert!(turns > 12, "{turns} turns in 12 episodes: they are of several");
     Ok(())
 }
 

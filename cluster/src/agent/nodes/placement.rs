@@ -7,11 +7,10 @@
 //! Invariants
 //! - **P1** a worker's place has one host at a time; it moves only when its host has gone or has too many.
 //! - **P2** a worker that has come takes the smallest free name, so that names stay few over any number of comings and goings.
+use crate::agent::weights::spread::Host;
 use cohort_protocol::{Role, WorkerId};
 use std::collections::BTreeMap;
 
-/// A host by the index of its place; the head node is 0.
-pub(crate) type Host = u16;
 /// The head node.
 pub(crate) const HEAD: Host = 0;
 /// Roles whose workers can be on any host.

@@ -29,7 +29,7 @@ const REMEMBERED: usize = 2;
 /// Why a version cannot be had any more.
 pub const FORGOTTEN: &str = "newer versions have taken its place";
 
-/// A host other than the head node, by the index of its place.
+/// A host by the index of its place; the head node is 0.
 pub type Host = u16;
 
 /// Who gives a chunk.

@@ -42,15 +42,15 @@ impl World {
                 let (purpose, group) = (work.purpose, work.group);
                 let item = item(cursor);
                 let lease = GroupLease { epoch, purpose, group, attempt, version, follows, samples, item, seed: SEED, sampling };
-                self.to_worker(conn, Message::ToRollout(CoordinatorToRollout::Lease(lease)));
+                self.tell_worker(conn, Message::ToRollout(CoordinatorToRollout::Lease(lease)));
             }
             Command::CancelLease { conn, work, attempt } => {
                 let cancel = CancelLease { purpose: work.purpose, group: work.group, attempt };
-                self.to_worker(conn, Message::ToRollout(CoordinatorToRollout::Cancel(cancel)));
+                self.tell_worker(conn, Message::ToRollout(CoordinatorToRollout::Cancel(cancel)));
             }
             Command::Weights { conn, version, slot, digest } => {
                 let ready = WeightsReady { version, slot, digest };
-                self.to_worker(conn, Message::ToRollout(CoordinatorToRollout::Weights(ready)));
+                self.tell_worker(conn, Message::ToRollout(CoordinatorToRollout::Weights(ready)));
             }
             Command::Score { conn, work, attempt, cursor } => self.send_score(conn, work, attempt, cursor),
             Command::Keep { delivery, work } => self.keep(delivery, work),
@@ -65,13 +65,13 @@ impl World {
             Command::Step { conn, intent, replay, hash } => self.send_step(conn, intent, replay, hash),
             Command::Publish { conn, version, slot } => {
                 let publish = PublishRequest { epoch, version, slot };
-                self.to_worker(conn, Message::ToLearner(CoordinatorToLearner::Publish(publish)));
+                self.tell_worker(conn, Message::ToLearner(CoordinatorToLearner::Publish(publish)));
             }
             Command::Checkpoint { conn, version, cursor } => {
                 let save = CheckpointRequest { epoch, version, cursor_json: cursor.to_string() };
-                self.to_worker(conn, Message::ToLearner(CoordinatorToLearner::Checkpoint(save)));
+                self.tell_worker(conn, Message::ToLearner(CoordinatorToLearner::Checkpoint(save)));
             }
-            Command::Meet { conn, place } => self.to_worker(conn, Message::ToLearner(CoordinatorToLearner::Meet(place))),
+            Command::Meet { conn, place } => self.tell_worker(conn, Message::ToLearner(CoordinatorToLearner::Meet(place))),
             Command::Replace { worker, pid, conn, why } => {
                 core.conns.remove(&conn.0);
                 self.count("replaced");
@@ -83,7 +83,7 @@ impl World {
         }
     }
 
-    fn to_worker(&mut self, conn: ConnId, message: Message) {
+    fn tell_worker(&mut self, conn: ConnId, message: Message) {
         if self.desk.core.as_ref().is_some_and(|core| core.conns.contains_key(&conn.0)) {
             self.send(conn.0, Way::Down, message);
         }
@@ -149,7 +149,7 @@ impl World {
         }
         let Some(core) = &self.desk.core else { return };
         let load = Load { epoch: core.state.epoch(), from, version };
-        self.to_worker(conn, Message::ToLearner(CoordinatorToLearner::Load(load)));
+        self.tell_worker(conn, Message::ToLearner(CoordinatorToLearner::Load(load)));
     }
 
     fn send_step(&mut self, conn: ConnId, intent: StepIntent, replay: bool, hash: bool) {

@@ -48,6 +48,7 @@ pub(crate) struct Proc {
 
 /// What a process is.
 #[derive(Debug)]
+#[expect(clippy::large_enum_variant, reason = "there are few of them, and they stay where they are")]
 pub(crate) enum Brain {
     Rollout(RolloutBrain),
     Reward(RewardBrain),
