@@ -1,5 +1,5 @@
 //! Bugs that the simulation (`tests/tests/sim/`) must find, each behind a switch. They exist only with the cargo feature
-//! `planted`, which no build for users has; without it [`planted!`] is `false` and nothing of this file is compiled.
+//! `planted`, which no build for users has; without it `planted!` is `false` and nothing of this file is compiled.
 
 /// Whether a bug is planted; in a build for users it never is.
 #[cfg(not(feature = "planted"))]

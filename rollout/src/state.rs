@@ -7,7 +7,7 @@
 //! - **W3** a lease is taken only for the weights in the engine, or where it follows newer ones ([`GroupLease::follows`]) for any
 //!   that are no older than it says, in the middle of a swap too; any other is refused as retryable.
 //! - **W4** at most `capacity` leases run; one more is refused as retryable.
-//! - **W5** what running leases have is handed in every [`HAND_IN_TICKS`]; all that the leases of a lost connection have, over the
+//! - **W5** what running leases have is handed in every two seconds; all that the leases of a lost connection have, over the
 //!   next one, before anything else is said there. An older coordinator, which would not know the message, gets none.
 use cohort_protocol::messages::rollout::{CancelLease, LeaseFailed, Ready, RolloutBeat, SwapFailed, WeightsReady};
 use cohort_protocol::version::PARTIAL_GROUPS;

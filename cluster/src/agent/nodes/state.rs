@@ -162,7 +162,7 @@ impl HostsState {
     /// So many workers of a role from now on.
     ///
     /// # Errors
-    /// See [`Placement::scale`].
+    /// For a role whose workers cannot be placed, and a count out of range: with the value and what it may be.
     pub fn scale(&mut self, role: Role, count: u16, out: &mut Vec<Command>) -> Result<(), String> {
         self.placement.scale(role, count)?;
         self.assign(out);
