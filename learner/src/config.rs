@@ -258,15 +258,18 @@ impl Default for EvalConfig {
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields, default)]
 pub struct CheckpointConfig {
-    /// Steps between checkpoints; 0 saves after the last step only. Default 100.
+    /// Steps between checkpoints, at most; 0 counts none. Default 100. The last step is always saved.
     pub every: u64,
+    /// Seconds that the learner may have computed since the last checkpoint before the next one is saved: a learner that is lost
+    /// takes these steps again. 0 counts none. Default 20.
+    pub replay_s: u64,
     /// Newest checkpoints to keep. Default 3; at least 1.
     pub keep: u32,
 }
 
 impl Default for CheckpointConfig {
     fn default() -> Self {
-        Self { every: 100, keep: 3 }
+        Self { every: 100, replay_s: 20, keep: 3 }
     }
 }
 

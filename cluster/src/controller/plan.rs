@@ -23,6 +23,8 @@ pub struct Plan {
     pub evaluation: Option<EvaluationPlan>,
     /// Steps between checkpoints; 0: only at the end. There is always one at the end.
     pub checkpoint_every: u64,
+    /// Time that the steps since the last checkpoint may have taken the learner before another is saved; none: any.
+    pub replay_at_most: Option<Duration>,
     /// What a group that cannot be finished means.
     pub on_failure: OnFailure,
     /// Tries for a group's generation or scoring that failed with an answer (lost workers do not count).

@@ -138,7 +138,7 @@ impl ControllerState {
             Event::Meeting { conn, place } => self.on_meeting(conn, place, out),
             Event::Loaded { conn, epoch, version, digest } => self.on_loaded(conn, epoch, version, digest, out),
             Event::CheckpointDamaged { conn, version, why } => self.on_checkpoint_damaged(conn, version, &why, out),
-            Event::Stepped { conn, epoch, commit } => self.on_stepped(conn, epoch, commit, out),
+            Event::Stepped { conn, epoch, commit } => self.on_stepped(now, conn, epoch, commit, out),
             Event::Published { conn, epoch, version, slot, digest } => {
                 self.on_published(conn, epoch, PublishedVersion { version, slot, digest }, out);
             }

@@ -2,7 +2,8 @@
 //!
 //! Nothing is remembered about what the learner *was* doing when it was lost: the next request follows from what is
 //! committed, what is published and what the learner holds now. In order:
-//! load, replay of committed steps, publish, checkpoint, the next step.
+//! load, replay of committed steps, publish, checkpoint, the next step. A checkpoint is saved after so many steps, and where
+//! those since the last one would take too long to be taken again.
 //!
 //! Invariants
 //! - **T1** a step is asked for only after its intent is recorded, and counted only after its commit is.
@@ -18,7 +19,7 @@ use crate::ledger::PastCheckpoint;
 use cohort_protocol::messages::learner::LoadFrom;
 use cohort_protocol::{Epoch, PolicyVersion, Role, StepCommit, StepId};
 use std::collections::BTreeSet;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 /// What the controller knows of the learner.
 #[derive(Debug, Clone, Default, PartialEq)]
@@ -36,6 +37,10 @@ pub struct LearnerDesk {
     /// Digest of the base weights, once known.
     pub base_digest: Option<u64>,
     failures: u32,
+    /// When it was asked for what it works on.
+    asked: Option<Instant>,
+    /// What the steps since the last checkpoint took it: so long takes it to take them again.
+    unsaved: Duration,
     not_before: Option<Instant>,
     unusable: BTreeSet<PolicyVersion>,
 }
@@ -110,7 +115,7 @@ impl ControllerState {
             Request::Publish(version, slot) => Command::Publish { conn, version, slot },
             Request::Checkpoint(_) => Command::Checkpoint { conn, version, cursor: self.cursor_after(version) },
         };
-        self.learner.busy = Some(request);
+        (self.learner.busy, self.learner.asked) = (Some(request), Some(now));
         self.members.moved(now, conn);
         out.push(command);
     }
@@ -146,7 +151,8 @@ impl ControllerState {
     pub(super) fn checkpoint_wanted(&self) -> bool {
         let version = self.version();
         let saved = || self.checkpoints.iter().any(|c| c.version == version && !self.learner.unusable.contains(&version));
-        (self.plan.checkpoint_at(version.0) || (self.is_draining() && version.0 > 0)) && !saved()
+        let long = self.plan.replay_at_most.is_some_and(|most| self.learner.unsaved >= most);
+        (self.plan.checkpoint_at(version.0) || ((self.is_draining() || long) && version.0 > 0)) && !saved()
     }
 
     fn usable_checkpoint(&self) -> Option<&PastCheckpoint> {
@@ -193,6 +199,7 @@ impl ControllerState {
             base_digest: self.learner.base_digest,
             unusable: std::mem::take(&mut self.learner.unusable),
             failures: self.learner.failures,
+            unsaved: self.learner.unsaved,
             ..LearnerDesk::default()
         };
     }
@@ -221,8 +228,9 @@ impl ControllerState {
     }
 
     /// A step is done.
-    pub(super) fn on_stepped(&mut self, conn: ConnId, epoch: Epoch, commit: StepCommit, out: &mut Vec<Command>) {
+    pub(super) fn on_stepped(&mut self, now: Instant, conn: ConnId, epoch: Epoch, commit: StepCommit, out: &mut Vec<Command>) {
         let step = commit.step;
+        let took = self.learner.asked.map_or(Duration::ZERO, |asked| now.saturating_duration_since(asked));
         if self.answers(conn, epoch, |r| r == Request::Replay(step)) {
             let digest = commit.weights_digest;
             match self.commits.get(&step).map(|c| c.weights_digest) {
@@ -246,6 +254,7 @@ impl ControllerState {
                     .fail(format!("step {step} made version {}, expected was {}", commit.version, self.version().next()), out);
             }
             self.learner.holds = Some(commit.version);
+            self.learner.unsaved += took;
             self.committing = Some(step);
             self.record(vec![Fact::Commit(commit.clone())], Then::Commit(commit), out);
         }
@@ -289,6 +298,7 @@ impl ControllerState {
             return;
         }
         self.learner.unusable.remove(&saved.version);
+        self.learner.unsaved = Duration::ZERO;
         let fact =
             Fact::Checkpoint { version: saved.version, dir: saved.dir.clone(), manifest_sha256: saved.manifest_sha256.clone() };
         self.checkpoints.push(saved);

@@ -106,6 +106,7 @@ fn plan() -> Plan {
         slots: 3,
         evaluation: Some(EvaluationPlan { every: 2, prompts: 3, samples: 2, greedy: true }),
         checkpoint_every: 2,
+        replay_at_most: None,
         on_failure: OnFailure::Stop,
         max_failures: 4,
         deadlines: Deadlines::default(),

@@ -23,6 +23,7 @@ fn plan() -> Plan {
         slots: 3,
         evaluation: None,
         checkpoint_every: 0,
+        replay_at_most: None,
         on_failure: OnFailure::Stop,
         max_failures: 3,
         deadlines: Deadlines::default(),

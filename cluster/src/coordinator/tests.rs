@@ -52,6 +52,7 @@ fn plan() -> Plan {
         slots: 3,
         evaluation: Some(EvaluationPlan { every: 0, prompts: 2, samples: 2, greedy: true }),
         checkpoint_every: 2,
+        replay_at_most: None,
         on_failure: OnFailure::Stop,
         max_failures: 3,
         deadlines: Deadlines { retry: Duration::from_millis(1), ..Deadlines::default() },

@@ -10,7 +10,7 @@ use cohort_learner::training::Training;
 use cohort_protocol::{GroupId, LeasePurpose, Role, SampledItem, SamplingParams, WorkerId};
 use cohort_rollout::dataset::Dataset;
 use std::sync::Arc;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 use tokio::sync::watch;
 
 /// Slots of the weight ring: one being read, one being written, one spare for a worker that is slow to swap.
@@ -82,6 +82,7 @@ fn plan(config: &Config, data: &dyn Dataset, shared_engine: bool) -> Plan {
             greedy: eval.greedy,
         }),
         checkpoint_every: training.checkpoint.every,
+        replay_at_most: Some(Duration::from_secs(training.checkpoint.replay_s)).filter(|most| !most.is_zero()),
         on_failure: if training.max_staleness > 0 { OnFailure::Drop } else { OnFailure::Stop },
         max_failures: MAX_FAILURES,
         deadlines: Deadlines::default(),

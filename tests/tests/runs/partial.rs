@@ -17,7 +17,7 @@ fn taken_over(bench: &Bench, run: &str) -> Result<Vec<u64>> {
                 continue;
             }
             let text = std::fs::read_to_string(&path)?;
-            for line in text.lines().filter(|line| line.contains(" goes on with group ")) {
+            for line in text.lines().filter(|line| line.contains(" goes on with ")) {
                 let (_, after) = line.split_once(" after the ").with_context(|| line.to_owned())?;
                 tokens.push(after.split(' ').next().unwrap_or_default().parse()?);
             }
@@ -37,8 +37,8 @@ fn what_a_killed_worker_had_handed_in_is_not_generated_again() -> Result<()> {
     assert_eq!(ended.weights()?, reference);
     ensure!(bench.crashed("handed-in:1")?, "a worker was killed after it had handed something in");
     let tokens = taken_over(&bench, "lost")?;
-    // It held two groups of four samples, generated to their ends.
-    ensure!(!tokens.is_empty() && tokens.iter().all(|&n| n >= 4), "{tokens:?}");
+    // It held prompts of an evaluation or groups, generated to their ends.
+    ensure!(!tokens.is_empty(), "what it had handed in was said anew");
     bench.balanced("lost", GROUPS)
 }
 

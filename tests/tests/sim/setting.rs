@@ -162,6 +162,7 @@ impl Setting {
             slots: 3,
             evaluation: Some(EvaluationPlan { every: 2, prompts: 3, samples: 2, greedy: true }),
             checkpoint_every: 2,
+            replay_at_most: None,
             on_failure: if max_staleness > 0 { OnFailure::Drop } else { OnFailure::Stop },
             max_failures: if max_staleness > 0 { 3 } else { 8 },
             deadlines: Deadlines {

@@ -118,6 +118,7 @@ fn plan(workers: u16, max_staleness: u64) -> Plan {
         slots: 4,
         evaluation: None,
         checkpoint_every: 0,
+        replay_at_most: None,
         on_failure: if max_staleness > 0 { OnFailure::Drop } else { OnFailure::Stop },
         max_failures: 3,
         deadlines: Deadlines::default(),

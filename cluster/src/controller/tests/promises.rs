@@ -48,6 +48,21 @@ fn intents_do_not_depend_on_workers_losses_or_order() {
 }
 
 #[test]
+fn a_checkpoint_is_saved_before_a_replay_would_take_too_long() {
+    let saved = |replay_at_most: Option<Duration>| {
+        let plan = Plan { steps: 12, evaluation: None, checkpoint_every: 0, replay_at_most, ..plan() };
+        let world = World::new(plan, 4, CALM, 2, 2).run();
+        assert_eq!(world.outcome, Some(Outcome::Finished));
+        world.disk.past.checkpoints.iter().map(|c| c.version.0).collect::<Vec<_>>()
+    };
+    assert_eq!(saved(None), [12]);
+    assert_eq!(saved(Some(Duration::from_secs(3600))), [12]);
+    let (some, many) = (saved(Some(Duration::from_secs(2))), saved(Some(Duration::from_nanos(1))));
+    assert!(1 < some.len() && some.len() < many.len() && many.len() <= 12, "{some:?}, {many:?}");
+    assert!(some.last() == Some(&12) && many.last() == Some(&12));
+}
+
+#[test]
 fn equal_seeds_replay_alike() {
     let trouble = Trouble { kill: 60, restart: 200, doubled: 8, score_fails: 20, hang: 500, slow: 0 };
     let a = World::new(plan(), 9, trouble, 3, 2).run();
