@@ -13,7 +13,7 @@ use super::{AgentError, AgentOptions, news};
 use crate::cli::Exit;
 use crate::coordinator::LEARNER_IDLE;
 use crate::http::{self, HttpOptions, Pulse};
-use crate::ledger::RunPaths;
+use crate::ledger::{LedgerError, RunPaths};
 use crate::progress::{LaunchReport, Progress, ProgressSink, RunStatus};
 use cohort_actors::certs::RunAuthority;
 use cohort_actors::supervision::process::{ProcessStatus, ProcessSupervisor, exit};
@@ -188,7 +188,6 @@ impl Head {
         mut ended: JoinHandle<Result<(), Escalation>>,
         stop: &Shutdown,
     ) -> Result<Result<(), Escalation>, AgentError> {
-        let system = |what| move |source| AgentError::System { what, source };
         let supervising = |error| AgentError::System { what: "supervise the children", source: std::io::Error::other(error) };
         let mut status = self.supervisor.watch();
         let mut watched = Watched::new();
@@ -199,7 +198,7 @@ impl Head {
                 escalated = &mut ended => return escalated.map_err(supervising),
                 changed = status.changed() => {
                     let now = status.borrow_and_update().clone();
-                    self.write_status(&now).map_err(system("write agent.json"))?;
+                    self.write_status(&now)?;
                     if changed.is_err() || children::coordinator_has_left(&now, watched.is_draining()) {
                         self.hosts.farewell("the run is over").await;
                         stop.trigger("the coordinator has left");
@@ -215,7 +214,7 @@ impl Head {
                 }
                 Ok(()) = self.hosts.elsewhere.changed() => {
                     self.hosts.elsewhere.mark_unchanged();
-                    self.write_status(&self.supervisor.status()).map_err(system("write agent.json"))?;
+                    self.write_status(&self.supervisor.status())?;
                 }
                 Ok(()) = self.hosts.rollouts.changed() => {
                     let count = *self.hosts.rollouts.borrow_and_update();
@@ -272,9 +271,11 @@ impl Head {
         }
     }
 
-    fn write_status(&self, here: &[ProcessStatus]) -> std::io::Result<()> {
+    fn write_status(&self, here: &[ProcessStatus]) -> Result<(), AgentError> {
         let elsewhere: Vec<Elsewhere> = self.hosts.elsewhere.borrow().clone();
-        children::write_status(&self.options.paths, here, &elsewhere)
+        let paths = &self.options.paths;
+        children::write_status(paths, here, &elsewhere)
+            .map_err(|error| AgentError::RunDirectory(LedgerError::io("write", &paths.agent(), error)))
     }
 }
 

@@ -51,7 +51,7 @@ pub use worker::{WorkerOptions, run as run_worker};
 
 use crate::cli::Exit;
 use crate::config::Config;
-use crate::ledger::RunPaths;
+use crate::ledger::{LedgerError, RunPaths};
 use cohort_actors::Escalation;
 use cohort_actors::certs::CertError;
 use cohort_actors::transport::quic::QuicError;
@@ -95,6 +95,9 @@ pub enum AgentError {
         /// The run.
         run: PathBuf,
     },
+    /// The run directory takes nothing more. Stop.
+    #[error(transparent)]
+    RunDirectory(LedgerError),
     /// The system refused something. Stop.
     #[error("cannot {what}: {source}")]
     System {

@@ -199,7 +199,9 @@ impl From<RunError> for CliError {
             },
             RunError::Coordinator(CoordinatorError::Internal(_)) => Exit::Internal,
             RunError::GaveUp { exit, .. } | RunError::Agent(AgentError::GaveUp { exit, .. }) => exit,
-            RunError::Agent(AgentError::System { .. } | AgentError::Ring(_) | AgentError::Listen(_)) => Exit::Io,
+            RunError::Agent(
+                AgentError::System { .. } | AgentError::RunDirectory(_) | AgentError::Ring(_) | AgentError::Listen(_),
+            ) => Exit::Io,
             RunError::Agent(AgentError::Stopped { .. }) => Exit::Drained,
             RunError::Agent(_) | RunError::Hung { .. } => Exit::WorkerGaveUp,
             RunError::System { .. } | RunError::NoRoom { .. } => Exit::Io,
