@@ -7,6 +7,9 @@ use cohort_protocol::*;
 use std::collections::BTreeMap;
 use std::time::{Duration, Instant};
 
+mod desk;
+use desk::Desk;
+
 const SECOND: Duration = Duration::from_secs(1);
 const LEARNER: WorkerId = WorkerId { role: Role::Learner, index: 0 };
 const ROLLOUT: WorkerId = WorkerId { role: Role::Rollout, index: 0 };
@@ -27,125 +30,6 @@ fn plan() -> Plan {
         on_failure: OnFailure::Stop,
         max_failures: 3,
         deadlines: Deadlines::default(),
-    }
-}
-
-/// A controller whose ledger is at once durable, and whoever is connected to it.
-struct Desk {
-    state: ControllerState,
-    now: Instant,
-    conns: BTreeMap<WorkerId, ConnId>,
-    /// Progress counters that move with each second.
-    moving: Vec<WorkerId>,
-    seconds: u64,
-    next: u64,
-}
-
-impl Desk {
-    fn new(plan: Plan, past: Past) -> Self {
-        let state = ControllerState::new(plan, Epoch(1), past);
-        Self { state, now: Instant::now(), conns: BTreeMap::new(), moving: Vec::new(), seconds: 0, next: 0 }
-    }
-
-    fn say(&mut self, event: Event) -> Vec<Command> {
-        let mut out = Vec::new();
-        self.state.on_event(self.now, event, &mut out);
-        let records: Vec<RecordId> =
-            out.iter().filter_map(|c| if let Command::Record { id, .. } = c { Some(*id) } else { None }).collect();
-        for id in records {
-            out.extend(self.say(Event::Recorded(id)));
-        }
-        for command in &out {
-            if let Command::Replace { worker, .. } = command {
-                self.conns.remove(worker);
-            }
-        }
-        out
-    }
-
-    fn fresh(&mut self) -> u64 {
-        self.next += 1;
-        self.next
-    }
-
-    fn join(&mut self, worker: WorkerId) -> Vec<Command> {
-        let conn = ConnId(self.fresh());
-        self.conns.insert(worker, conn);
-        let mut out = self.say(Event::Connected { conn, worker, incarnation: 0, pid: 1 });
-        out.extend(self.say(match worker.role {
-            Role::Rollout => Event::RolloutReady { conn, version: None, capacity: 4 },
-            Role::Reward => Event::RewardReady { conn, capacity: 4 },
-            _ => Event::LearnerReady { conn, version: None },
-        }));
-        out
-    }
-
-    fn lose(&mut self, worker: WorkerId) -> Vec<Command> {
-        let conn = self.conns.remove(&worker).unwrap();
-        self.say(Event::Disconnected { conn, why: "killed by signal 9".into() })
-    }
-
-    /// A second with beats of everyone.
-    fn second(&mut self) -> Vec<Command> {
-        self.now += SECOND;
-        self.seconds += 1;
-        let mut out = Vec::new();
-        for (worker, conn) in self.conns.clone() {
-            let progress = if self.moving.contains(&worker) { self.seconds } else { 0 };
-            out.extend(self.say(Event::Beat { conn, progress }));
-        }
-        out.extend(self.say(Event::Tick));
-        out
-    }
-
-    fn seconds(&mut self, n: u64) -> Vec<Command> {
-        (0..n).flat_map(|_| self.second()).collect()
-    }
-
-    /// The learner loads the base and publishes it.
-    fn learner_up(&mut self) -> Vec<Command> {
-        self.join(LEARNER);
-        let conn = self.conns[&LEARNER];
-        let out = self.say(Event::Loaded { conn, epoch: Epoch(1), version: PolicyVersion(0), digest: 7 });
-        self.publish(&out)
-    }
-
-    fn publish(&mut self, commands: &[Command]) -> Vec<Command> {
-        let Some(Command::Publish { conn, version, slot }) = commands.iter().find(|c| matches!(c, Command::Publish { .. }))
-        else {
-            return Vec::new();
-        };
-        self.say(Event::Published { conn: *conn, epoch: Epoch(1), version: *version, slot: *slot, digest: 7 })
-    }
-
-    fn swap(&mut self, worker: WorkerId) -> Vec<Command> {
-        let conn = self.conns[&worker];
-        self.say(Event::RolloutReady { conn, version: Some(PolicyVersion(0)), capacity: 4 })
-    }
-
-    /// Every lease among `commands` is filled; the answer holds what follows.
-    fn generate(&mut self, commands: &[Command]) -> Vec<Command> {
-        let mut out = Vec::new();
-        for command in commands {
-            let Command::Lease { conn, work, attempt, version, samples, .. } = command else { continue };
-            let summary = TrajectoriesSummary { digest: "t".into(), samples: *samples, versions: Some((*version, *version)) };
-            let delivery = DeliveryId(self.fresh());
-            let (conn, work, attempt) = (*conn, *work, *attempt);
-            out.extend(self.say(Event::Trajectories { conn, delivery, epoch: Epoch(1), work, attempt, result: Ok(summary) }));
-        }
-        out
-    }
-
-    fn score(&mut self, commands: &[Command]) -> Vec<Command> {
-        let mut out = Vec::new();
-        for command in commands {
-            let Command::Score { conn, work, attempt, .. } = command else { continue };
-            let summary = ScoresSummary { digest: "s".into(), scores: vec![1.0], parts: Vec::new(), failure: None };
-            let delivery = DeliveryId(self.fresh());
-            let (conn, work, attempt) = (*conn, *work, *attempt);
-            out.extend(self.say(Event::Scores { conn, delivery, epoch: Epoch(1), work, attempt, summary }));
-        }
-        out
     }
 }
 

@@ -6,7 +6,8 @@ use crate::net::{Message, Way, WireId};
 use crate::seen::Seen;
 use crate::workers::HEAD;
 use crate::world::World;
-use cohort_cluster::agent::nodes::state::{Command, ConnId, Event, HostsState};
+use cohort_cluster::agent::nodes::event::{Command, ConnId, Event};
+use cohort_cluster::agent::nodes::state::HostsState;
 use cohort_cluster::agent::weights::manifest;
 use cohort_protocol::messages::node::{
     CertificateRequest, ChunkFailed, ChunkName, FetchChunk, HeadToNode, Manifest, NodeReady, NodeToHead, RunFacts, WantWeights,

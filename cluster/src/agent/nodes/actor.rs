@@ -1,6 +1,7 @@
 //! Carries out what [`state`](super::state) decides about other hosts: sessions in and out, hashing, certificates.
 use super::enrolment::Enrolment;
-use super::state::{Command, ConnId, Event, HostsState};
+use super::event::{Command, ConnId, Event};
+use super::state::HostsState;
 use crate::agent::weights::manifest::{self, CHUNK};
 use crate::agent::weights::shelf::Shelf;
 use crate::progress::{Progress, ProgressSink};

@@ -1,11 +1,13 @@
 //! Other hosts of a run, as the head node's agent sees them.
 //!
-//! Files: `state` decides (pure); `placement` which worker runs where (pure); `tokens` and `enrolment` how a host gets in;
+//! Files: `event` vocabulary; `state` decides (pure), about versions in `weights`; `placement` which worker runs where (pure); `tokens` and `enrolment` how a host gets in;
 //! `actor` sessions, hashing, certificates.
 mod actor;
 pub(crate) mod enrolment;
+pub mod event;
 pub(crate) mod placement;
 pub mod state;
 pub(crate) mod tokens;
+mod weights;
 
 pub(crate) use actor::{Elsewhere, Hosts, HostsArgs, HostsSender, start};

@@ -6,133 +6,26 @@
 //! - **H2** a host whose connection is lost keeps its workers for [`GRACE`]; then they are placed elsewhere, or not at all. One
 //!   that says that it leaves, leaves at once.
 //! - **H3** a host is told its workers whenever they change, all of them; a certificate is given for those only.
+use super::event::{Command, ConnId, Event};
 use super::placement::{HEAD, Placement};
-use crate::agent::weights::spread::{FORGOTTEN, Host, Order, Source, Spread};
+use crate::agent::weights::spread::{Host, Spread};
 use cohort_protocol::messages::node::{
-    Certificate, ChildState, ChunkName, FetchChunk, HeadToNode, Manifest, NoWeights, NodeReady, NodeToHead, Replace, RunFacts,
-    WantWeights,
+    Certificate, ChildState, ChunkName, HeadToNode, Manifest, NodeReady, NodeToHead, Replace, RunFacts,
 };
 use cohort_protocol::{PolicyVersion, Role, WorkerId};
 use std::collections::{BTreeMap, BTreeSet};
-use std::net::{IpAddr, SocketAddr};
+use std::net::IpAddr;
 use std::time::{Duration, Instant};
 
 /// How long a host may be out of reach before its workers are given up.
 pub const GRACE: Duration = Duration::from_secs(10);
 
-/// A connection of a host.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
-pub struct ConnId(pub u64);
-
-/// What happened.
-#[derive(Debug)]
-pub enum Event {
-    /// A host was welcomed; its first message follows.
-    Opened {
-        /// Its connection.
-        conn: ConnId,
-        /// Which host.
-        host: Host,
-        /// From where it came.
-        ip: Option<IpAddr>,
-    },
-    /// A host spoke.
-    Said {
-        /// Its connection.
-        conn: ConnId,
-        /// What it said.
-        message: NodeToHead,
-    },
-    /// A connection ended.
-    Closed {
-        /// Which.
-        conn: ConnId,
-        /// Why.
-        why: String,
-    },
-    /// A manifest was made, or could not be.
-    Hashed {
-        /// Of which version.
-        version: PolicyVersion,
-        /// The manifest, or why there is none.
-        result: Result<Manifest, String>,
-    },
-    /// A certificate was made.
-    Certified {
-        /// For whom.
-        host: Host,
-        /// Whose it is.
-        worker: WorkerId,
-        /// The certificate.
-        der: Vec<u8>,
-    },
-    /// The coordinator says that a worker hangs.
-    Hangs {
-        /// Who.
-        worker: WorkerId,
-        /// Its process.
-        pid: u32,
-        /// Why that is thought.
-        why: String,
-    },
-    /// Time has passed.
-    Tick,
-}
-
-/// What is to be done.
-#[derive(Debug, PartialEq)]
-pub enum Command {
-    /// Say something to a host.
-    Tell {
-        /// Its connection.
-        conn: ConnId,
-        /// What.
-        message: HeadToNode,
-    },
-    /// End a connection.
-    Close {
-        /// Which.
-        conn: ConnId,
-        /// Why.
-        why: String,
-    },
-    /// The workers of this host, all of them.
-    Here(Vec<WorkerId>),
-    /// Make a manifest of a slot of this host's ring.
-    Hash {
-        /// Version it must hold.
-        version: PolicyVersion,
-        /// The slot.
-        slot: u32,
-    },
-    /// Make a certificate.
-    Certify {
-        /// For whom.
-        host: Host,
-        /// Whose it is to be.
-        worker: WorkerId,
-        /// Its public key.
-        public_key: Vec<u8>,
-    },
-    /// Kill a worker of this host.
-    Kill {
-        /// Who.
-        worker: WorkerId,
-        /// Its process.
-        pid: u32,
-        /// Why.
-        why: String,
-    },
-    /// Worth a line to people.
-    Notice(String),
-}
-
 /// A host that is there, or was a moment ago.
 #[derive(Debug)]
-struct Member {
+pub(super) struct Member {
     conn: Option<ConnId>,
-    ip: Option<IpAddr>,
-    weights_port: u16,
+    pub(super) ip: Option<IpAddr>,
+    pub(super) weights_port: u16,
     lost: Option<Instant>,
     told: Option<Vec<WorkerId>>,
     children: Vec<ChildState>,
@@ -143,12 +36,12 @@ struct Member {
 pub struct HostsState {
     placement: Placement,
     facts: Option<RunFacts>,
-    members: BTreeMap<Host, Member>,
+    pub(super) members: BTreeMap<Host, Member>,
     here: Vec<WorkerId>,
-    spread: Spread,
-    manifests: BTreeMap<PolicyVersion, Manifest>,
+    pub(super) spread: Spread,
+    pub(super) manifests: BTreeMap<PolicyVersion, Manifest>,
     /// Who waits for a manifest that is being made.
-    waiting: BTreeMap<PolicyVersion, BTreeSet<Host>>,
+    pub(super) waiting: BTreeMap<PolicyVersion, BTreeSet<Host>>,
 }
 
 impl HostsState {
@@ -241,7 +134,7 @@ impl HostsState {
         self.members.iter().find(|(_, m)| m.conn == Some(conn)).map(|(&host, _)| host)
     }
 
-    fn tell(&self, host: Host, message: HeadToNode, out: &mut Vec<Command>) {
+    pub(super) fn tell(&self, host: Host, message: HeadToNode, out: &mut Vec<Command>) {
         // A host that is out of reach hears everything that still matters when it is back.
         if let Some(conn) = self.members.get(&host).and_then(|m| m.conn) {
             out.push(Command::Tell { conn, message });
@@ -335,79 +228,12 @@ impl HostsState {
             }
         }
     }
-
-    fn want(&mut self, host: Host, wish: WantWeights, out: &mut Vec<Command>) {
-        let version = wish.version;
-        if let Some(manifest) = self.manifests.get(&version).filter(|_| self.spread.knows(version)) {
-            self.tell(host, HeadToNode::Manifest(manifest.clone()), out);
-            return self.chunks(|spread, orders| spread.want(host, version, orders), out);
-        }
-        let begun = !self.waiting.contains_key(&version);
-        self.waiting.entry(version).or_default().insert(host);
-        if begun {
-            out.push(Command::Hash { version, slot: wish.slot });
-        }
-    }
-
-    fn hashed(&mut self, version: PolicyVersion, result: Result<Manifest, String>, out: &mut Vec<Command>) {
-        let waiting = self.waiting.remove(&version).unwrap_or_default();
-        match result {
-            Ok(manifest) => {
-                let chunks = u32::try_from(manifest.hashes.len() / 32).unwrap_or(u32::MAX);
-                self.chunks(|spread, orders| orders.extend(spread.publish(version, chunks)), out);
-                self.manifests.insert(version, manifest.clone());
-                self.manifests.retain(|version, _| self.spread.knows(*version));
-                for host in waiting {
-                    if !self.spread.knows(version) {
-                        self.tell(host, HeadToNode::NoWeights(NoWeights { version, why: FORGOTTEN.to_owned() }), out);
-                        continue;
-                    }
-                    self.tell(host, HeadToNode::Manifest(manifest.clone()), out);
-                    self.chunks(|spread, orders| spread.want(host, version, orders), out);
-                }
-            }
-            Err(why) => {
-                for host in waiting {
-                    self.tell(host, HeadToNode::NoWeights(NoWeights { version, why: why.clone() }), out);
-                }
-            }
-        }
-    }
-
-    /// Lets chunks move and tells the hosts.
-    fn chunks(&mut self, change: impl FnOnce(&mut Spread, &mut Vec<Order>), out: &mut Vec<Command>) {
-        let mut orders = Vec::new();
-        change(&mut self.spread, &mut orders);
-        for order in orders {
-            match order {
-                Order::Fetch { to, version, chunk, from } => {
-                    let (from, address) = self.address(from);
-                    let name = ChunkName { version, chunk };
-                    self.tell(to, HeadToNode::Fetch(FetchChunk { name, from, address }), out);
-                }
-                Order::GiveUp { to, version, why } => self.tell(to, HeadToNode::NoWeights(NoWeights { version, why }), out),
-            }
-        }
-    }
-
-    fn address(&self, source: Source) -> (WorkerId, String) {
-        let node = |index| WorkerId { role: Role::Node, index };
-        match source {
-            Source::Head => (node(HEAD), String::new()),
-            Source::Host(host) => {
-                let member = self.members.get(&host);
-                let at = member.and_then(|m| Some(SocketAddr::new(m.ip?, m.weights_port)));
-                // Without an address the host says that it failed, and another source is found.
-                (node(host), at.map_or_else(|| "unknown".to_owned(), |at| at.to_string()))
-            }
-        }
-    }
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
-    use cohort_protocol::messages::node::CertificateRequest;
+    use cohort_protocol::messages::node::{CertificateRequest, WantWeights};
 
     fn rollout(index: u16) -> WorkerId {
         WorkerId { role: Role::Rollout, index }

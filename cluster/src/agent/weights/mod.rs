@@ -13,7 +13,7 @@
 //!   coordinator named.
 //! - **W3** nothing waits for ever: a chunk has a deadline, a worker's request another.
 //!
-//! Files: `spread` who takes what from whom (pure), with `uploads` under way; `manifest` chunks and their hashes; `shelf` which slot holds what;
+//! Files: `spread` who takes what from whom (pure), with `uploads` under way and the `wish` of each host; `manifest` chunks and their hashes; `shelf` which slot holds what;
 //! `holder` gives; `taker` takes; `store` a host's ring filling up; `gate` between a host's agent and its workers.
 pub(crate) mod gate;
 pub mod holder;
@@ -23,3 +23,4 @@ pub mod spread;
 pub mod store;
 pub mod taker;
 mod uploads;
+mod wish;

@@ -11,16 +11,13 @@
 //!   those that found no source as this one can give the chunk to, and at one of them for whatever else. Only where nothing at
 //!   all is under way are all of them looked at.
 use super::uploads::Uploads;
+use super::wish::Wish;
 use cohort_protocol::PolicyVersion;
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::ops::Bound::{Excluded, Unbounded};
 
-/// Chunks under way to one host.
-const WINDOW: usize = 8;
 /// Chunks under way from one host.
 const UPLOADS: usize = 16;
-/// Failures of the head node itself for one chunk after which a host's wish is given up.
-const HEAD_TRIES: u32 = 3;
 /// Holders of a chunk of which the least busy one gives it. A few drawn are nearly as good as all of them.
 const ASKED: usize = 16;
 /// Versions that are remembered; workers take the newest, and may still be taking the one before.
@@ -83,18 +80,6 @@ struct Version {
     starved: VecDeque<Host>,
     /// Chunks that leave the head node now.
     leaving: BTreeSet<u32>,
-}
-
-/// What a host still lacks.
-#[derive(Debug, Default)]
-struct Wish {
-    missing: BTreeSet<u32>,
-    under_way: BTreeMap<u32, Source>,
-    /// Sources that failed, and the head node's failures, by chunk.
-    avoid: BTreeSet<(u32, Host)>,
-    head_failures: BTreeMap<u32, u32>,
-    /// It stands among the starved.
-    starved: bool,
 }
 
 impl Spread {
@@ -281,33 +266,6 @@ impl Spread {
     }
 }
 
-impl Wish {
-    /// Whether a chunk is neither there nor on its way.
-    fn lacks(&self, chunk: u32) -> bool {
-        self.missing.contains(&chunk) && !self.under_way.contains_key(&chunk)
-    }
-
-    /// Whether another chunk would be taken.
-    fn has_room(&self) -> bool {
-        self.under_way.len() < WINDOW && self.under_way.len() < self.missing.len()
-    }
-
-    /// Notes a failure; gives whether there is nobody left to ask.
-    fn refused(&mut self, chunk: u32, source: Source) -> bool {
-        match source {
-            Source::Host(from) => {
-                self.avoid.insert((chunk, from));
-                false
-            }
-            Source::Head => {
-                let failures = self.head_failures.entry(chunk).or_default();
-                *failures += 1;
-                *failures >= HEAD_TRIES
-            }
-        }
-    }
-}
-
 impl Version {
     /// A host wants it no more, or is gone.
     fn forget(&mut self, host: Host) -> Option<Wish> {
@@ -347,6 +305,7 @@ impl Version {
 
 #[cfg(test)]
 mod tests {
+    use super::super::wish::WINDOW;
     use super::*;
 
     const V: PolicyVersion = PolicyVersion(3);

@@ -5,7 +5,7 @@ use crate::net::{Message, Way, WireId};
 use crate::seen::Seen;
 use crate::workers::{Brain, Note};
 use crate::world::World;
-use cohort_cluster::agent::nodes::state as nodes;
+use cohort_cluster::agent::nodes::event as nodes;
 use cohort_cluster::controller::{Command, ConnId, DeliveryId, Event, Fact, Work};
 use cohort_cluster::coordinator::payload::{group_payload, samples_to_score};
 use cohort_cluster::ledger::Entry;
