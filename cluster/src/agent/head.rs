@@ -3,8 +3,9 @@ use super::autoscale::{Autoscale, Seen};
 use super::children::{self, Children};
 use super::control::{self, Call, Place, Request};
 use super::doors::{self, Doors, Ports};
-use super::launcher::Launcher;
+use super::launcher::{self, Launcher};
 use super::nodes::enrolment::Enrolment;
+use super::nodes::patience::{Patience, Waiting};
 use super::nodes::{Elsewhere, Hosts, HostsArgs, HostsSender};
 use super::orders::Orders;
 use super::watched::Watched;
@@ -23,7 +24,7 @@ use cohort_protocol::{Role, WorkerId};
 use serde_json::{Value, json};
 use std::collections::BTreeSet;
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 use tokio::sync::mpsc;
 use tokio::task::JoinHandle;
 
@@ -66,6 +67,10 @@ struct Head {
     /// The learner's idle part of every committed step.
     steps: mpsc::Receiver<f64>,
     autoscale: Option<Autoscale>,
+    patience: Patience,
+    /// Where other hosts join.
+    joined_at: String,
+    progress: Arc<dyn ProgressSink>,
     pulse: Arc<Pulse>,
     serving: Vec<JoinHandle<()>>,
 }
@@ -98,7 +103,10 @@ impl Head {
         let enrolment = Arc::new(enrolment.map_err(system("read the hosts' file"))?);
         let cluster = &options.config.cluster;
         let cluster_autoscale = cluster.autoscale.map(Autoscale::new);
-        let offers = vec![(Role::Reward, cluster.reward.get()), (Role::Rollout, cluster.rollout.get())];
+        let offers = vec![(Role::Reward, cluster.reward), (Role::Rollout, cluster.rollout)];
+        let patience = Patience::new(Duration::from_secs(cluster.join_patience_s.get().into()));
+        let told = progress.clone();
+        let joined_at = listen.map(|listen| launcher::advertised(cluster, listen)).unwrap_or_default();
         if let Some(listen) = listen {
             let (run, cluster, logs) = (options.run, cluster.clone(), options.logs.clone());
             let launcher = Launcher { run, cluster, listen, logs, enrolment: enrolment.clone(), progress: progress.clone() };
@@ -150,6 +158,9 @@ impl Head {
             here: BTreeSet::new(),
             steps,
             autoscale: cluster_autoscale,
+            patience,
+            joined_at,
+            progress: told,
             pulse,
             serving,
         };
@@ -233,6 +244,7 @@ impl Head {
                 _ = look.tick() => {
                     self.pulse.beat();
                     watched.look(&self.supervisor, *self.heard.last.borrow()).await;
+                    self.wait_for_hosts().await?;
                 }
                 Some((worker, pid, why)) = self.heard.replace.recv() => self.hosts.hangs(worker, pid, why).await,
                 Some((worker, pid, why)) = self.hosts.kills.recv() => {
@@ -243,6 +255,29 @@ impl Head {
                 _ = shutdown.wait(), if !watched.is_draining() => watched.drain(),
             }
         }
+    }
+
+    /// Says what the run lacks, and gives it up when nobody has brought it in time.
+    async fn wait_for_hosts(&mut self) -> Result<(), AgentError> {
+        let lacking = self.hosts.lacking.borrow().clone();
+        for news in self.patience.look(Instant::now(), &lacking, self.orders.paused()) {
+            let (head, waited) = (self.joined_at.clone(), self.patience.limit());
+            match news {
+                Waiting::Begun(role) => {
+                    let text = format!(
+                        "no host has {role} workers: waiting up to {} s for one (cluster join {head} --roles {role}=1)",
+                        waited.as_secs()
+                    );
+                    tracing::info!(target: "cohort::agent", text, "waits_for_hosts");
+                    self.progress.emit(Progress::Notice(text));
+                }
+                Waiting::Over(role) => {
+                    self.hosts.farewell("the run has waited for workers in vain").await;
+                    return Err(AgentError::Lonely { role, waited, head, run: self.options.paths.root().to_owned() });
+                }
+            }
+        }
+        Ok(())
     }
 
     /// Requests that this task itself carries out.

@@ -112,7 +112,7 @@ fn command(cluster: &ClusterConfig, node: &NodeConfig, head: &str, run: RunId) -
 }
 
 /// Where other hosts find the head node: as configured; else where it listens; else its name.
-fn advertised(cluster: &ClusterConfig, listen: SocketAddr) -> String {
+pub(super) fn advertised(cluster: &ClusterConfig, listen: SocketAddr) -> String {
     match (&cluster.advertise, listen.ip().is_unspecified()) {
         (Some(name), _) => format!("{name}:{}", listen.port()),
         (None, false) => listen.to_string(),

@@ -56,7 +56,7 @@ use cohort_actors::Escalation;
 use cohort_actors::certs::CertError;
 use cohort_actors::transport::quic::QuicError;
 use cohort_engine::RingError;
-use cohort_protocol::RunId;
+use cohort_protocol::{Role, RunId};
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
@@ -89,6 +89,22 @@ pub enum AgentError {
     /// A port for other hosts cannot be used. Stop.
     #[error("cluster.listen: {0}")]
     Listen(#[from] QuicError),
+    /// No host brought what the run lacks. Stop.
+    #[error(
+        "no host with {role} workers has joined for {} s (cluster.join_patience_s): start one with `cluster join {head} --roles \
+         {role}=1`, or set cluster.{role} to 1 or more, and go on with `cluster launch --resume {}`",
+        waited.as_secs(), run.display()
+    )]
+    Lonely {
+        /// What is lacking.
+        role: Role,
+        /// For how long.
+        waited: Duration,
+        /// Where hosts join.
+        head: String,
+        /// The run.
+        run: PathBuf,
+    },
     /// Somebody ran `cluster stop`.
     #[error("stopped; nothing that was accepted is lost: go on with `cluster launch --resume {}`", run.display())]
     Stopped {

@@ -9,8 +9,9 @@
 //!   `--set` and flags), so that a resolved configuration means the same anywhere on the host.
 //!
 //! Files: `origin` places; `tree` layers; `de` typed reading; `schema` the keys that exist; `print` TOML with origins;
-//! `docs` the reference; `profile` the profiles; `sections` the cluster's own; `paths` relative paths; `units` spans, bytes.
+//! `docs` the reference; `profile` the profiles; `sections` the cluster's own, `cluster` what they ask together; `paths` relative paths; `units` spans, bytes.
 
+mod cluster;
 mod de;
 mod docs;
 mod error;

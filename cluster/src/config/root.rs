@@ -81,37 +81,7 @@ impl Config {
 
     /// What the sections say about themselves: the path of the first bad value, and why it is bad.
     pub(super) fn check(&self) -> Result<(), (String, String)> {
-        if self.cluster.listen.is_none() && !self.cluster.nodes.is_empty() {
-            return Err(("cluster.nodes".to_owned(), "other hosts need cluster.listen, as \"0.0.0.0:7400\", to join".to_owned()));
-        }
-        for (index, node) in self.cluster.nodes.iter().enumerate() {
-            if node.address.trim().is_empty() || node.rollout == 0 && node.reward == 0 {
-                let why = "needs an address, and at least one rollout or reward worker".to_owned();
-                return Err((format!("cluster.nodes[{index}]"), why));
-            }
-        }
-        if self.cluster.launcher.first().is_none_or(String::is_empty) {
-            return Err(("cluster.launcher".to_owned(), "is no command: its first word is the program".to_owned()));
-        }
-        if let Some(bounds) = self.cluster.autoscale {
-            if bounds.rollout_min > bounds.rollout_max {
-                let why =
-                    format!("is {} and rollout_max {}: the least is more than the most", bounds.rollout_min, bounds.rollout_max);
-                return Err(("cluster.autoscale.rollout_min".to_owned(), why));
-            }
-            if !self.cluster.processes {
-                let why = "a run in one process cannot be scaled: set cluster.processes = true, or launch with --processes";
-                return Err(("cluster.autoscale".to_owned(), why.to_owned()));
-            }
-        }
-        if self.cluster.http.is_some_and(|http| !http.ip().is_loopback()) && self.cluster.http_token_file.is_none() {
-            let why = "is not a loopback address: set cluster.http_token_file to a file with a token, or serve on 127.0.0.1";
-            return Err(("cluster.http".to_owned(), why.to_owned()));
-        }
-        if self.cluster.listen.is_some() && !self.cluster.processes {
-            let why = "other hosts can only join a run of processes: set cluster.processes = true, or launch with --processes";
-            return Err(("cluster.listen".to_owned(), why.to_owned()));
-        }
+        self.cluster.check()?;
         self.model.check().map_err(|error| ("model".to_owned(), error.to_string()))?;
         self.check_quantization()?;
         Training::try_from(&self.training).map_err(|error| (error.path.clone(), format!("{} {}", error.value, error.rule)))?;
