@@ -114,8 +114,10 @@ pub async fn run(options: JoinOptions, shutdown: Shutdown) -> Result<(), JoinErr
     };
     let outcome = joined.stay(link, &mut ended).await;
     stop.trigger("this host leaves");
-    // It ends when every worker has ended or was killed.
-    let _ = ended.await;
+    // It ends when every worker has ended or was killed; it has already where it was what ended the stay.
+    if !ended.is_finished() {
+        let _ = ended.await;
+    }
     serving.inspect(JoinHandle::abort);
     outcome
 }
