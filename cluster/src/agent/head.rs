@@ -11,13 +11,12 @@ use super::orders::Orders;
 use super::watched::Watched;
 use super::weights::shelf::Shelf;
 use super::{AgentError, AgentOptions, news};
-use crate::cli::Exit;
 use crate::coordinator::LEARNER_IDLE;
 use crate::http::{self, HttpOptions, Pulse};
 use crate::ledger::{LedgerError, RunPaths};
 use crate::progress::{LaunchReport, Progress, ProgressSink, RunStatus};
 use cohort_actors::certs::RunAuthority;
-use cohort_actors::supervision::process::{ProcessStatus, ProcessSupervisor, exit};
+use cohort_actors::supervision::process::{ProcessStatus, ProcessSupervisor};
 use cohort_actors::{ChildId, Escalation, Shutdown, SupervisionPolicy};
 use cohort_engine::SharedRing;
 use cohort_protocol::{Role, WorkerId};
@@ -142,6 +141,7 @@ impl Head {
             logs: options.logs.clone(),
             handover: name,
             gate: None,
+            sample_with: None,
             coordinator: doors::reachable(address),
             authority: Some(authority),
         };
@@ -370,14 +370,8 @@ impl Calls {
 
 /// The run's end: as the child that cannot run said by its exit code.
 fn gave_up(escalation: Escalation, status: &[ProcessStatus]) -> AgentError {
-    let exit = match &escalation {
-        Escalation::Fatal { child, .. } => {
-            let code = status.iter().find(|s| s.id == *child).and_then(|s| s.last_exit.as_ref()?.code);
-            code.and_then(exit::final_code).and_then(Exit::from_code)
-        }
-        Escalation::TooManyRestarts { .. } => None,
-    };
-    AgentError::GaveUp { escalation, exit: exit.unwrap_or(Exit::WorkerGaveUp) }
+    let exit = children::final_exit(&escalation, status);
+    AgentError::GaveUp { escalation, exit }
 }
 
 fn report(paths: &RunPaths, restarts: u64) -> Result<LaunchReport, AgentError> {

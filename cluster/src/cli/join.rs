@@ -3,6 +3,7 @@ use super::steer::{self, Counts};
 use super::{CliError, Exit};
 use crate::agent::{self, JoinError, JoinOptions, Token};
 use crate::http::HttpOptions;
+use crate::run::sampler::SampleWith;
 use cohort_actors::{LinkError, Shutdown};
 use std::io::{Read, Write};
 use std::net::{SocketAddr, ToSocketAddrs};
@@ -20,6 +21,10 @@ pub(super) struct Args {
     /// Workers that this host offers to run, as rollout=4,reward=1
     #[arg(long, value_name = "COUNTS", value_parser = steer::counts, default_value = "rollout=1")]
     roles: Counts,
+    /// How this host samples where it cannot offer the run's numerics, as dtype=bf16 or engine=native,device=cpu; the run must
+    /// admit it (rollout.other_numerics)
+    #[arg(long, value_name = "KEY=VALUE,..")]
+    sample_with: Option<SampleWith>,
     /// This host's own folder: its certificate, logs [default: joined-RUN of the token]
     #[arg(long, value_name = "DIR")]
     dir: Option<PathBuf>,
@@ -54,7 +59,7 @@ pub(super) fn run(args: Args, out: &mut dyn Write) -> Result<Exit, CliError> {
         ));
     }
     let http = args.http.map(|address| HttpOptions { address, token_file: args.http_token_file });
-    let options = JoinOptions { head, token, dir, offers: args.roles.0, host, http };
+    let options = JoinOptions { head, token, dir, offers: args.roles.0, sample_with: args.sample_with, host, http };
     let failed = |what: &str| {
         let what = what.to_owned();
         move |e: std::io::Error| CliError::new(Exit::Io, format!("cannot {what}: {e}"))
@@ -111,7 +116,7 @@ impl From<JoinError> for CliError {
             JoinError::NoToken { .. } | JoinError::Token(_) => Exit::Usage,
             JoinError::OtherRun { .. } | JoinError::Directory(_) => Exit::RunDirectory,
             JoinError::Link(LinkError::Refused { .. }) => Exit::Usage,
-            JoinError::GaveUp(_) => Exit::WorkerGaveUp,
+            JoinError::GaveUp { exit, .. } => *exit,
             _ => Exit::Io,
         };
         Self::new(exit, error)

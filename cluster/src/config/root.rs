@@ -8,7 +8,7 @@ use cohort_learner::training::Training;
 use cohort_model::Quantization;
 use cohort_model::config::{EngineKind, ModelConfig};
 use cohort_reward_workers::{Registry, RewardError, RewardsConfig};
-use cohort_rollout::{AgentConfig, EnvironmentConfig, RolloutConfig, RolloutError, registry};
+use cohort_rollout::{AgentConfig, EnvironmentConfig, OtherNumerics, RolloutConfig, RolloutError, registry};
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 use std::path::Path;
@@ -62,11 +62,22 @@ impl Config {
         if !reads_ratio || corrects {
             return Ok(());
         }
+        if self.rollout.other_numerics == OtherNumerics::Correct {
+            let why = "lets samplers in whose log-probs are not the policy's own, for which training must correct: set \
+                       training.correction.type to \"tis\" or \"mis\", or leave the key out";
+            return Err(("rollout.other_numerics".to_owned(), why.to_owned()));
+        }
         let quantized = (self.rollout.quantization != Quantization::None).then(|| "rollout.quantization".to_owned());
         let Some(key) = quantized.or_else(|| self.agent.narrowed().map(|key| format!("agent.{key}"))) else { return Ok(()) };
         let why = "draws tokens from another distribution than the policy's own, for which training must correct: set \
                    training.correction.type to \"tis\" or \"mis\", or leave the key out";
         Err((key, why.to_owned()))
+    }
+
+    /// What computes where tokens are sampled: the path of the first bad value, and why it is bad.
+    pub(crate) fn check_engine(&self) -> Result<(), (String, String)> {
+        self.model.check().map_err(|error| ("model".to_owned(), error.to_string()))?;
+        self.check_quantization()
     }
 
     fn check_quantization(&self) -> Result<(), (String, String)> {
@@ -82,8 +93,7 @@ impl Config {
     /// What the sections say about themselves: the path of the first bad value, and why it is bad.
     pub(super) fn check(&self) -> Result<(), (String, String)> {
         self.cluster.check()?;
-        self.model.check().map_err(|error| ("model".to_owned(), error.to_string()))?;
-        self.check_quantization()?;
+        self.check_engine()?;
         Training::try_from(&self.training).map_err(|error| (error.path.clone(), format!("{} {}", error.value, error.rule)))?;
         if !registry::AGENTS.contains(&self.agent.r#type.as_str()) {
             let kind = &self.agent.r#type;

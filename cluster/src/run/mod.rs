@@ -7,7 +7,7 @@
 //! - **R3** the first SIGINT or SIGTERM drains (the report says `finished = false`), the second ends the process at once;
 //!   children of the node agent cannot outlive it.
 //!
-//! Files: `directory` the run's folder; `resume` what a resumed run may change; `wiring` from configuration to workers;
+//! Files: `directory` the run's folder; `resume` what a resumed run may change; `sampler` a host that samples with other numerics; `wiring` from configuration to workers;
 //! `source` from configuration to the coordinator; `failure` how workers end badly; `inproc` everything in this process,
 //! `hangs` what of it hangs; `replay` a run's steps once more. Runs of processes are [`crate::agent`]'s.
 pub mod directory;
@@ -16,6 +16,7 @@ mod hangs;
 mod inproc;
 pub mod replay;
 mod resume;
+pub mod sampler;
 pub mod source;
 pub mod wiring;
 

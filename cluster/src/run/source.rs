@@ -8,6 +8,7 @@ use crate::progress::ProgressSink;
 use cohort_actors::parent;
 use cohort_learner::training::Training;
 use cohort_protocol::{GroupId, LeasePurpose, Role, SampledItem, SamplingParams, WorkerId};
+use cohort_rollout::OtherNumerics;
 use cohort_rollout::dataset::Dataset;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -42,6 +43,7 @@ pub fn coordinator_args(wiring: &Wiring, paths: &RunPaths, around: Surroundings)
         plan: plan(config, data.as_ref(), around.shared_engine),
         workers: workers(config),
         numerics: wiring.numerics(),
+        corrects: config.rollout.other_numerics == OtherNumerics::Correct,
         groups: Arc::new(Rows { data, sampling: config.agent.sampling(), seed: config.training.seed }),
         advantage: training.advantage,
         progress: around.progress,

@@ -9,6 +9,7 @@ mod int8;
 mod kills;
 mod partial;
 mod ranks;
+mod samplers;
 mod settings;
 
 use cohort_tests::launch::Bench;

@@ -307,7 +307,14 @@ impl Task {
 
 /// Lets hosts in, each in a task of its own, until it is aborted.
 async fn accept_all(listener: Arc<dyn Listener>, run: RunId, enrolment: Arc<Enrolment>, inbox: mpsc::Sender<Input>) {
-    let terms = AcceptTerms { run, epoch: Epoch(0), numerics: String::new(), deadline: HELLO, roles: AcceptTerms::NODES };
+    let terms = AcceptTerms {
+        run,
+        epoch: Epoch(0),
+        numerics: String::new(),
+        corrects: false,
+        deadline: HELLO,
+        roles: AcceptTerms::NODES,
+    };
     let terms = Arc::new(terms);
     let mut sessions = JoinSet::new();
     let mut next = 0;
