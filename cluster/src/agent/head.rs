@@ -3,6 +3,7 @@ use super::autoscale::{Autoscale, Seen};
 use super::children::{self, Children};
 use super::control::{self, Call, Place, Request};
 use super::doors::{self, Doors, Ports};
+use super::invitation::Left;
 use super::launcher::{self, Launcher};
 use super::nodes::enrolment::Enrolment;
 use super::nodes::patience::{Patience, Waiting};
@@ -70,6 +71,8 @@ struct Head {
     /// Where other hosts join.
     joined_at: String,
     progress: Arc<dyn ProgressSink>,
+    /// Taken away with the head node.
+    _invited: Option<Left>,
     pulse: Arc<Pulse>,
     serving: Vec<JoinHandle<()>>,
 }
@@ -103,6 +106,15 @@ impl Head {
         let cluster = &options.config.cluster;
         let cluster_autoscale = cluster.autoscale.map(Autoscale::new);
         let offers = vec![(Role::Reward, cluster.reward), (Role::Rollout, cluster.rollout)];
+        let invited = match (&options.invites, listen) {
+            (Some(invites), Some(listen)) => {
+                let named = invites.head.as_ref().map(|name| format!("{name}:{}", listen.port()));
+                let head = named.unwrap_or_else(|| launcher::advertised(cluster, listen));
+                let left = invites.leave(&enrolment, head).map_err(std::io::Error::other);
+                Some(left.map_err(system("leave an invitation for the other hosts"))?)
+            }
+            _ => None,
+        };
         let patience = Patience::new(Duration::from_secs(cluster.join_patience_s.get().into()));
         let told = progress.clone();
         let joined_at = listen.map(|listen| launcher::advertised(cluster, listen)).unwrap_or_default();
@@ -161,6 +173,7 @@ impl Head {
             patience,
             joined_at,
             progress: told,
+            _invited: invited,
             pulse,
             serving,
         };

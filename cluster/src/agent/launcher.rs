@@ -117,10 +117,14 @@ pub(super) fn advertised(cluster: &ClusterConfig, listen: SocketAddr) -> String 
         (Some(name), _) => format!("{name}:{}", listen.port()),
         (None, false) => listen.to_string(),
         (None, true) => {
-            let name = std::fs::read_to_string("/proc/sys/kernel/hostname").unwrap_or_default();
-            format!("{}:{}", name.trim(), listen.port())
+            format!("{}:{}", host_name(), listen.port())
         }
     }
+}
+
+/// What this host calls itself.
+pub(crate) fn host_name() -> String {
+    std::fs::read_to_string("/proc/sys/kernel/hostname").unwrap_or_default().trim().to_owned()
 }
 
 #[cfg(test)]
