@@ -53,7 +53,14 @@ fn door(strangers: bool) -> Door {
 }
 
 async fn serve(listener: Arc<QuicListener>, authority: Arc<RunAuthority>, strangers: bool) {
-    let terms = AcceptTerms { run: RUN, epoch: Epoch(0), numerics: String::new(), deadline: SOON, roles: AcceptTerms::NODES };
+    let terms = AcceptTerms {
+        run: RUN,
+        epoch: Epoch(0),
+        numerics: String::new(),
+        corrects: false,
+        deadline: SOON,
+        roles: AcceptTerms::NODES,
+    };
     while let Ok(connection) = listener.accept().await {
         let (terms, authority) = (terms.clone(), authority.clone());
         tokio::spawn(async move {

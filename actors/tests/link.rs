@@ -39,6 +39,7 @@ fn terms(epoch: u64) -> AcceptTerms {
         run: RunId(1),
         epoch: Epoch(epoch),
         numerics: "f32/avx512".into(),
+        corrects: false,
         deadline: Duration::from_secs(5),
         roles: AcceptTerms::WORKERS,
     }
@@ -123,6 +124,23 @@ async fn a_refusal_is_final_and_says_why() {
         let Err(LinkError::Refused { reason, .. }) = worker else { panic!("{what}: {worker:?}") };
         assert!(named.iter().all(|n| reason.contains(n)), "{what}: {reason}");
         assert!(matches!(coordinator, Err(LinkError::Rejected { .. })), "{what}: {coordinator:?}");
+    }
+}
+
+#[tokio::test]
+async fn other_numerics_are_let_in_where_the_run_corrects_for_them_and_of_samplers_only() {
+    let terms = AcceptTerms { corrects: true, ..terms(1) };
+    for (role, numerics, corrected) in [
+        (Role::Rollout, "bf16", Some(true)),
+        (Role::Rollout, "f32/avx512", Some(false)),
+        (Role::Reward, "", Some(false)),
+        (Role::Learner, "bf16", None),
+    ] {
+        let (_address, listener, dialer) = address();
+        let hello = Hello { worker: WorkerId { role, index: 0 }, numerics: numerics.into(), ..hello() };
+        let coordinator = async { accept_worker(listener.accept().await.unwrap(), &terms, |_| Ok(())).await };
+        let (_worker, admitted) = tokio::join!(Worker::connect(dialer, hello, QUICK, Shutdown::new()), coordinator);
+        assert_eq!(admitted.ok().map(|a| a.corrected), corrected, "{role} {numerics}");
     }
 }
 

@@ -1,13 +1,14 @@
 //! The program: from a configuration to a trained policy. Decides (`controller`), accounts (`ledger`), supervises
 //! (`agent`), talks to people (`cli`, `progress`).
 //!
-//! Files: `config/` files, flags and profiles to typed sections; `cli/` one file a subcommand; `preflight` what a run will
+//! Files: `allocation/` what a scheduler says; `config/` files, flags and profiles to typed sections; `cli/` one file a subcommand; `preflight` what a run will
 //! need; `progress` what it tells; `controller/` what happens next, pure; `ledger/` what has happened, durable.
 
 #[macro_use]
 pub mod planted;
 
 pub mod agent;
+pub mod allocation;
 pub mod cli;
 pub mod config;
 pub mod controller;

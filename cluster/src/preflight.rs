@@ -71,16 +71,17 @@ impl Need {
         let sampler = Self::weights_of_sampler(spec, (dtype, quantization));
         let quantized = if quantization == Quantization::Int8 { quantized(spec) } else { 0 };
         let referenced = Training::try_from(&config.training).is_ok_and(|training| training.loss.needs_reference());
-        let rollout = u64::from(config.cluster.rollout.get());
-        let (workers, ring) = if config.cluster.processes { (rollout, u64::from(RING_SLOTS)) } else { (0, 0) };
+        let apart = config.cluster.processes;
+        let (workers, ring) = if apart { (u64::from(config.cluster.rollout), u64::from(RING_SLOTS)) } else { (0, 0) };
+        let samplers = if apart { workers } else { 1 };
         // Settings that do not fit this model are named where the model is opened.
         if let Some(lora) = config.model.lora.as_ref().and_then(|lora| Lora::of(lora, spec, "model.lora").ok()) {
             let (trained, frozen) = Self::of_adapters(spec, &lora);
             let own = full + frozen + trained + if dtype == DtypeKind::Bf16 { plain } else { 0 };
             (engine.gradients, engine.moments) = (trained, 2 * trained);
             return Self {
-                kv: Self::kv_of_engine(spec, config) * workers.max(1),
-                parameters: if workers == 0 { own + quantized } else { own },
+                kv: Self::kv_of_engine(spec, config) * samplers,
+                parameters: if apart { own } else { own + quantized },
                 reference: if referenced { plain } else { 0 },
                 workers: workers * (own + quantized),
                 ring: ring * trained,
@@ -88,7 +89,7 @@ impl Need {
             };
         }
         Self {
-            kv: Self::kv_of_engine(spec, config) * workers.max(1),
+            kv: Self::kv_of_engine(spec, config) * samplers,
             activations: if config.training.recompute_activations {
                 // What goes into every block, and one block's own.
                 let one = activation_values(&DecoderSpec { layers: 1, ..spec.clone() });
@@ -96,7 +97,7 @@ impl Need {
             } else {
                 engine.activations
             },
-            parameters: full + if dtype == DtypeKind::Bf16 { plain } else { 0 } + if workers == 0 { quantized } else { 0 },
+            parameters: full + if dtype == DtypeKind::Bf16 { plain } else { 0 } + if apart { 0 } else { quantized },
             reference: if referenced { plain } else { 0 },
             workers: workers * sampler,
             ring: ring * full,
@@ -130,7 +131,7 @@ impl Need {
     #[must_use]
     pub fn kv_of_engine(spec: &DecoderSpec, config: &Config) -> u64 {
         let c = &config.cluster;
-        let sharing = if c.processes { 1 } else { u64::from(c.rollout.get()) };
+        let sharing = if c.processes { 1 } else { u64::from(c.rollout) };
         let sequences = sharing * u64::from(c.capacity.get()) * u64::from(config.training.group_size);
         // No more sequences run at once than a step has, nor than the engine takes.
         let step = u64::from(config.training.groups_per_step) * u64::from(config.training.group_size);
@@ -318,10 +319,14 @@ mod tests {
         assert_eq!((one.workers, one.ring, one.reference), (0, 0, 0));
         config.training.loss = serde_json::from_str(r#"{ "type": "grpo", "beta": 0.04 }"#).unwrap();
         config.cluster.processes = true;
-        config.cluster.rollout = std::num::NonZeroU16::new(3).unwrap();
+        config.cluster.rollout = 3;
         let many = Need::of_run(&spec, &config);
         assert_eq!((many.workers, many.ring, many.reference), (3 * one.parameters, 3 * one.parameters, one.parameters));
         assert_eq!(many.kv, 3 * Need::kv_of_engine(&spec, &config));
+        config.cluster.rollout = 0;
+        let elsewhere = Need::of_run(&spec, &config);
+        assert_eq!((elsewhere.workers, elsewhere.kv, elsewhere.ring), (0, 0, many.ring), "other hosts generate");
+        config.cluster.rollout = 3;
         assert_eq!(many.total(), many.parts().iter().map(|(_, bytes)| bytes).sum::<u64>());
         assert!(many.total() > one.total() + 7 * one.parameters);
         config.model.dtype = DtypeKind::Bf16;

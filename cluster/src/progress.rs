@@ -154,6 +154,9 @@ pub struct ActorStatus {
     /// none.
     #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
     pub breakers: BTreeMap<String, String>,
+    /// Of a corrected sampler: its numerics, which are not the run's. Absent elsewhere.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub numerics: Option<String>,
 }
 
 /// Training groups since the run began.
@@ -163,6 +166,9 @@ pub struct GroupCounts {
     pub generated: u64,
     /// Of committed steps.
     pub consumed: u64,
+    /// Of them with tokens whose log-probs are no version's own: sampled with other numerics, in int8, or over kept keys and values.
+    #[serde(default)]
+    pub inexact: u64,
     /// Leased and neither consumed nor dropped.
     pub in_flight: u64,
     /// Of them complete, waiting for a step.

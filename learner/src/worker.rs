@@ -106,6 +106,7 @@ fn lead(
         // Of this start of the lead: what followers see of it in their logs.
         epoch: Epoch(u64::from(args.hello.incarnation)),
         numerics: args.hello.numerics.clone(),
+        corrects: false,
         deadline: HELLO,
         roles: AcceptTerms::FOLLOWERS,
     };

@@ -32,6 +32,17 @@ pub enum EngineKind {
     Candle,
 }
 
+impl EngineKind {
+    /// The name that the configuration takes.
+    #[must_use]
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Native => "native",
+            Self::Candle => "candle",
+        }
+    }
+}
+
 /// A number format by name.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "snake_case")]
@@ -107,6 +118,17 @@ pub enum DeviceKind {
     Cpu,
     /// The first NVIDIA GPU.
     Cuda,
+}
+
+impl DeviceKind {
+    /// The name that the configuration takes.
+    #[must_use]
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Cpu => "cpu",
+            Self::Cuda => "cuda",
+        }
+    }
 }
 
 /// Settings that exclude each other.

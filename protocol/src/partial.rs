@@ -112,6 +112,11 @@ impl TurnPart {
         self.ended = next.ended;
     }
 
+    /// Takes the promise of its log-probs back.
+    pub fn mark_inexact(&mut self) {
+        self.spans.iter_mut().for_each(|span| span.exact = false);
+    }
+
     /// The policy version of each token, and whether its log-probs are exact.
     pub fn versions(&self) -> impl Iterator<Item = (PolicyVersion, bool)> + '_ {
         self.spans.iter().flat_map(|span| std::iter::repeat_n((span.version, span.exact), span.len as usize))

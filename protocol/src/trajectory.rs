@@ -98,6 +98,17 @@ impl Trajectory {
         self.spans.iter().map(|s| s.version).min()
     }
 
+    /// Takes the promise of its log-probs back.
+    pub fn mark_inexact(&mut self) {
+        self.spans.iter_mut().for_each(|span| span.exact = false);
+    }
+
+    /// Whether a sampled token's log-probs are no version's own.
+    #[must_use]
+    pub fn is_inexact(&self) -> bool {
+        self.spans.iter().any(|span| !span.exact && span.len > 0)
+    }
+
     /// Checks the columns against each other: lengths, mask values, finite log-probs at most 0, spans covering the mask.
     pub fn validate(&self) -> Result<(), InvalidTrajectory> {
         let fail = |why: String| Err(InvalidTrajectory { group: self.group, sample: self.sample, why });

@@ -80,6 +80,7 @@ impl Bench {
             run: RunId(1),
             epoch: Epoch(epoch),
             numerics: String::new(),
+            corrects: false,
             deadline: Duration::from_secs(5),
             roles: AcceptTerms::WORKERS,
         };

@@ -13,6 +13,21 @@ pub struct RolloutConfig {
     /// int8 in groups of 32, the weights anew at every new version. Learning stays in the model's format, so that sampled tokens
     /// are inexact: needs a `training.correction`, and `model.engine = "native"`. Part of the run's numerics.
     pub quantization: Quantization,
+    /// A rollout worker whose numerics are not the run's (`cluster join --sample-with`, another build): "refuse" (default), or "correct":
+    /// it takes part, and all tokens that it delivers count as inexact. They then depend on which worker had which group, so that the same
+    /// run again gives other weights; evaluation is by whoever is there. Needs a `training.correction`.
+    pub other_numerics: OtherNumerics,
+}
+
+/// What becomes of a rollout worker with other numerics than the run's.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "snake_case")]
+pub enum OtherNumerics {
+    /// It is sent away, with both numerics named.
+    #[default]
+    Refuse,
+    /// It samples, and its tokens are corrected for.
+    Correct,
 }
 
 /// How the policy takes part in a dialogue.

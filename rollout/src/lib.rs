@@ -32,7 +32,7 @@ pub mod transcript;
 pub mod worker;
 
 pub use agents::Agent;
-pub use config::{AgentConfig, ConstraintConfig, EnvironmentConfig, RolloutConfig};
+pub use config::{AgentConfig, ConstraintConfig, EnvironmentConfig, OtherNumerics, RolloutConfig};
 pub use constraint::Grammar;
 pub use dataset::Dataset;
 pub use environments::{Environment, Episode, Observation};

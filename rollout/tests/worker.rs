@@ -79,6 +79,7 @@ impl Bench {
             run: RunId(1),
             epoch: Epoch(epoch),
             numerics,
+            corrects: false,
             deadline: Duration::from_secs(5),
             roles: AcceptTerms::WORKERS,
         };

@@ -154,6 +154,8 @@ impl Bench {
     pub fn command(&self, subcommand: &str) -> Command {
         let mut command = Command::new(&self.program);
         command.current_dir(self.folder.join("elsewhere")).arg(subcommand).env_remove("COHORT_CRASH");
+        // The tests may themselves run under a scheduler.
+        command.env_remove("SLURM_PROCID").env_remove("RANK");
         command
     }
 

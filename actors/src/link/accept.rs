@@ -24,6 +24,8 @@ pub struct AcceptTerms {
     pub epoch: Epoch,
     /// The run's numerics, one line. Rollout workers and learner ranks must name the same; graders do not compute.
     pub numerics: String,
+    /// Whether rollout workers that name others are let in all the same, as corrected samplers ([`Admitted::corrected`]).
+    pub corrects: bool,
     /// For `Hello` to arrive. 5 s suits.
     pub deadline: Duration,
     /// Whose places these are: [`AcceptTerms::WORKERS`] or [`AcceptTerms::NODES`].
@@ -45,6 +47,8 @@ pub struct Admitted {
     pub hello: Hello,
     /// The negotiated version.
     pub protocol: u16,
+    /// It samples with other numerics than the run's: nothing that it says of a log-prob is exact.
+    pub corrected: bool,
     /// Its connection; [`Self::into_link`] types it.
     pub connection: Arc<dyn Connection>,
 }
@@ -116,7 +120,8 @@ async fn answer(
         Ok((protocol, hello)) => {
             let welcome = Handshake::Welcome(Welcome { protocol, epoch: terms.epoch });
             connection.send(welcome.to_frame().map_err(LinkError::Unsendable)?).await?;
-            Ok(Admitted { hello, protocol, connection })
+            let corrected = computes(&hello) && hello.numerics != terms.numerics;
+            Ok(Admitted { hello, protocol, corrected, connection })
         }
         Err(reason) => Err(refuse(connection, reason).await?),
     }
@@ -280,6 +285,10 @@ fn hello_of(first: &Inbound) -> Result<Hello, CodecError> {
     }
 }
 
+fn computes(hello: &Hello) -> bool {
+    matches!(hello.worker.role, Role::Rollout | Role::Learner)
+}
+
 /// The version to speak with this worker, or why not.
 fn check(hello: &Hello, terms: &AcceptTerms, connection: &dyn Connection) -> Result<u16, String> {
     if hello.run != terms.run {
@@ -289,10 +298,11 @@ fn check(hello: &Hello, terms: &AcceptTerms, connection: &dyn Connection) -> Res
         return Err(format!("{} has no place here", hello.worker));
     }
     connection.verify_peer(hello.run, hello.worker).map_err(|error| error.to_string())?;
-    let computes = matches!(hello.worker.role, Role::Rollout | Role::Learner);
-    if computes && hello.numerics != terms.numerics {
+    let corrects = terms.corrects && hello.worker.role == Role::Rollout;
+    if computes(hello) && !corrects && hello.numerics != terms.numerics {
         return Err(format!(
-            "run numerics differ: the run has {:?}, {} has {:?}; use the same build, kernel path and config",
+            "run numerics differ: the run has {:?}, {} has {:?}; use the same build, kernel path and config, or, for a rollout \
+             worker, begin the run with rollout.other_numerics = \"correct\"",
             terms.numerics, hello.worker, hello.numerics
         ));
     }

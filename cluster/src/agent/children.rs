@@ -1,11 +1,13 @@
 //! Which processes a run has and how each is started; what `agent.json` says of them.
 use super::AgentError;
 use super::nodes::Elsewhere;
+use crate::cli::Exit;
 use crate::coordinator::DRAIN_LIMIT;
 use crate::ledger::RunPaths;
+use crate::run::sampler::SampleWith;
 use cohort_actors::certs::RunAuthority;
-use cohort_actors::supervision::process::{ProcessSpec, ProcessStatus};
-use cohort_actors::{ChildId, Restart};
+use cohort_actors::supervision::process::{ProcessSpec, ProcessStatus, exit};
+use cohort_actors::{ChildId, Escalation, Restart};
 use cohort_protocol::messages::node::ChildState;
 use cohort_protocol::{Role, RunId, WorkerId};
 use serde::{Deserialize, Serialize};
@@ -50,6 +52,8 @@ pub(super) struct Children {
     pub handover: String,
     /// Name of the gate for weights, on a host that joined.
     pub gate: Option<String>,
+    /// What samplers compute with, where that is not the run's.
+    pub sample_with: Option<SampleWith>,
     pub coordinator: SocketAddr,
     /// Makes certificates; where there is none, they are in the directory already.
     pub authority: Option<Arc<RunAuthority>>,
@@ -77,6 +81,9 @@ impl Children {
         ];
         if let Some(gate) = &self.gate {
             args.extend(["--gate".to_owned(), gate.clone()]);
+        }
+        if let Some(with) = self.sample_with.filter(|_| who.role == Role::Rollout) {
+            args.extend(["--sample-with".to_owned(), with.to_string()]);
         }
         let mut args: Vec<OsString> = args.into_iter().map(OsString::from).collect();
         args.extend([OsString::from("--run-dir"), self.dir.clone().into()]);
@@ -115,6 +122,18 @@ pub(super) fn coordinator_has_left(status: &[ProcessStatus], draining: bool) -> 
         Some(child) => child.phase == "ended" && child.last_exit.as_ref().is_some_and(|e| e.code == Some(0)),
         None => draining,
     }
+}
+
+/// How a command ends whose child cannot be kept alive: as the child said by its exit code.
+pub(super) fn final_exit(escalation: &Escalation, status: &[ProcessStatus]) -> Exit {
+    let exit = match escalation {
+        Escalation::Fatal { child, .. } => {
+            let code = status.iter().find(|s| s.id == *child).and_then(|s| s.last_exit.as_ref()?.code);
+            code.and_then(exit::final_code).and_then(Exit::from_code)
+        }
+        Escalation::TooManyRestarts { .. } => None,
+    };
+    exit.unwrap_or(Exit::WorkerGaveUp)
 }
 
 pub(super) fn restarts(status: &[ProcessStatus]) -> u64 {

@@ -107,7 +107,7 @@ impl Doors {
 /// Who may take weights from a host.
 pub(super) fn node_terms(run: RunId) -> AcceptTerms {
     let deadline = Duration::from_secs(5);
-    AcceptTerms { run, epoch: Epoch(0), numerics: String::new(), deadline, roles: AcceptTerms::NODES }
+    AcceptTerms { run, epoch: Epoch(0), numerics: String::new(), corrects: false, deadline, roles: AcceptTerms::NODES }
 }
 
 /// Where this host's own workers find a socket that listens on all addresses.

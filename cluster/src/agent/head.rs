@@ -3,27 +3,28 @@ use super::autoscale::{Autoscale, Seen};
 use super::children::{self, Children};
 use super::control::{self, Call, Place, Request};
 use super::doors::{self, Doors, Ports};
-use super::launcher::Launcher;
+use super::invitation::Left;
+use super::launcher::{self, Launcher};
 use super::nodes::enrolment::Enrolment;
+use super::nodes::patience::{Patience, Waiting};
 use super::nodes::{Elsewhere, Hosts, HostsArgs, HostsSender};
 use super::orders::Orders;
 use super::watched::Watched;
 use super::weights::shelf::Shelf;
 use super::{AgentError, AgentOptions, news};
-use crate::cli::Exit;
 use crate::coordinator::LEARNER_IDLE;
 use crate::http::{self, HttpOptions, Pulse};
 use crate::ledger::{LedgerError, RunPaths};
 use crate::progress::{LaunchReport, Progress, ProgressSink, RunStatus};
 use cohort_actors::certs::RunAuthority;
-use cohort_actors::supervision::process::{ProcessStatus, ProcessSupervisor, exit};
+use cohort_actors::supervision::process::{ProcessStatus, ProcessSupervisor};
 use cohort_actors::{ChildId, Escalation, Shutdown, SupervisionPolicy};
 use cohort_engine::SharedRing;
 use cohort_protocol::{Role, WorkerId};
 use serde_json::{Value, json};
 use std::collections::BTreeSet;
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 use tokio::sync::mpsc;
 use tokio::task::JoinHandle;
 
@@ -66,6 +67,12 @@ struct Head {
     /// The learner's idle part of every committed step.
     steps: mpsc::Receiver<f64>,
     autoscale: Option<Autoscale>,
+    patience: Patience,
+    /// Where other hosts join.
+    joined_at: String,
+    progress: Arc<dyn ProgressSink>,
+    /// Taken away with the head node.
+    _invited: Option<Left>,
     pulse: Arc<Pulse>,
     serving: Vec<JoinHandle<()>>,
 }
@@ -98,10 +105,22 @@ impl Head {
         let enrolment = Arc::new(enrolment.map_err(system("read the hosts' file"))?);
         let cluster = &options.config.cluster;
         let cluster_autoscale = cluster.autoscale.map(Autoscale::new);
-        let (reward, rollout, ranks) = (cluster.reward.get(), cluster.rollout.get(), cluster.ranks_here());
+        let (reward, rollout, ranks) = (cluster.reward, cluster.rollout, cluster.ranks_here());
         // The lead is not placed: it is here.
         let offers = vec![(Role::Reward, reward), (Role::Rollout, rollout), (Role::Learner, ranks - 1)];
         let followers = cluster.followers();
+        let invited = match (&options.invites, listen) {
+            (Some(invites), Some(listen)) => {
+                let named = invites.head.as_ref().map(|name| format!("{name}:{}", listen.port()));
+                let head = named.unwrap_or_else(|| launcher::advertised(cluster, listen));
+                let left = invites.leave(&enrolment, head).map_err(std::io::Error::other);
+                Some(left.map_err(system("leave an invitation for the other hosts"))?)
+            }
+            _ => None,
+        };
+        let patience = Patience::new(Duration::from_secs(cluster.join_patience_s.get().into()));
+        let told = progress.clone();
+        let joined_at = listen.map(|listen| launcher::advertised(cluster, listen)).unwrap_or_default();
         if let Some(listen) = listen {
             let (run, cluster, logs) = (options.run, cluster.clone(), options.logs.clone());
             let launcher = Launcher { run, cluster, listen, logs, enrolment: enrolment.clone(), progress: progress.clone() };
@@ -138,6 +157,7 @@ impl Head {
             logs: options.logs.clone(),
             handover: name,
             gate: None,
+            sample_with: None,
             coordinator: doors::reachable(address),
             authority: Some(authority),
         };
@@ -154,6 +174,10 @@ impl Head {
             here: BTreeSet::new(),
             steps,
             autoscale: cluster_autoscale,
+            patience,
+            joined_at,
+            progress: told,
+            _invited: invited,
             pulse,
             serving,
         };
@@ -234,6 +258,7 @@ impl Head {
                 _ = look.tick() => {
                     self.pulse.beat();
                     watched.look(&self.supervisor, *self.heard.last.borrow()).await;
+                    self.wait_for_hosts().await?;
                 }
                 Some((worker, pid, why)) = self.heard.replace.recv() => self.hosts.hangs(worker, pid, why).await,
                 Some((worker, pid, why)) = self.hosts.kills.recv() => {
@@ -244,6 +269,29 @@ impl Head {
                 _ = shutdown.wait(), if !watched.is_draining() => watched.drain(),
             }
         }
+    }
+
+    /// Says what the run lacks, and gives it up when nobody has brought it in time.
+    async fn wait_for_hosts(&mut self) -> Result<(), AgentError> {
+        let lacking = self.hosts.lacking.borrow().clone();
+        for news in self.patience.look(Instant::now(), &lacking, self.orders.paused()) {
+            let (head, waited) = (self.joined_at.clone(), self.patience.limit());
+            match news {
+                Waiting::Begun(role) => {
+                    let text = format!(
+                        "no host has {role} workers: waiting up to {} s for one (cluster join {head} --roles {role}=1)",
+                        waited.as_secs()
+                    );
+                    tracing::info!(target: "cohort::agent", text, "waits_for_hosts");
+                    self.progress.emit(Progress::Notice(text));
+                }
+                Waiting::Over(role) => {
+                    self.hosts.farewell("the run has waited for workers in vain").await;
+                    return Err(AgentError::Lonely { role, waited, head, run: self.options.paths.root().to_owned() });
+                }
+            }
+        }
+        Ok(())
     }
 
     /// Requests that this task itself carries out.
@@ -336,14 +384,8 @@ impl Calls {
 
 /// The run's end: as the child that cannot run said by its exit code.
 fn gave_up(escalation: Escalation, status: &[ProcessStatus]) -> AgentError {
-    let exit = match &escalation {
-        Escalation::Fatal { child, .. } => {
-            let code = status.iter().find(|s| s.id == *child).and_then(|s| s.last_exit.as_ref()?.code);
-            code.and_then(exit::final_code).and_then(Exit::from_code)
-        }
-        Escalation::TooManyRestarts { .. } => None,
-    };
-    AgentError::GaveUp { escalation, exit: exit.unwrap_or(Exit::WorkerGaveUp) }
+    let exit = children::final_exit(&escalation, status);
+    AgentError::GaveUp { escalation, exit }
 }
 
 fn report(paths: &RunPaths, restarts: u64) -> Result<LaunchReport, AgentError> {

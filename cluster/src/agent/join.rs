@@ -22,6 +22,7 @@ use super::weights::gate::{self, Call};
 use super::weights::{holder, shelf::Shelf, store::Store, taker::Taker};
 use crate::http::{self, HttpOptions, Pulse};
 use crate::ledger::{RunLock, RunPaths};
+use crate::run::sampler::SampleWith;
 use cohort_actors::certs::{Identity, SigningKey};
 use cohort_actors::supervision::process::ProcessSupervisor;
 use cohort_actors::transport::quic::{QuicDialer, QuicListener, QuicOptions};
@@ -60,6 +61,8 @@ pub struct JoinOptions {
     pub dir: PathBuf,
     /// Workers that it offers to run.
     pub offers: Vec<(Role, u16)>,
+    /// What its rollout workers compute with, where that is not the run's.
+    pub sample_with: Option<SampleWith>,
     /// The host's name, for people.
     pub host: String,
     /// Where health and metrics are served.
@@ -114,8 +117,10 @@ pub async fn run(options: JoinOptions, shutdown: Shutdown) -> Result<(), JoinErr
     };
     let outcome = joined.stay(link, &mut ended).await;
     stop.trigger("this host leaves");
-    // It ends when every worker has ended or was killed.
-    let _ = ended.await;
+    // It ends when every worker has ended or was killed; it has already where it was what ended the stay.
+    if !ended.is_finished() {
+        let _ = ended.await;
+    }
     serving.inspect(JoinHandle::abort);
     outcome
 }
@@ -248,7 +253,8 @@ impl<'a> Joined<'a> {
                     let Ok(Err(escalation)) = escalated else { return Ok(()) };
                     self.say(NodeToHead::Leaving(escalation.to_string())).await;
                     tokio::time::sleep(FAREWELL).await;
-                    return Err(JoinError::GaveUp(escalation));
+                    let exit = children::final_exit(&escalation, &self.supervisor.status());
+                    return Err(JoinError::GaveUp { escalation, exit });
                 }
                 Ok(()) = status.changed() => {
                     let now = status.borrow_and_update().clone();
@@ -350,6 +356,7 @@ impl<'a> Joined<'a> {
             logs,
             handover: name,
             gate: Some(gate),
+            sample_with: self.options.sample_with,
             coordinator: SocketAddr::new(self.options.head.ip(), facts.coordinator_port),
             authority: None,
         };

@@ -1,4 +1,5 @@
 //! Why a host left early or never joined, with the remedy.
+use crate::cli::Exit;
 use crate::ledger::LedgerError;
 use cohort_actors::certs::CertError;
 use cohort_actors::transport::quic::QuicError;
@@ -45,8 +46,13 @@ pub enum JoinError {
     #[error(transparent)]
     Directory(#[from] LedgerError),
     /// A worker failed too often, or cannot run here.
-    #[error("this host gives up: {0}")]
-    GaveUp(Escalation),
+    #[error("this host gives up: {escalation}")]
+    GaveUp {
+        /// Who, and the first cause.
+        escalation: Escalation,
+        /// How the command ends, as the child said.
+        exit: Exit,
+    },
     /// The system refused something.
     #[error("cannot {what}: {source}")]
     System {

@@ -112,15 +112,19 @@ fn command(cluster: &ClusterConfig, node: &NodeConfig, head: &str, run: RunId) -
 }
 
 /// Where other hosts find the head node: as configured; else where it listens; else its name.
-fn advertised(cluster: &ClusterConfig, listen: SocketAddr) -> String {
+pub(super) fn advertised(cluster: &ClusterConfig, listen: SocketAddr) -> String {
     match (&cluster.advertise, listen.ip().is_unspecified()) {
         (Some(name), _) => format!("{name}:{}", listen.port()),
         (None, false) => listen.to_string(),
         (None, true) => {
-            let name = std::fs::read_to_string("/proc/sys/kernel/hostname").unwrap_or_default();
-            format!("{}:{}", name.trim(), listen.port())
+            format!("{}:{}", host_name(), listen.port())
         }
     }
+}
+
+/// What this host calls itself.
+pub(crate) fn host_name() -> String {
+    std::fs::read_to_string("/proc/sys/kernel/hostname").unwrap_or_default().trim().to_owned()
 }
 
 #[cfg(test)]

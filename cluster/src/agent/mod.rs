@@ -20,7 +20,7 @@
 //! - **N3** when the coordinator has ended well, every other child is told to leave, and none survives its agent.
 //!
 //! Files: `head`, `join` the two agents; `doors` sockets, and where other hosts come in; `watched` the coordinator's process;
-//! `membership` a host's place; `launcher` starts hosts; `children` processes and how they are started; `worker` a child's own side; `news`,
+//! `membership` a host's place; `invitation` how the hosts of an allocation find each other; `launcher` starts hosts; `children` processes and how they are started; `worker` a child's own side; `news`,
 //! `orders` the pipes from and to the coordinator; `control` requests from users; `autoscale` how many
 //! rollout workers there should be (pure); `nodes/` other hosts as the head node sees
 //! them; `weights/` between hosts.
@@ -30,6 +30,7 @@ pub(crate) mod control;
 mod doors;
 mod handover;
 mod head;
+mod invitation;
 mod join;
 mod join_error;
 mod launcher;
@@ -44,8 +45,11 @@ mod worker;
 
 pub(crate) use children::ChildReport;
 pub use head::run;
+pub(crate) use invitation::Invitation;
+pub use invitation::Invites;
 pub use join::{JoinOptions, default_dir, run as join};
 pub use join_error::JoinError;
+pub(crate) use launcher::host_name;
 pub(crate) use nodes::tokens::Token;
 pub use worker::{WorkerOptions, run as run_worker};
 
@@ -56,7 +60,7 @@ use cohort_actors::Escalation;
 use cohort_actors::certs::CertError;
 use cohort_actors::transport::quic::QuicError;
 use cohort_engine::RingError;
-use cohort_protocol::RunId;
+use cohort_protocol::{Role, RunId};
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
@@ -89,6 +93,22 @@ pub enum AgentError {
     /// A port for other hosts cannot be used. Stop.
     #[error("cluster.listen: {0}")]
     Listen(#[from] QuicError),
+    /// No host brought what the run lacks. Stop.
+    #[error(
+        "no host with {role} workers has joined for {} s (cluster.join_patience_s): start one with `cluster join {head} --roles \
+         {role}=1`, or set cluster.{role} to 1 or more, and go on with `cluster launch --resume {}`",
+        waited.as_secs(), run.display()
+    )]
+    Lonely {
+        /// What is lacking.
+        role: Role,
+        /// For how long.
+        waited: Duration,
+        /// Where hosts join.
+        head: String,
+        /// The run.
+        run: PathBuf,
+    },
     /// Somebody ran `cluster stop`.
     #[error("stopped; nothing that was accepted is lost: go on with `cluster launch --resume {}`", run.display())]
     Stopped {
@@ -129,4 +149,6 @@ pub struct AgentOptions {
     pub logs: PathBuf,
     /// Slots of the weight ring.
     pub slots: u32,
+    /// Hosts of the same allocation that are to take part.
+    pub invites: Option<Invites>,
 }

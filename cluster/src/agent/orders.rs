@@ -28,6 +28,11 @@ impl Orders {
         }
     }
 
+    /// Whether groups may not begin.
+    pub(crate) fn paused(&self) -> bool {
+        self.now.paused
+    }
+
     /// For a coordinator that has only just come.
     pub(crate) fn repeat(&mut self) {
         let Ok(mut line) = serde_json::to_vec(&self.now) else { return };

@@ -15,6 +15,7 @@ use crate::coordinator::{self, CoordinatorError};
 use crate::ledger::RunPaths;
 use crate::run::RunError;
 use crate::run::failure::Failure;
+use crate::run::sampler::SampleWith;
 use crate::run::source::{Surroundings, coordinator_args};
 use crate::run::wiring::Wiring;
 use cohort_actors::certs::Identity;
@@ -45,6 +46,8 @@ pub struct WorkerOptions {
     pub handover: String,
     /// Name of the agent's gate for weights, on a host that joined.
     pub gate: Option<String>,
+    /// What this host's samplers compute with, where that is not the run's.
+    pub sample_with: Option<SampleWith>,
 }
 
 /// A failure with the exit code it ends in.
@@ -88,7 +91,10 @@ pub fn run(options: WorkerOptions) -> Result<(), WorkerFailure> {
         offer_to_the_oom_killer();
     }
     let text = std::fs::read_to_string(RunPaths::new(&options.run_dir).config()).map_err(hopeless)?;
-    let config: Config = toml::from_str(&text).map_err(hopeless)?;
+    let mut config: Config = toml::from_str(&text).map_err(hopeless)?;
+    if let Some(with) = options.sample_with.filter(|_| options.who.role == Role::Rollout) {
+        with.apply(&mut config).map_err(hopeless)?;
+    }
     crate::logging::to_stderr(&config.logging);
     let wiring = Wiring::open(Arc::new(config), options.run, &options.run_dir).map_err(Failure::from)?;
     let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build().map_err(passing)?;

@@ -146,7 +146,7 @@ fn configuration(args: &Args, model: &str) -> Result<Resolved, CliError> {
         quantization
             .map(|name| ("rollout.quantization".to_owned(), Value::String(name.to_owned()), format!("--quantization {name}"))),
     );
-    Ok(Resolved::load(&Inputs { files, sets: args.sets.clone(), flags })?)
+    Ok(Resolved::load(&Inputs { files, sets: args.sets.clone(), flags, ..Inputs::default() })?)
 }
 
 struct Session<'a> {

@@ -32,7 +32,7 @@ pub enum Exit {
     RunDirectory = 5,
     /// A resume or a worker would compute something else than the run: other numerics or settings, another build.
     Numerics = 6,
-    /// A worker or grader failed more often than it may be restarted.
+    /// A worker or grader failed more often than it may be restarted, or no host brought the workers that the run waited for.
     WorkerGaveUp = 7,
     /// The operating system refused: no space, no permission, a port in use.
     Io = 8,

@@ -1,8 +1,9 @@
 //! `cluster join ADDRESS`: this host takes part in a run that another one launched.
 use super::steer::{self, Counts};
-use super::{CliError, Exit};
+use super::{CliError, Exit, together};
 use crate::agent::{self, JoinError, JoinOptions, Token};
 use crate::http::HttpOptions;
+use crate::run::sampler::SampleWith;
 use cohort_actors::{LinkError, Shutdown};
 use std::io::{Read, Write};
 use std::net::{SocketAddr, ToSocketAddrs};
@@ -11,16 +12,20 @@ use tokio::signal::unix::{SignalKind, signal};
 
 #[derive(Debug, clap::Args)]
 pub(super) struct Args {
-    /// Where the head node listens: its cluster.listen, as gpu-1:7400
+    /// Where the head node listens: its cluster.listen, as gpu-1:7400 [default: MASTER_ADDR and MASTER_PORT]
     #[arg(value_name = "ADDRESS")]
-    head: String,
+    head: Option<String>,
     /// Token from `cluster token RUN`, - for standard input; needed the first time only
     #[arg(long, value_name = "FILE")]
     token_file: Option<PathBuf>,
     /// Workers that this host offers to run, as rollout=4,reward=1,learner=1
     #[arg(long, value_name = "COUNTS", value_parser = steer::counts, default_value = "rollout=1")]
     roles: Counts,
-    /// This host's own folder: its certificate, logs [default: joined-RUN of the token]
+    /// How this host samples where it cannot offer the run's numerics, as dtype=bf16 or engine=native,device=cpu; the run must
+    /// admit it (rollout.other_numerics)
+    #[arg(long, value_name = "KEY=VALUE,..")]
+    sample_with: Option<SampleWith>,
+    /// This host's own folder: its certificate, logs [default: joined-RUN of the token, with -RANK in an allocation]
     #[arg(long, value_name = "DIR")]
     dir: Option<PathBuf>,
     /// Where health and metrics of this host are served over HTTP, as 127.0.0.1:9400
@@ -29,24 +34,40 @@ pub(super) struct Args {
     /// File with the bearer token that /metrics asks for; needed where --http is not a loopback address
     #[arg(long, value_name = "FILE", requires = "http")]
     http_token_file: Option<PathBuf>,
+    /// Take no notice of SLURM_* and of RANK, WORLD_SIZE, MASTER_ADDR
+    #[arg(long)]
+    alone: bool,
 }
 
 pub(super) fn run(args: Args, out: &mut dyn Write) -> Result<Exit, CliError> {
     crate::logging::to_stderr(&crate::config::LoggingConfig::default());
+    let allocation = together::allocation(args.alone)?;
+    for line in allocation.iter().flat_map(|allocation| &allocation.recognised) {
+        tracing::info!(target: "cohort::allocation", text = line, "recognised");
+    }
     let token = args.token_file.as_deref().map(read_token).transpose()?;
     let dir = match (args.dir, &token) {
         (Some(dir), _) => dir,
         (None, Some(token)) => {
             let (run, _) = token.parse().map_err(|why| CliError::new(Exit::Usage, format!("the token: {why}")))?;
-            agent::default_dir(run)
+            let dir = agent::default_dir(run);
+            // The hosts of an allocation often begin in one shared folder.
+            allocation.as_ref().map_or(dir.clone(), |a| PathBuf::from(format!("{}-{}", dir.display(), a.rank)))
         }
         (None, None) => {
             let why = "--token-file is needed the first time, --dir afterwards: neither is given";
             return Err(CliError::new(Exit::Usage, why));
         }
     };
-    let head = resolve(&args.head)?;
-    let host = std::fs::read_to_string("/proc/sys/kernel/hostname").unwrap_or_default().trim().to_owned();
+    let head = match (args.head, allocation.map(|allocation| allocation.master)) {
+        (Some(head), _) => resolve(&head)?,
+        (None, Some((Some(name), Some(port)))) => resolve(&format!("{name}:{port}"))?,
+        (None, _) => {
+            let why = "where is the head node? Give its ADDRESS, as gpu-1:7400; MASTER_ADDR and MASTER_PORT of an allocation do not say it";
+            return Err(CliError::new(Exit::Usage, why));
+        }
+    };
+    let host = agent::host_name();
     if args.http.is_some_and(|http| !http.ip().is_loopback()) && args.http_token_file.is_none() {
         return Err(CliError::new(
             Exit::Usage,
@@ -54,7 +75,12 @@ pub(super) fn run(args: Args, out: &mut dyn Write) -> Result<Exit, CliError> {
         ));
     }
     let http = args.http.map(|address| HttpOptions { address, token_file: args.http_token_file });
-    let options = JoinOptions { head, token, dir, offers: args.roles.0, host, http };
+    let options = JoinOptions { head, token, dir, offers: args.roles.0, sample_with: args.sample_with, host, http };
+    stay(options, out)
+}
+
+/// Joins, and stays until the run is over or a signal comes.
+pub(super) fn stay(options: JoinOptions, out: &mut dyn Write) -> Result<Exit, CliError> {
     let failed = |what: &str| {
         let what = what.to_owned();
         move |e: std::io::Error| CliError::new(Exit::Io, format!("cannot {what}: {e}"))
@@ -99,7 +125,7 @@ fn read_token(path: &Path) -> Result<Token, CliError> {
 }
 
 /// The first address that a name has.
-fn resolve(head: &str) -> Result<SocketAddr, CliError> {
+pub(super) fn resolve(head: &str) -> Result<SocketAddr, CliError> {
     let usage = |why: String| CliError::new(Exit::Usage, format!("{head:?}: {why}; give the head node as NAME:PORT"));
     let mut found = head.to_socket_addrs().map_err(|e| usage(e.to_string()))?;
     found.next().ok_or_else(|| usage("the name has no address".into()))
@@ -111,7 +137,7 @@ impl From<JoinError> for CliError {
             JoinError::NoToken { .. } | JoinError::Token(_) => Exit::Usage,
             JoinError::OtherRun { .. } | JoinError::Directory(_) => Exit::RunDirectory,
             JoinError::Link(LinkError::Refused { .. }) => Exit::Usage,
-            JoinError::GaveUp(_) => Exit::WorkerGaveUp,
+            JoinError::GaveUp { exit, .. } => *exit,
             _ => Exit::Io,
         };
         Self::new(exit, error)

@@ -1,7 +1,9 @@
 //! `cluster launch`: from a configuration to a trained policy.
 use super::overrides::ConfigArgs;
 use super::progress::Display;
-use super::{CliError, Exit, json_line, summary};
+use super::{CliError, Exit, json_line, summary, together};
+use crate::agent::Invites;
+use crate::allocation::Allocation;
 use crate::config::{ConfigError, Resolved};
 use crate::ledger::{LedgerError, RunPaths};
 use crate::preflight::{Memory, Need};
@@ -25,6 +27,12 @@ pub(super) struct Args {
     /// Throw away what the run directory holds
     #[arg(long, conflicts_with = "resume", requires = "run_dir")]
     clean: bool,
+    /// Where the hosts of an allocation meet: a folder that all of them see [default: the run directory]
+    #[arg(long, value_name = "DIR")]
+    meet: Option<PathBuf>,
+    /// Take no notice of SLURM_* and of RANK, WORLD_SIZE, MASTER_ADDR: launch without the others of the allocation
+    #[arg(long)]
+    alone: bool,
     /// Only check, and print the resolved configuration with each value's origin
     #[arg(long)]
     dry_run: bool,
@@ -34,15 +42,22 @@ pub(super) struct Args {
 }
 
 pub(super) fn run(args: Args, out: &mut dyn Write) -> Result<Exit, CliError> {
-    let resolved = resolve(&args)?;
+    let allocation = together::allocation(args.alone)?;
+    let resolved = resolve(&args, allocation.as_ref())?;
     if args.dry_run {
         return dry_run(&args, &resolved, out);
     }
-    start(args, &resolved, out)
+    let Some(allocation) = allocation else { return start(args, &resolved, None, out) };
+    let folder = together::folder(args.meet.as_ref(), args.run_dir.as_ref().or(args.resume.as_ref()))?;
+    if !allocation.leads() {
+        return together::take_part(&allocation, &folder, &resolved, out);
+    }
+    let invites = together::invites(&allocation, &folder, &resolved)?;
+    start(args, &resolved, Some((allocation, invites)), out)
 }
 
 /// The configuration: of the files, or of the run that is resumed.
-fn resolve(args: &Args) -> Result<Resolved, CliError> {
+fn resolve(args: &Args, allocation: Option<&Allocation>) -> Result<Resolved, CliError> {
     let mut config = args.config.clone();
     if let Some(run) = &args.resume {
         let file = RunPaths::new(run).config();
@@ -51,7 +66,7 @@ fn resolve(args: &Args) -> Result<Resolved, CliError> {
         }
         config.files = vec![file];
     }
-    Ok(config.resolve()?)
+    Ok(config.resolve_over(allocation.map(together::settings).unwrap_or_default())?)
 }
 
 /// Valid TOML: the configuration, then the memory preflight as comments.
@@ -79,13 +94,20 @@ fn memory(resolved: &Resolved) -> Result<Memory, CliError> {
     Ok(Memory::check(Need::of_run(&files.spec, &resolved.config)))
 }
 
-fn start(args: Args, resolved: &Resolved, out: &mut dyn Write) -> Result<Exit, CliError> {
+fn start(
+    args: Args,
+    resolved: &Resolved,
+    allocation: Option<(Allocation, Invites)>,
+    out: &mut dyn Write,
+) -> Result<Exit, CliError> {
     let memory = memory(resolved)?;
     if !memory.fits() {
         let why = format!("{}; {}", memory.line(), memory.remedy());
         return Err(CliError::new(Exit::Compute, format!("the run does not fit into memory: {why}")));
     }
-    let options = LaunchOptions { run_dir: args.run_dir, resume: args.resume, clean: args.clean };
+    let (recognised, invites) = allocation.map(|(allocation, invites)| (allocation.recognised, invites)).unzip();
+    let recognised = recognised.unwrap_or_default();
+    let options = LaunchOptions { run_dir: args.run_dir, resume: args.resume, clean: args.clean, invites, recognised };
     let every = resolved.config.logging.every.get().into();
     let display = Display::start(every).map_err(|e| CliError::new(Exit::Io, format!("cannot start the progress thread: {e}")))?;
     let display = Arc::new(display);

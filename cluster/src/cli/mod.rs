@@ -32,6 +32,7 @@ mod score;
 mod status;
 mod steer;
 mod summary;
+mod together;
 mod version;
 mod worker;
 

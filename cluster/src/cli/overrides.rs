@@ -64,12 +64,17 @@ impl ConfigArgs {
         if self.processes {
             flags.push(("cluster.processes".to_owned(), Value::Bool(true), "--processes".to_owned()));
         }
-        Inputs { files: self.files.clone(), sets: self.sets.clone(), flags }
+        Inputs { files: self.files.clone(), sets: self.sets.clone(), flags, given: Vec::new() }
     }
 
     /// The configuration that this comes to, of a run that trains.
     pub(super) fn resolve(&self) -> Result<Resolved, ConfigError> {
-        let resolved = Resolved::load(&self.inputs())?;
+        self.resolve_over(Vec::new())
+    }
+
+    /// The same over what follows from where the program runs.
+    pub(super) fn resolve_over(&self, given: Vec<(String, Value, String)>) -> Result<Resolved, ConfigError> {
+        let resolved = Resolved::load(&Inputs { given, ..self.inputs() })?;
         resolved.check_training()?;
         Ok(resolved)
     }

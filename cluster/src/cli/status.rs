@@ -74,6 +74,9 @@ fn once(args: &Args, out: &mut dyn Write) -> Result<bool, CliError> {
             number(actor.version),
             actor.lease.as_deref().unwrap_or("-")
         )?;
+        if let Some(numerics) = &actor.numerics {
+            writeln!(out, "{:<12} corrected sampler: {numerics}", "")?;
+        }
     }
     Ok(status.phase == RunPhase::Finished)
 }

@@ -103,6 +103,9 @@ fn figures(report: &LaunchReport, out: &mut dyn Write) -> Result<(), CliError> {
 /// What became of the groups, on one line.
 pub(super) fn groups(counts: &GroupCounts) -> String {
     let mut text = format!("{} generated, {} consumed, {} in flight", counts.generated, counts.consumed, counts.in_flight);
+    if counts.inexact > 0 {
+        text = text.replacen(" consumed", &format!(" consumed ({} inexact, corrected for)", counts.inexact), 1);
+    }
     if counts.ready > 0 {
         text.push_str(&format!(" ({} ready)", counts.ready));
     }

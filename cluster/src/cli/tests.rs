@@ -76,7 +76,7 @@ fn bad_command_lines_end_in_2_and_say_what_is_wrong() {
     for (arguments, wanted) in [
         (
             vec!["launch", "--dry-run", "--workers", "rollout=0"],
-            vec!["`cluster.rollout` must be a whole number from 1", "--workers rollout=0"],
+            vec!["cluster.rollout", "nobody could ever generate", "--workers rollout=0"],
         ),
         (
             vec!["launch", "--dry-run", "--workers", "learner=2"],

@@ -1,5 +1,6 @@
 //! `cluster worker`: one worker process. Hidden: the node agent starts it.
 use crate::agent::{WorkerOptions, run_worker};
+use crate::run::sampler::SampleWith;
 use cohort_protocol::{Role, RunId, WorkerId};
 use std::net::SocketAddr;
 use std::path::PathBuf;
@@ -27,6 +28,9 @@ pub(super) struct Args {
     /// Name of the agent's gate for weights
     #[arg(long)]
     gate: Option<String>,
+    /// Numerics of this host's samplers, where they are not the run's
+    #[arg(long)]
+    sample_with: Option<SampleWith>,
 }
 
 fn role(name: &str) -> Result<Role, String> {
@@ -44,6 +48,7 @@ pub(super) fn run(args: Args) -> u8 {
         coordinator: args.coordinator,
         handover: args.handover,
         gate: args.gate,
+        sample_with: args.sample_with,
     };
     match run_worker(options) {
         Ok(()) => 0,

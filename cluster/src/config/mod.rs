@@ -1,7 +1,7 @@
 //! Configuration: files, `--set` and flags on top of a profile, read into typed sections, each value with its origin.
 //!
 //! Invariants
-//! - **K1** layers, later wins: defaults, profile, files in the order given, `--set`, flags. See [`tree`] for how tables,
+//! - **K1** layers, later wins: defaults, profile, what follows from an allocation, files in the order given, `--set`, flags. See [`tree`] for how tables,
 //!   lists and `type` are merged.
 //! - **K2** nothing is ignored: a key that no section reads is an error with file and line.
 //! - **K3** what `--dry-run` prints and `config.toml` of a run directory holds reads back as an equal configuration.
@@ -9,8 +9,9 @@
 //!   `--set` and flags), so that a resolved configuration means the same anywhere on the host.
 //!
 //! Files: `origin` places; `tree` layers; `de` typed reading; `schema` the keys that exist; `print` TOML with origins;
-//! `docs` the reference; `profile` the profiles; `sections` the cluster's own; `paths` relative paths; `units` spans, bytes.
+//! `docs` the reference; `profile` the profiles; `sections` the cluster's own, `cluster` what they ask together; `paths` relative paths; `units` spans, bytes.
 
+mod cluster;
 mod de;
 mod docs;
 mod error;
@@ -52,6 +53,8 @@ pub struct Inputs {
     pub sets: Vec<String>,
     /// What flags set: `(dotted path, value, the flag as typed)`.
     pub flags: Vec<(String, Value, String)>,
+    /// What follows from where the program runs, under everything that was said: `(dotted path, value, who says so)`.
+    pub given: Vec<(String, Value, String)>,
 }
 
 /// A configuration that was read and checked.
@@ -84,6 +87,9 @@ impl Resolved {
         user.merge(overrides(inputs)?);
         let mut tree = defaults::<Config>()?;
         tree.merge(profile::layer(&user)?);
+        for (path, value, who) in &inputs.given {
+            tree.merge(Node::at_path(path, value.clone(), &Origin::Flag(who.clone())));
+        }
         tree.merge(user);
         paths::make_absolute(&mut tree);
         let mut config: Config = read(&tree)?;

@@ -44,7 +44,7 @@ pub enum Origin {
     File(Arc<Source>, Range<usize>),
     /// `--set` with its whole argument.
     Set(String),
-    /// A flag of the command line.
+    /// A flag of the command line, or what a scheduler says.
     Flag(String),
 }
 

@@ -8,7 +8,7 @@ use cohort_learner::training::Training;
 use cohort_model::Quantization;
 use cohort_model::config::{EngineKind, ModelConfig};
 use cohort_reward_workers::{Registry, RewardError, RewardsConfig};
-use cohort_rollout::{AgentConfig, EnvironmentConfig, RolloutConfig, RolloutError, registry};
+use cohort_rollout::{AgentConfig, EnvironmentConfig, OtherNumerics, RolloutConfig, RolloutError, registry};
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 use std::path::Path;
@@ -62,6 +62,11 @@ impl Config {
         if !reads_ratio || corrects {
             return Ok(());
         }
+        if self.rollout.other_numerics == OtherNumerics::Correct {
+            let why = "lets samplers in whose log-probs are not the policy's own, for which training must correct: set \
+                       training.correction.type to \"tis\" or \"mis\", or leave the key out";
+            return Err(("rollout.other_numerics".to_owned(), why.to_owned()));
+        }
         let quantized = (self.rollout.quantization != Quantization::None).then(|| "rollout.quantization".to_owned());
         let Some(key) = quantized.or_else(|| self.agent.narrowed().map(|key| format!("agent.{key}"))) else { return Ok(()) };
         let why = "draws tokens from another distribution than the policy's own, for which training must correct: set \
@@ -69,32 +74,10 @@ impl Config {
         Err((key, why.to_owned()))
     }
 
-    /// Whether every learner rank can have a place.
-    fn check_ranks(&self) -> Result<(), (String, String)> {
-        let cluster = &self.cluster;
-        let (ranks, here) = (cluster.learner.get(), cluster.ranks_here());
-        if here > ranks {
-            let why = format!("is {here}, and cluster.learner, the ranks of the whole run, {ranks}: set it to {ranks} or fewer");
-            return Err(("cluster.learner_here".to_owned(), why));
-        }
-        if here < ranks && cluster.listen.is_none() {
-            let why = format!(
-                "leaves {} of {ranks} learner ranks to other hosts, which need cluster.listen, as \"0.0.0.0:7400\", to join",
-                ranks - here
-            );
-            return Err(("cluster.learner_here".to_owned(), why));
-        }
-        for (index, node) in cluster.nodes.iter().enumerate() {
-            if node.learner > cluster.followers() {
-                let why = format!(
-                    "offers places for {} learner ranks; the lead is on the head node, and cluster.learner = {ranks} leaves {}",
-                    node.learner,
-                    cluster.followers()
-                );
-                return Err((format!("cluster.nodes[{index}].learner"), why));
-            }
-        }
-        Ok(())
+    /// What computes where tokens are sampled: the path of the first bad value, and why it is bad.
+    pub(crate) fn check_engine(&self) -> Result<(), (String, String)> {
+        self.model.check().map_err(|error| ("model".to_owned(), error.to_string()))?;
+        self.check_quantization()
     }
 
     fn check_quantization(&self) -> Result<(), (String, String)> {
@@ -109,40 +92,8 @@ impl Config {
 
     /// What the sections say about themselves: the path of the first bad value, and why it is bad.
     pub(super) fn check(&self) -> Result<(), (String, String)> {
-        if self.cluster.listen.is_none() && !self.cluster.nodes.is_empty() {
-            return Err(("cluster.nodes".to_owned(), "other hosts need cluster.listen, as \"0.0.0.0:7400\", to join".to_owned()));
-        }
-        for (index, node) in self.cluster.nodes.iter().enumerate() {
-            if node.address.trim().is_empty() || node.rollout == 0 && node.reward == 0 && node.learner == 0 {
-                let why = "needs an address, and at least one rollout, reward or learner worker".to_owned();
-                return Err((format!("cluster.nodes[{index}]"), why));
-            }
-        }
-        self.check_ranks()?;
-        if self.cluster.launcher.first().is_none_or(String::is_empty) {
-            return Err(("cluster.launcher".to_owned(), "is no command: its first word is the program".to_owned()));
-        }
-        if let Some(bounds) = self.cluster.autoscale {
-            if bounds.rollout_min > bounds.rollout_max {
-                let why =
-                    format!("is {} and rollout_max {}: the least is more than the most", bounds.rollout_min, bounds.rollout_max);
-                return Err(("cluster.autoscale.rollout_min".to_owned(), why));
-            }
-            if !self.cluster.processes {
-                let why = "a run in one process cannot be scaled: set cluster.processes = true, or launch with --processes";
-                return Err(("cluster.autoscale".to_owned(), why.to_owned()));
-            }
-        }
-        if self.cluster.http.is_some_and(|http| !http.ip().is_loopback()) && self.cluster.http_token_file.is_none() {
-            let why = "is not a loopback address: set cluster.http_token_file to a file with a token, or serve on 127.0.0.1";
-            return Err(("cluster.http".to_owned(), why.to_owned()));
-        }
-        if self.cluster.listen.is_some() && !self.cluster.processes {
-            let why = "other hosts can only join a run of processes: set cluster.processes = true, or launch with --processes";
-            return Err(("cluster.listen".to_owned(), why.to_owned()));
-        }
-        self.model.check().map_err(|error| ("model".to_owned(), error.to_string()))?;
-        self.check_quantization()?;
+        self.cluster.check()?;
+        self.check_engine()?;
         Training::try_from(&self.training).map_err(|error| (error.path.clone(), format!("{} {}", error.value, error.rule)))?;
         if !registry::AGENTS.contains(&self.agent.r#type.as_str()) {
             let kind = &self.agent.r#type;

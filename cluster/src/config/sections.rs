@@ -2,17 +2,18 @@
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 use std::net::SocketAddr;
-use std::num::NonZeroU16;
+use std::num::{NonZeroU16, NonZeroU32};
 use std::path::PathBuf;
 
 /// How many workers run where, and what they may use.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields, default)]
 pub struct ClusterConfig {
-    /// Rollout workers: how many generate groups at the same time. The weights after a step do not depend on it.
-    pub rollout: NonZeroU16,
-    /// Reward workers: how many grade groups at the same time.
-    pub reward: NonZeroU16,
+    /// Rollout workers of this host: how many generate groups at the same time. The weights after a step do not depend on it. 0: other
+    /// hosts bring them, which needs `listen`.
+    pub rollout: u16,
+    /// Reward workers of this host: how many grade groups at the same time. 0: other hosts bring them, which needs `listen`.
+    pub reward: u16,
     /// Learner ranks: how many share the groups of a step, each with weights, gradients and moments of its own. `training.logical_shards` must be
     /// their number times 1, 2, 4, ..; the weights after a step do not depend on it. Default 1.
     pub learner: NonZeroU16,
@@ -42,6 +43,9 @@ pub struct ClusterConfig {
     /// `["srun", "--nodes=1", "--ntasks=1", "--nodelist={address}", "cluster", "join", "{head}", "--token-file", "-",
     /// "--roles", "{roles}", "--dir", "{dir}"]`.
     pub launcher: Vec<String>,
+    /// Seconds that a run without any rollout worker, or without any reward worker, waits for a host that offers some; then it ends, ready
+    /// to be resumed. A paused run waits without end.
+    pub join_patience_s: NonZeroU32,
     /// Bounds within which the number of rollout workers follows the learner's waiting; nothing: it stays as it is. Needs
     /// `processes = true`.
     #[serde(skip_serializing_if = "Option::is_none")]
@@ -57,27 +61,12 @@ pub struct ClusterConfig {
     pub run_root: PathBuf,
 }
 
-impl ClusterConfig {
-    /// Learner ranks on the head node, the lead among them.
-    #[must_use]
-    pub fn ranks_here(&self) -> u16 {
-        let offered = self.nodes.iter().map(|node| node.learner).fold(0, u16::saturating_add);
-        self.learner_here.map_or_else(|| self.learner.get().saturating_sub(offered).max(1), NonZeroU16::get)
-    }
-
-    /// Learner ranks besides the lead.
-    #[must_use]
-    pub fn followers(&self) -> u16 {
-        self.learner.get() - 1
-    }
-}
-
 impl Default for ClusterConfig {
     fn default() -> Self {
         const ONE: NonZeroU16 = NonZeroU16::MIN;
         Self {
-            rollout: ONE,
-            reward: ONE,
+            rollout: 1,
+            reward: 1,
             learner: ONE,
             learner_here: None,
             capacity: ONE.saturating_add(7),
@@ -85,6 +74,7 @@ impl Default for ClusterConfig {
             processes: false,
             listen: None,
             advertise: None,
+            join_patience_s: NonZeroU32::MIN.saturating_add(599),
             autoscale: None,
             http: None,
             http_token_file: None,

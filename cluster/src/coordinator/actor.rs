@@ -33,7 +33,8 @@ use cohort_protocol::messages::rollout::{
 };
 use cohort_protocol::version::PARTIAL_GROUPS;
 use cohort_protocol::{
-    AttemptId, GroupLease, GroupPayload, LeasePurpose, PolicyVersion, ScoreOutcome, StepId, StepIntent, TrajectoryBatch, WorkerId,
+    AttemptId, GroupLease, GroupPayload, LeasePurpose, PolicyVersion, Role, ScoreOutcome, StepId, StepIntent, TrajectoryBatch,
+    WorkerId,
 };
 use std::collections::HashMap;
 use std::sync::Arc;

@@ -72,6 +72,8 @@ pub struct CoordinatorArgs {
     pub workers: Vec<WorkerId>,
     /// Everything that decides bits, one line; must be the run's.
     pub numerics: String,
+    /// Rollout workers with other numerics are let in, and what they sample counts as inexact.
+    pub corrects: bool,
     /// Where leases get their contents.
     pub groups: Arc<dyn GroupSource>,
     /// From rewards to advantages.
@@ -115,7 +117,14 @@ pub async fn run(
     news.emit(Progress::Started { run_dir: args.paths.root().to_owned(), resumed_at: past.committed(), steps: args.plan.steps });
     let state = ControllerState::new(args.plan.clone(), epoch, past);
     let (inputs, mut inbox) = mpsc::channel(INPUTS);
-    let terms = AcceptTerms { run: meta.run, epoch, numerics: meta.numerics, deadline: HELLO, roles: AcceptTerms::WORKERS };
+    let terms = AcceptTerms {
+        run: meta.run,
+        epoch,
+        numerics: meta.numerics,
+        corrects: args.corrects,
+        deadline: HELLO,
+        roles: AcceptTerms::WORKERS,
+    };
     let accepting = tokio::spawn(accept_all(listener, terms, args.workers.clone(), inputs.clone()));
     let mut core = Core::new(args.clone(), state, report, journal, Told { exports, news }, inputs);
     core.begin(known).await;

@@ -31,6 +31,7 @@ const ROLLOUT_IDLE: &str = "perf/rollout_idle_fraction";
 const REWARD: &str = "reward";
 const LOGP_DIFFERENCE: &str = "exactness/logp_difference_max";
 const LOGP_TOKENS: &str = "exactness/tokens";
+const INEXACT_GROUPS: &str = "exactness/inexact_groups";
 
 /// Whom an earlier coordinator of this launch had, by its last word in `status.json`: name, starts and process of each. A
 /// hint, which may be old: a process that is no longer there is nobody's.
@@ -65,6 +66,8 @@ pub(super) struct Report {
     incarnations: BTreeMap<WorkerId, (u32, u32)>,
     expected: Vec<WorkerId>,
     breakers: BTreeMap<WorkerId, BTreeMap<String, String>>,
+    /// Numerics of samplers that are corrected for.
+    corrected: BTreeMap<WorkerId, String>,
 }
 
 #[derive(Debug, Default, Clone, Copy)]
@@ -75,6 +78,7 @@ struct Totals {
     trained: f64,
     logp_difference: f64,
     logp_tokens: f64,
+    inexact_groups: f64,
     staleness: f64,
 }
 
@@ -99,6 +103,7 @@ impl Report {
             incarnations: BTreeMap::new(),
             expected,
             breakers: BTreeMap::new(),
+            corrected: BTreeMap::new(),
         };
         past.commits.values().for_each(|commit| report.count(commit));
         report
@@ -216,6 +221,12 @@ impl Report {
     /// A worker's connection ended; the breakers of the next one are closed.
     pub(super) fn left(&mut self, worker: WorkerId) {
         self.breakers.remove(&worker);
+        self.corrected.remove(&worker);
+    }
+
+    /// A worker samples with these numerics, which are not the run's.
+    pub(super) fn corrects(&mut self, worker: WorkerId, numerics: String) {
+        self.corrected.insert(worker, numerics);
     }
 
     /// Whether a worker was ever connected.
@@ -238,6 +249,7 @@ impl Report {
             version: Some(state.version().0),
             progress: state.commits().len() as u64,
             breakers: BTreeMap::new(),
+            numerics: None,
         }];
         // Those the run began with, and whoever else is there.
         let there = state.members().iter().map(|(_, member)| member.worker);
@@ -266,6 +278,7 @@ impl Report {
                 version: member.and_then(|m| m.version).or_else(|| learner_version(state, *worker)).map(|v| v.0),
                 progress: member.map_or(0, |m| m.progress),
                 breakers: self.breakers.get(worker).cloned().unwrap_or_default(),
+                numerics: self.corrected.get(worker).cloned(),
             });
         }
         actors
@@ -279,7 +292,7 @@ impl Report {
             step: state.version().0,
             steps: self.steps,
             updated_ms,
-            groups: groups(state),
+            groups: self.groups(state),
             actors: self.actors(state, coordinator),
         }
     }
@@ -323,11 +336,23 @@ impl Report {
             heldout_rise: round(0, false)
                 .zip(end.and_then(|step| round(step, false)))
                 .and_then(|(b, a)| rise(&b.per_prompt, &a.per_prompt)),
-            groups: groups(state),
+            groups: self.groups(state),
             learner_idle: mean(&self.idle.iter().map(|(learner, _)| *learner).collect::<Vec<_>>()),
             rollout_idle: mean(&self.idle.iter().map(|(_, rollout)| *rollout).collect::<Vec<_>>()),
             staleness_max: self.totals.staleness as u64,
             heldout_parts: parts(0).into_iter().filter_map(|(n, v)| Some((n.clone(), v, *after.get(&n)?))).collect(),
+        }
+    }
+
+    fn groups(&self, state: &ControllerState) -> GroupCounts {
+        let accounts = state.accounts();
+        GroupCounts {
+            generated: accounts.generated,
+            consumed: accounts.consumed,
+            inexact: self.totals.inexact_groups as u64,
+            in_flight: accounts.in_flight(),
+            ready: state.ready_groups() as u64,
+            dropped: accounts.dropped.clone(),
         }
     }
 
@@ -340,6 +365,7 @@ impl Report {
         t.trained += get(TRAINED_TOKENS);
         t.logp_difference = t.logp_difference.max(get(LOGP_DIFFERENCE));
         t.logp_tokens += get(LOGP_TOKENS);
+        t.inexact_groups += get(INEXACT_GROUPS);
         t.staleness = t.staleness.max(get("staleness/max"));
         self.idle.extend(metric(commit, LEARNER_IDLE).zip(metric(commit, ROLLOUT_IDLE)));
         self.rewards.extend(metric(commit, REWARD));
@@ -376,17 +402,6 @@ fn in_hand(state: &ControllerState, conn: ConnId) -> Option<String> {
         text.push_str(&format!(" and {} more", member.load.len() - 1));
     }
     Some(text)
-}
-
-fn groups(state: &ControllerState) -> GroupCounts {
-    let accounts = state.accounts();
-    GroupCounts {
-        generated: accounts.generated,
-        consumed: accounts.consumed,
-        in_flight: accounts.in_flight(),
-        ready: state.ready_groups() as u64,
-        dropped: accounts.dropped.clone(),
-    }
 }
 
 fn learner_version(state: &ControllerState, worker: WorkerId) -> Option<PolicyVersion> {

@@ -4,6 +4,9 @@
 //! - to the coordinator: shared by all sessions; when it is full a session stops reading, and its worker's stream fills.
 //! - control messages to a worker: [`OUTBOX`]; a worker that lets them pile up does not read and is disconnected.
 //! - batches being checked: [`CHECKING`] a session; further ones wait unread.
+//!
+//! Invariant **C1**: what a corrected sampler says of its log-probs goes no further: every token that comes over its connection,
+//! in a batch or in a part of a group, is inexact from here on, also what it took over from an exact one.
 use super::payload::summarize_batch;
 use crate::controller::{ConnId, TrajectoriesSummary};
 use crate::ledger::Accepted;
@@ -13,7 +16,7 @@ use cohort_protocol::messages::handshake::Hello;
 use cohort_protocol::messages::learner::{CoordinatorToLearner, LearnerToCoordinator};
 use cohort_protocol::messages::reward::{CoordinatorToReward, RewardToCoordinator, ScoreReply};
 use cohort_protocol::messages::rollout::{CoordinatorToRollout, RolloutToCoordinator};
-use cohort_protocol::{Role, TrajectoryBatch, WorkerId};
+use cohort_protocol::{Role, Trajectory, TrajectoryBatch, TurnPart, WorkerId};
 use std::sync::Arc;
 use tokio::sync::{Semaphore, mpsc};
 use tokio::task::JoinSet;
@@ -120,7 +123,10 @@ impl<Out: WireMessage> Lane<Out> {
 pub(super) async fn serve(conn: ConnId, admitted: Admitted, core: mpsc::Sender<Input>) {
     let hello = admitted.hello.clone();
     let why = match hello.worker.role {
-        Role::Rollout => serve_rollout(conn, admitted.into_link(), &core).await,
+        Role::Rollout => {
+            let corrected = admitted.corrected;
+            serve_rollout(conn, admitted.into_link(), corrected, &core).await
+        }
         Role::Reward => serve_reward(conn, admitted.into_link(), &core).await,
         Role::Learner => serve_learner(conn, admitted.into_link(), &core).await,
         role @ (Role::Coordinator | Role::Node) => format!("a {role} is no worker"),
@@ -162,6 +168,7 @@ where
 async fn serve_rollout(
     conn: ConnId,
     link: PeerLink<RolloutToCoordinator, CoordinatorToRollout>,
+    corrected: bool,
     core: &mpsc::Sender<Input>,
 ) -> String {
     let mut tasks = open(conn, &link, core, Outbox::Rollout).await;
@@ -169,7 +176,10 @@ async fn serve_rollout(
     loop {
         while tasks.try_join_next().is_some() {}
         match link.recv().await {
-            Ok((RolloutToCoordinator::Trajectories(batch), ack)) => {
+            Ok((RolloutToCoordinator::Trajectories(mut batch), ack)) => {
+                if corrected {
+                    batch.trajectories.iter_mut().for_each(Trajectory::mark_inexact);
+                }
                 let Ok(permit) = checking.clone().acquire_owned().await else { return "closing".into() };
                 let core = core.clone();
                 tasks.spawn(async move {
@@ -179,7 +189,10 @@ async fn serve_rollout(
                     let _ = core.send(input).await;
                 });
             }
-            Ok((message, _)) => {
+            Ok((mut message, _)) => {
+                if let (true, RolloutToCoordinator::Partial(partial)) = (corrected, &mut message) {
+                    partial.parts.iter_mut().for_each(TurnPart::mark_inexact);
+                }
                 if core.send(Input::Rollout { conn, message }).await.is_err() {
                     return "the coordinator is leaving".into();
                 }

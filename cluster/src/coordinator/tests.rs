@@ -76,6 +76,7 @@ fn args(paths: &RunPaths) -> CoordinatorArgs {
         plan: plan(),
         workers: workers(),
         numerics: NUMERICS.into(),
+        corrects: false,
         groups: Arc::new(Rows),
         advantage: Arc::new(Rloo),
         progress: Arc::new(Silent),

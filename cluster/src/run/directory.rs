@@ -145,7 +145,7 @@ fn random_id() -> Result<RunId, RunError> {
 }
 
 /// What a run writes in its directory, the launch's lock apart.
-const WRITTEN: [&str; 14] = [
+const WRITTEN: [&str; 15] = [
     "config.toml",
     "ledger.sqlite",
     "ledger.sqlite-wal",
@@ -160,6 +160,7 @@ const WRITTEN: [&str; 14] = [
     "control.json",
     "summary.json",
     "certs",
+    "invitation.toml",
 ];
 /// The logs of earlier launches; removed last, so that a directory that was half cleaned still is a run's.
 const LOGS: &str = "logs";

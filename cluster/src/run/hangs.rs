@@ -74,6 +74,7 @@ mod tests {
             version: None,
             progress,
             breakers: std::collections::BTreeMap::new(),
+            numerics: None,
         }]
     }
 

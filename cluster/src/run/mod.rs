@@ -7,7 +7,7 @@
 //! - **R3** the first SIGINT or SIGTERM drains (the report says `finished = false`), the second ends the process at once;
 //!   children of the node agent cannot outlive it.
 //!
-//! Files: `directory` the run's folder; `resume` what a resumed run may change; `wiring` from configuration to workers;
+//! Files: `directory` the run's folder; `resume` what a resumed run may change; `sampler` a host that samples with other numerics; `wiring` from configuration to workers;
 //! `source` from configuration to the coordinator; `failure` how workers end badly; `inproc` everything in this process,
 //! `hangs` what of it hangs; `replay` a run's steps once more. Runs of processes are [`crate::agent`]'s.
 pub mod directory;
@@ -16,16 +16,17 @@ mod hangs;
 mod inproc;
 pub mod replay;
 mod resume;
+pub mod sampler;
 pub mod source;
 pub mod wiring;
 
-use crate::agent::{self, AgentError, AgentOptions};
+use crate::agent::{self, AgentError, AgentOptions, Invites};
 use crate::cli::Exit;
 use crate::config::{ConfigError, Resolved};
 use crate::coordinator::CoordinatorError;
 use crate::ledger::LedgerError;
 use crate::logging;
-use crate::progress::{LaunchReport, ProgressSink};
+use crate::progress::{LaunchReport, Progress, ProgressSink};
 use cohort_actors::{Shutdown, crash};
 use cohort_protocol::WorkerId;
 use directory::Prepared;
@@ -45,6 +46,10 @@ pub struct LaunchOptions {
     pub resume: Option<PathBuf>,
     /// Throw away what the run directory holds.
     pub clean: bool,
+    /// Hosts of the same allocation that are to take part.
+    pub invites: Option<Invites>,
+    /// What a scheduler's variables said, for the log.
+    pub recognised: Vec<String>,
 }
 
 /// Why a run did not reach its end. A run directory that exists can be resumed after every one of them.
@@ -155,6 +160,10 @@ pub fn launch(resolved: &Resolved, options: &LaunchOptions, progress: Arc<dyn Pr
     let config = Arc::new(resolved.config.clone());
     let prepared = directory::prepare(resolved, options)?;
     let log = logging::to_run(&config.logging, &prepared.paths).map_err(system("open the log file"))?;
+    for line in &options.recognised {
+        tracing::info!(target: "cohort::allocation", text = line, "recognised");
+        progress.emit(Progress::Notice(line.clone()));
+    }
     let wiring = Wiring::open(config.clone(), prepared.run(), prepared.paths.root())?;
     let runtime = tokio::runtime::Builder::new_multi_thread()
         .worker_threads(2)
@@ -167,7 +176,8 @@ pub fn launch(resolved: &Resolved, options: &LaunchOptions, progress: Arc<dyn Pr
         let report = if config.cluster.processes {
             let (run, paths) = (prepared.run(), prepared.paths.clone());
             let logs = log.parent().unwrap_or(paths.root()).to_owned();
-            let options = AgentOptions { config, run, paths, logs, slots: source::RING_SLOTS };
+            let invites = options.invites.clone();
+            let options = AgentOptions { config, run, paths, logs, slots: source::RING_SLOTS, invites };
             agent::run(options, progress, shutdown).await.map_err(RunError::from)
         } else {
             inproc::run(&wiring, &prepared.paths, begun, progress, shutdown).await

@@ -84,7 +84,6 @@ fn flatten(path: &str, value: Value, out: &mut BTreeMap<String, Value>) {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use std::num::NonZeroU16;
 
     fn changed(change: impl FnOnce(&mut Config)) -> Option<Change> {
         let begun = Config::default();
@@ -96,7 +95,7 @@ mod tests {
     #[test]
     fn what_cannot_change_a_bit_may_differ() {
         let free = changed(|c| {
-            c.cluster.rollout = NonZeroU16::MAX;
+            c.cluster.rollout = u16::MAX;
             c.cluster.threads = 3;
             c.cluster.processes = true;
             c.logging.level = "debug".into();

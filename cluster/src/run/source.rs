@@ -8,6 +8,7 @@ use crate::progress::ProgressSink;
 use cohort_actors::parent;
 use cohort_learner::training::Training;
 use cohort_protocol::{GroupId, LeasePurpose, Role, SampledItem, SamplingParams, WorkerId};
+use cohort_rollout::OtherNumerics;
 use cohort_rollout::dataset::Dataset;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -42,6 +43,7 @@ pub fn coordinator_args(wiring: &Wiring, paths: &RunPaths, around: Surroundings)
         plan: plan(config, data.as_ref(), around.shared_engine),
         workers: workers(config),
         numerics: wiring.numerics(),
+        corrects: config.rollout.other_numerics == OtherNumerics::Correct,
         groups: Arc::new(Rows { data, sampling: config.agent.sampling(), seed: config.training.seed }),
         advantage: training.advantage,
         progress: around.progress,
@@ -56,8 +58,7 @@ pub fn coordinator_args(wiring: &Wiring, paths: &RunPaths, around: Surroundings)
 #[must_use]
 pub fn workers(config: &Config) -> Vec<WorkerId> {
     let cluster = &config.cluster;
-    let counts =
-        [(Role::Learner, cluster.learner.get()), (Role::Reward, cluster.reward.get()), (Role::Rollout, cluster.rollout.get())];
+    let counts = [(Role::Learner, cluster.learner.get()), (Role::Reward, cluster.reward), (Role::Rollout, cluster.rollout)];
     counts.into_iter().flat_map(|(role, n)| (0..n).map(move |index| WorkerId { role, index })).collect()
 }
 
@@ -72,7 +73,7 @@ fn plan(config: &Config, data: &dyn Dataset, shared_engine: bool) -> Plan {
         groups_per_step: training.groups_per_step,
         group_size: training.group_size,
         max_staleness: training.max_staleness,
-        rollout_workers: config.cluster.rollout.get(),
+        rollout_workers: config.cluster.rollout,
         shared_engine,
         slots: RING_SLOTS,
         evaluation: (prompts > 0).then_some(EvaluationPlan {

@@ -12,6 +12,8 @@ pub fn of_groups(groups: &[GroupPayload], base: PolicyVersion) -> Tally {
         tally.mean("reward", rewards.iter().sum(), count(rewards.len()));
         tally.mean("reward_std", std(&rewards, false), 1.0);
         tally.mean("frac_reward_zero_std", f64::from(u8::from(is_constant(&rewards))), 1.0);
+        let inexact = group.samples.iter().any(|sample| sample.trajectory.is_inexact());
+        tally.sum("exactness/inexact_groups", f64::from(u8::from(inexact)));
     }
     parts(groups, &mut tally);
     for sample in groups.iter().flat_map(|g| &g.samples) {

@@ -162,6 +162,7 @@ impl Session {
             run: RUN,
             epoch: Epoch(1),
             numerics: "any".into(),
+            corrects: false,
             deadline: Duration::from_secs(5),
             roles: AcceptTerms::FOLLOWERS,
         };

@@ -72,8 +72,14 @@ fn engine(backend: impl FnOnce() -> Box<dyn Backend> + Send + 'static) -> Engine
 }
 
 async fn admit(listener: &InprocListener, epoch: Epoch) -> PeerLink<LearnerToCoordinator, CoordinatorToLearner> {
-    let terms =
-        AcceptTerms { run: RUN, epoch, numerics: "any".into(), deadline: Duration::from_secs(5), roles: AcceptTerms::WORKERS };
+    let terms = AcceptTerms {
+        run: RUN,
+        epoch,
+        numerics: "any".into(),
+        corrects: false,
+        deadline: Duration::from_secs(5),
+        roles: AcceptTerms::WORKERS,
+    };
     let connection = timeout(Duration::from_secs(20), listener.accept()).await.unwrap().unwrap();
     accept_worker(connection, &terms, |_| Ok(())).await.unwrap().into_link()
 }

@@ -87,6 +87,34 @@ fn hosts_that_come_go_and_die_change_no_bit() -> Result<()> {
     Ok(())
 }
 
+/// The head node coordinates and learns; who generates and grades comes from elsewhere, or the run says that nobody did.
+#[test]
+fn a_head_node_without_workers_waits_for_the_hosts_that_bring_them() -> Result<()> {
+    let (folder, bench) = bench()?;
+    let reference = finish(&mut bench.launch("calm", &[]))?.weights()?;
+    const NOBODY: [&str; 5] = ["--processes", "--workers", "rollout=0,reward=0", "--set", "cluster.listen=127.0.0.1:0"];
+    let refused = finish(&mut bench.launch("alone", &NOBODY[..3]))?;
+    ensure!(refused.code == Some(2) && refused.stderr.contains("nobody could ever generate"), "{refused:?}");
+    let impatient = [&NOBODY[..], &["--set", "cluster.join_patience_s=1"]].concat();
+    let lonely = finish(&mut bench.launch("alone", &impatient))?;
+    ensure!(lonely.code == Some(7) && lonely.stderr.contains("no host with"), "{lonely:?}");
+    ensure!(lonely.stderr.contains("cluster.join_patience_s") && lonely.stderr.contains("--resume"), "{lonely:?}");
+    ensure!(processes_of(&bench.run_dir("alone"))?.is_empty(), "its processes have left");
+    // The same run, and this time somebody comes.
+    let run = start(&mut bench.resume("alone", &["--set", "cluster.join_patience_s=600"]))?;
+    let waits = "no host has rollout workers: waiting up to 600 s";
+    until("word of what is lacking", PATIENCE, || Ok(run.stderr()?.contains(waits).then_some(())))?;
+    let secret = folder.path().join("token");
+    token(&bench, "alone", &secret)?;
+    let host = join(&bench, "alone", "second", &secret, "rollout=2,reward=1")?;
+    let ended = wait(run, PATIENCE)?;
+    assert_eq!(ended.weights()?, reference);
+    bench.balanced("alone", 4 * GROUPS)?;
+    let left = wait(host, PATIENCE)?;
+    ensure!(left.code == Some(0), "{left:?}");
+    Ok(())
+}
+
 #[test]
 fn a_run_is_scaled_paused_and_stopped_while_it_goes_on_and_no_bit_changes() -> Result<()> {
     let (_folder, bench) = bench()?;

@@ -1,6 +1,7 @@
 //! Whole runs of the real program: the same bits however they are run and disturbed, and what may change between launches.
 //! A tiny random model is trained; what is tried here does not depend on its size.
 mod adapters;
+mod allocation;
 mod asynchronous;
 mod bits;
 mod disks;
@@ -9,6 +10,7 @@ mod int8;
 mod kills;
 mod partial;
 mod ranks;
+mod samplers;
 mod settings;
 
 use cohort_tests::launch::Bench;

@@ -56,6 +56,7 @@ fn host(authority: &RunAuthority, index: u16, stop: &Shutdown) -> Result<Host> {
         run: RUN,
         epoch: Epoch(0),
         numerics: String::new(),
+        corrects: false,
         deadline: Duration::from_secs(5),
         roles: AcceptTerms::NODES,
     };

@@ -60,6 +60,8 @@ pub(crate) struct Hosts {
     pub(crate) elsewhere: watch::Receiver<Vec<Elsewhere>>,
     /// Rollout workers of the run, all hosts together.
     pub(crate) rollouts: watch::Receiver<u16>,
+    /// Roles that have no worker anywhere.
+    pub(crate) lacking: watch::Receiver<Vec<Role>>,
     /// Workers of the head node to kill, and why.
     pub(crate) kills: mpsc::Receiver<(WorkerId, u32, String)>,
 }
@@ -148,7 +150,8 @@ pub(crate) fn start(args: HostsArgs) -> Hosts {
     let (mut state, mut first) = (HostsState::default(), Vec::new());
     state.begin(args.offers.iter().copied(), args.followers, args.facts.clone(), &mut first);
     let (rollouts_tx, rollouts) = watch::channel(state.count(Role::Rollout));
-    let told = Told { here: here_tx, elsewhere: elsewhere_tx, rollouts: rollouts_tx, kill };
+    let (lacking_tx, lacking) = watch::channel(state.lacking());
+    let told = Told { here: here_tx, elsewhere: elsewhere_tx, rollouts: rollouts_tx, lacking: lacking_tx, kill };
     let mut accepting = JoinSet::new();
     if let Some(listener) = args.listener.clone() {
         accepting.spawn(accept_all(listener, args.run, args.enrolment.clone(), inbox.clone()));
@@ -157,7 +160,7 @@ pub(crate) fn start(args: HostsArgs) -> Hosts {
     let own = inbox.downgrade();
     let task = Task { args, state, told, own, outboxes: HashMap::new(), _accepting: accepting };
     tokio::spawn(task.run(inputs, first));
-    Hosts { inbox, here, elsewhere, rollouts, kills }
+    Hosts { inbox, here, elsewhere, rollouts, lacking, kills }
 }
 
 /// Those who are told what was decided.
@@ -165,6 +168,7 @@ struct Told {
     here: watch::Sender<Vec<WorkerId>>,
     elsewhere: watch::Sender<Vec<Elsewhere>>,
     rollouts: watch::Sender<u16>,
+    lacking: watch::Sender<Vec<Role>>,
     kill: mpsc::Sender<(WorkerId, u32, String)>,
 }
 
@@ -237,6 +241,7 @@ impl Task {
         });
         let rollouts = self.state.count(Role::Rollout);
         self.told.rollouts.send_if_modified(|before| std::mem::replace(before, rollouts) != rollouts);
+        self.told.lacking.send_replace(self.state.lacking());
     }
 
     async fn carry_out(&mut self, commands: Vec<Command>) {
@@ -304,7 +309,14 @@ impl Task {
 
 /// Lets hosts in, each in a task of its own, until it is aborted.
 async fn accept_all(listener: Arc<dyn Listener>, run: RunId, enrolment: Arc<Enrolment>, inbox: mpsc::Sender<Input>) {
-    let terms = AcceptTerms { run, epoch: Epoch(0), numerics: String::new(), deadline: HELLO, roles: AcceptTerms::NODES };
+    let terms = AcceptTerms {
+        run,
+        epoch: Epoch(0),
+        numerics: String::new(),
+        corrects: false,
+        deadline: HELLO,
+        roles: AcceptTerms::NODES,
+    };
     let terms = Arc::new(terms);
     let mut sessions = JoinSet::new();
     let mut next = 0;

@@ -1,10 +1,11 @@
 //! Other hosts of a run, as the head node's agent sees them.
 //!
-//! Files: `event` vocabulary; `state` decides (pure), about versions in `weights`; `placement` which worker runs where (pure); `tokens` and `enrolment` how a host gets in;
+//! Files: `event` vocabulary; `state` decides (pure), about versions in `weights`; `placement` which worker runs where (pure); `patience` how long none may (pure); `tokens` and `enrolment` how a host gets in;
 //! `actor` sessions, hashing, certificates.
 mod actor;
 pub(crate) mod enrolment;
 pub mod event;
+pub(crate) mod patience;
 pub(crate) mod placement;
 pub mod state;
 pub(crate) mod tokens;

@@ -7,7 +7,7 @@
 //!   that says that it leaves, leaves at once.
 //! - **H3** a host is told its workers whenever they change, all of them; a certificate is given for those only.
 use super::event::{Command, ConnId, Event};
-use super::placement::{HEAD, Placement};
+use super::placement::{HEAD, MOVABLE, Placement};
 use crate::agent::weights::spread::{Host, Spread};
 use cohort_protocol::messages::node::{
     Certificate, ChildState, ChunkName, HeadToNode, Manifest, NodeReady, NodeToHead, Replace, RunFacts,
@@ -89,6 +89,11 @@ impl HostsState {
     /// Workers of a role, all hosts together.
     pub fn count(&self, role: Role) -> u16 {
         self.placement.count(role)
+    }
+
+    /// Roles that no host has a worker of, though every run needs some.
+    pub fn lacking(&self) -> Vec<Role> {
+        MOVABLE.into_iter().filter(|&role| self.placement.count(role) == 0).collect()
     }
 
     /// Processes of other hosts, by host.

@@ -11,10 +11,11 @@ use cohort_protocol::RunId;
 use serde::{Deserialize, Serialize};
 use sha2::{Digest, Sha256};
 use std::collections::BTreeMap;
+use std::fmt;
 use std::time::SystemTime;
 
 /// What a host needs to join: the contents of a token file.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub(crate) struct Token {
     /// The run, 16 hex digits.
@@ -23,6 +24,13 @@ pub(crate) struct Token {
     pub secret: String,
     /// The certificate of the run's authority, PEM.
     pub authority: String,
+}
+
+/// The secret is nobody's to see.
+impl fmt::Debug for Token {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Token").field("run", &self.run).finish_non_exhaustive()
+    }
 }
 
 impl Token {

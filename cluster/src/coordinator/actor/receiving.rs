@@ -32,6 +32,16 @@ impl Core {
 
     async fn opened(&mut self, conn: ConnId, hello: &Hello, outbox: Outbox) {
         self.report.seen(hello.worker, hello.incarnation, hello.pid);
+        if hello.worker.role == Role::Rollout && hello.numerics != self.args.numerics {
+            let (worker, run) = differing(&hello.numerics, &self.args.numerics);
+            let text = format!(
+                "{} samples with {worker} where the run has {run}: its tokens count as inexact and are corrected for",
+                hello.worker
+            );
+            tracing::warn!(target: "cohort::coordinator", text, "corrected_sampler");
+            self.told.news.emit(Progress::Notice(text));
+            self.report.corrects(hello.worker, hello.numerics.clone());
+        }
         self.conns.insert(conn, (hello.worker, outbox));
         let (worker, incarnation, pid) = (hello.worker, hello.incarnation, hello.pid);
         tracing::info!(target: "cohort::coordinator", %worker, incarnation, pid, "worker_joined");
@@ -192,4 +202,26 @@ impl Core {
 
 fn unknown_scores() -> ScoresSummary {
     ScoresSummary { digest: String::new(), scores: Vec::new(), parts: Vec::new(), failure: None }
+}
+
+/// The words in which two lines of numerics differ.
+fn differing(a: &str, b: &str) -> (String, String) {
+    let only = |of: &str, other: &str| {
+        let words: Vec<&str> = of.split(' ').filter(|word| !other.split(' ').any(|same| same == *word)).collect();
+        if words.is_empty() { "nothing else".to_owned() } else { words.join(" ") }
+    };
+    (only(a, b), only(b, a))
+}
+
+#[cfg(test)]
+mod tests {
+    #[test]
+    fn numerics_are_told_apart_by_the_words_that_differ() {
+        let differing = |a, b| super::differing(a, b);
+        assert_eq!(
+            differing("engine=native dtype=bf16 x", "engine=native dtype=f32 x"),
+            ("dtype=bf16".into(), "dtype=f32".into())
+        );
+        assert_eq!(differing("a rollout=int8", "a"), ("rollout=int8".into(), "nothing else".into()));
+    }
 }

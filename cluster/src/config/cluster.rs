@@ -1,0 +1,127 @@
+//! What `[cluster]` says, and asks, of its values together.
+use super::sections::{ClusterConfig, NodeConfig};
+use std::num::NonZeroU16;
+
+/// The path of a bad value, and why it is bad.
+type Problem = (String, String);
+
+fn problem(key: &str, why: impl Into<String>) -> Problem {
+    (format!("cluster.{key}"), why.into())
+}
+
+impl ClusterConfig {
+    /// Learner ranks on the head node, the lead among them.
+    #[must_use]
+    pub fn ranks_here(&self) -> u16 {
+        let offered = self.nodes.iter().map(|node| node.learner).fold(0, u16::saturating_add);
+        self.learner_here.map_or_else(|| self.learner.get().saturating_sub(offered).max(1), NonZeroU16::get)
+    }
+
+    /// Learner ranks besides the lead.
+    #[must_use]
+    pub fn followers(&self) -> u16 {
+        self.learner.get() - 1
+    }
+
+    /// The first bad value.
+    pub(super) fn check(&self) -> Result<(), Problem> {
+        self.check_hosts()?;
+        self.check_workers()?;
+        self.check_ranks()?;
+        if self.launcher.first().is_none_or(String::is_empty) {
+            return Err(problem("launcher", "is no command: its first word is the program"));
+        }
+        if let Some(bounds) = self.autoscale {
+            if bounds.rollout_min > bounds.rollout_max {
+                let why =
+                    format!("is {} and rollout_max {}: the least is more than the most", bounds.rollout_min, bounds.rollout_max);
+                return Err(problem("autoscale.rollout_min", why));
+            }
+            if !self.processes {
+                let why = "a run in one process cannot be scaled: set cluster.processes = true, or launch with --processes";
+                return Err(problem("autoscale", why));
+            }
+        }
+        if self.http.is_some_and(|http| !http.ip().is_loopback()) && self.http_token_file.is_none() {
+            let why = "is not a loopback address: set cluster.http_token_file to a file with a token, or serve on 127.0.0.1";
+            return Err(problem("http", why));
+        }
+        Ok(())
+    }
+
+    fn check_hosts(&self) -> Result<(), Problem> {
+        if self.listen.is_none() && !self.nodes.is_empty() {
+            return Err(problem("nodes", "other hosts need cluster.listen, as \"0.0.0.0:7400\", to join"));
+        }
+        for (index, NodeConfig { address, rollout, reward, learner }) in self.nodes.iter().enumerate() {
+            if address.trim().is_empty() || *rollout == 0 && *reward == 0 && *learner == 0 {
+                let why = "needs an address, and at least one rollout, reward or learner worker";
+                return Err(problem(&format!("nodes[{index}]"), why));
+            }
+        }
+        if self.listen.is_some() && !self.processes {
+            let why = "other hosts can only join a run of processes: set cluster.processes = true, or launch with --processes";
+            return Err(problem("listen", why));
+        }
+        Ok(())
+    }
+
+    /// Somebody must be able to generate, and somebody to grade: this host, or others that can come.
+    fn check_workers(&self) -> Result<(), Problem> {
+        for (key, count, does) in [("rollout", self.rollout, "generate"), ("reward", self.reward, "grade")] {
+            if count == 0 && self.listen.is_none() {
+                let why = format!(
+                    "is 0 and no other host can join: nobody could ever {does}; set it to 1 or more, or cluster.listen, as \
+                     \"0.0.0.0:7400\", for hosts that bring {key} workers"
+                );
+                return Err(problem(key, why));
+            }
+        }
+        Ok(())
+    }
+
+    /// Whether every learner rank can have a place.
+    fn check_ranks(&self) -> Result<(), Problem> {
+        let (ranks, here) = (self.learner.get(), self.ranks_here());
+        if here > ranks {
+            let why = format!("is {here}, and cluster.learner, the ranks of the whole run, {ranks}: set it to {ranks} or fewer");
+            return Err(problem("learner_here", why));
+        }
+        if here < ranks && self.listen.is_none() {
+            let why = format!(
+                "leaves {} of {ranks} learner ranks to other hosts, which need cluster.listen, as \"0.0.0.0:7400\", to join",
+                ranks - here
+            );
+            return Err(problem("learner_here", why));
+        }
+        for (index, node) in self.nodes.iter().enumerate() {
+            if node.learner > self.followers() {
+                let why = format!(
+                    "offers places for {} learner ranks; the lead is on the head node, and cluster.learner = {ranks} leaves {}",
+                    node.learner,
+                    self.followers()
+                );
+                return Err(problem(&format!("nodes[{index}].learner"), why));
+            }
+        }
+        Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_host_without_workers_needs_others_that_can_come() {
+        let alone = |rollout, reward| ClusterConfig { rollout, reward, processes: true, ..ClusterConfig::default() };
+        for (config, key, named) in [(alone(0, 1), "rollout", "nobody could ever generate"), (alone(1, 0), "reward", "grade")] {
+            let (path, why) = config.check().unwrap_err();
+            assert!(path == format!("cluster.{key}") && why.contains(named) && why.contains("cluster.listen"), "{path} {why}");
+            let joined = ClusterConfig { listen: Some(([0, 0, 0, 0], 7400).into()), ..config };
+            assert_eq!(joined.check(), Ok(()));
+            assert_eq!(ClusterConfig { processes: false, ..joined }.check().unwrap_err().0, "cluster.listen");
+        }
+        assert_eq!(ClusterConfig::default().check(), Ok(()));
+    }
+}
