@@ -112,6 +112,8 @@ pub struct RolloutState {
     /// The swap in work and the one that came meanwhile.
     swapping: Option<WeightsReady>,
     next_swap: Option<WeightsReady>,
+    /// Whether this connection's coordinator asked for the swap in work.
+    asked: bool,
     running: BTreeSet<LeaseKey>,
     /// Whose batch is on its way.
     delivering: BTreeSet<LeaseKey>,
@@ -123,7 +125,7 @@ impl RolloutState {
     pub fn new(capacity: u16) -> Self {
         let (epoch, version, swapping, next_swap) = Default::default();
         let (running, delivering) = Default::default();
-        Self { capacity, epoch, protocol: 0, ticks: 0, version, swapping, next_swap, running, delivering }
+        Self { capacity, epoch, protocol: 0, ticks: 0, version, swapping, next_swap, asked: false, running, delivering }
     }
 
     /// Leases in work.
@@ -181,6 +183,8 @@ impl RolloutState {
         self.delivering.clear();
         self.abort_all(out);
         (self.epoch, self.protocol) = (Some(epoch), protocol);
+        // Whoever asked for these swaps is not there any more to be answered.
+        (self.asked, self.next_swap) = (false, None);
         // A swap in work will say `Ready` itself.
         if self.swapping.is_none() {
             out.push(self.ready());
@@ -192,7 +196,7 @@ impl RolloutState {
             self.next_swap = Some(weights);
             return;
         }
-        self.swapping = Some(weights.clone());
+        (self.swapping, self.asked) = (Some(weights.clone()), true);
         out.push(Command::Swap(weights));
     }
 
@@ -200,7 +204,9 @@ impl RolloutState {
         self.swapping = None;
         match result {
             Ok(()) => self.version = Some(version),
-            Err(error) => out.push(Command::SwapFailed(SwapFailed { version, error })),
+            Err(error) if self.asked => out.push(Command::SwapFailed(SwapFailed { version, error })),
+            // Another coordinator may ask for the same version: this is no answer to that.
+            Err(_) => {}
         }
         if let Some(next) = self.next_swap.take() {
             self.on_weights(next, out);
@@ -371,6 +377,24 @@ mod tests {
         assert!(matches!(out[..], [Command::Abort(k), Command::Ready(_)] if k == key), "{out:?}");
         assert_eq!(feed(&mut state, Event::Generated(key, Ok(vec![]))), []);
         assert_eq!(feed(&mut state, Event::Leased(lease(1, 0, 1, 0), vec![])), [], "a lease of the old epoch is no lease");
+    }
+
+    /// Whoever is told of a failure takes it for that of its own request.
+    #[test]
+    fn a_swap_that_an_older_connection_asked_for_fails_without_a_word() {
+        let mut state = at_version(2, 0);
+        let ready = Command::Ready(Ready { version: Some(PolicyVersion(0)), capacity: 2 });
+        let torn = || Event::Swapped(PolicyVersion(1), Err("torn".into()));
+        feed(&mut state, Event::Weights(weights(1)));
+        feed(&mut state, Event::Weights(weights(2)));
+        assert_eq!(feed(&mut state, Event::Connected(Epoch(2), 4)), [], "the swap will say what there is");
+        assert_eq!(feed(&mut state, torn()), [ready], "the one that came meanwhile is the older connection's too");
+        feed(&mut state, Event::Weights(weights(1)));
+        feed(&mut state, Event::Connected(Epoch(2), 4));
+        feed(&mut state, Event::Weights(weights(1)));
+        assert_eq!(feed(&mut state, torn()), [Command::Swap(weights(1))], "asked for again");
+        let out = feed(&mut state, torn());
+        assert!(matches!(out[..], [Command::SwapFailed(_), Command::Ready(_)]), "{out:?}");
     }
 
     #[test]

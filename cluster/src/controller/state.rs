@@ -128,7 +128,7 @@ impl ControllerState {
             Event::Known(workers) => self.members.expect(now, self.plan.deadlines.silence, workers),
             Event::Disconnected { conn, why } => self.on_disconnected(now, conn, &why, out),
             Event::Beat { conn, progress } => self.members.beat(now, conn, progress),
-            Event::RolloutReady { conn, version, capacity } => self.on_rollout_ready(now, conn, version, capacity, out),
+            Event::RolloutReady { conn, version, capacity } => self.on_rollout_ready(now, conn, version, capacity),
             Event::SwapFailed { conn, version, error } => self.on_swap_failed(now, conn, version, &error, out),
             Event::Trajectories { .. } => self.on_trajectories(now, event, out),
             Event::LeaseFailed { .. } => self.on_lease_failed(now, event, out),

@@ -181,6 +181,23 @@ fn a_swap_that_fails_is_published_again_after_a_pause_and_not_for_ever() {
     assert!(leases.iter().any(|c| matches!(c, Command::Lease { .. })), "{leases:?}");
 }
 
+/// What it said before it heard of the version is no answer, and its slot is not written while it reads.
+#[test]
+fn an_older_word_of_a_worker_that_was_told_of_weights_is_no_failure() {
+    let mut desk = Desk::new(plan(), Past::default());
+    desk.learner_up();
+    let out = desk.join(ROLLOUT);
+    let told = [out.clone(), desk.publish(&out)].concat();
+    assert!(told.iter().any(|c| matches!(c, Command::Weights { .. })), "{told:?}");
+    let conn = desk.conns[&ROLLOUT];
+    for _ in 0..5 {
+        let out = desk.say(Event::RolloutReady { conn, version: None, capacity: 4 });
+        assert!(out.iter().all(|c| !matches!(c, Command::Publish { .. } | Command::Weights { .. })), "{out:?}");
+    }
+    let leases = desk.swap(ROLLOUT);
+    assert!(leases.iter().any(|c| matches!(c, Command::Lease { .. })), "{leases:?}");
+}
+
 /// A worker behind a slow line is told that its version is gone, again and again: that is not its failure.
 #[test]
 fn weights_that_others_have_outrun_are_no_failure() {

@@ -1,7 +1,8 @@
 //! Which rollout worker has which weights: who is told of a published version, and what follows from its answer.
 //!
 //! Invariants
-//! - **W1** a worker is told of one version at a time, and in a synchronous run not before its leases are done.
+//! - **W1** a worker is told of one version at a time, and in a synchronous run not before its leases are done. Its answer is
+//!   that it has it, or that it failed; what else it says of its weights it said before it was told.
 //! - **W2** a swap that failed is tried again after a pause, from a slot that is written anew; not for ever. That a version has
 //!   been followed by another before a slow worker had it is no failure: the worker is told of the newer one.
 use super::event::{Command, ConnId};
@@ -11,31 +12,18 @@ use std::time::Instant;
 
 impl ControllerState {
     /// A worker says which weights it has.
-    pub(super) fn on_rollout_ready(
-        &mut self,
-        now: Instant,
-        conn: ConnId,
-        version: Option<PolicyVersion>,
-        capacity: u16,
-        out: &mut Vec<Command>,
-    ) {
+    pub(super) fn on_rollout_ready(&mut self, now: Instant, conn: ConnId, version: Option<PolicyVersion>, capacity: u16) {
         if !self.members.heard(now, conn) {
             return;
         }
-        let refused = self.members.change(conn, |member| {
+        self.members.change(conn, |member| {
             (member.capacity, member.version) = (capacity, version);
-            if let Some((told, _)) = member.swap.filter(|(told, _)| version != Some(*told)) {
-                return Some(told);
-            }
-            if member.swap.take().is_some() {
+            // W1.
+            if member.swap.take_if(|(told, _)| version == Some(*told)).is_some() {
                 (member.swap_failures, member.swap_after) = (0, None);
             }
-            None
         });
-        match refused.flatten() {
-            Some(told) => self.on_swap_failed(now, conn, told, "it says that it still has another version", out),
-            None => self.members.moved(now, conn),
-        }
+        self.members.moved(now, conn);
     }
 
     /// W2.
