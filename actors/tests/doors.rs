@@ -1,7 +1,8 @@
 //! Who gets in where: every door of a run with the right certificate, another's, another run's, none, and with a token.
 #![expect(clippy::unwrap_used, reason = "outside of `#[test]` functions the lint does not see that this is a test")]
 use cohort_actors::certs::{Identity, RunAuthority, SigningKey};
-use cohort_actors::transport::quic::{QuicDialer, QuicListener, QuicOptions};
+use cohort_actors::transport::TransportOptions;
+use cohort_actors::transport::quic::{QuicDialer, QuicListener};
 use cohort_actors::{
     AcceptTerms, Deadlines, Dialer, LinkError, LinkOptions, Listener, Shutdown, WorkerLink, accept_node, accept_worker, enrol,
 };
@@ -21,10 +22,10 @@ fn node(index: u16) -> WorkerId {
     WorkerId { role: Role::Node, index }
 }
 
-fn options() -> QuicOptions {
+fn options() -> TransportOptions {
     // A refused handshake shows as a deadline or a closed connection: both soon.
     let deadlines = Deadlines { connect: Duration::from_secs(2), ..Deadlines::default() };
-    QuicOptions { deadlines, ..QuicOptions::default() }
+    TransportOptions { deadlines, ..TransportOptions::default() }
 }
 
 /// A run's authority and one of its doors: the first, where tokens are shown, or any other.

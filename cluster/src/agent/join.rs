@@ -24,7 +24,7 @@ use crate::http::{self, HttpOptions, Pulse};
 use crate::ledger::{RunLock, RunPaths};
 use cohort_actors::certs::{Identity, SigningKey};
 use cohort_actors::supervision::process::ProcessSupervisor;
-use cohort_actors::transport::quic::{QuicDialer, QuicListener, QuicOptions};
+use cohort_actors::transport::reach::{Reach, ReachListener};
 use cohort_actors::{ChildId, Dialer, Escalation, LinkError, LinkOptions, LinkSender, Shutdown, SupervisionPolicy, WorkerLink};
 use cohort_engine::SharedRing;
 use cohort_protocol::messages::handshake::Hello;
@@ -35,7 +35,7 @@ use cohort_protocol::version::{PROTOCOL, PROTOCOL_MIN};
 use cohort_protocol::{Role, RunId, WorkerId};
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::fs::OpenOptions;
-use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, UdpSocket};
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::os::fd::OwnedFd;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -76,7 +76,9 @@ pub async fn run(options: JoinOptions, shutdown: Shutdown) -> Result<(), JoinErr
     let options = JoinOptions { dir, ..options };
     let paths = RunPaths::new(&options.dir);
     let _lock = RunLock::take(&paths.launch_lock(), Duration::ZERO)?;
-    let membership = Membership::take(&options, &paths).await?;
+    // The configuration is not known yet: whatever gets through.
+    let reach = Reach::default();
+    let membership = Membership::take(&options, &paths, &reach).await?;
     let (run, node) = (RunId(membership.run), membership.node);
     let load = || Identity::load(&children::certificates(&paths), run, node);
     let hello = Hello {
@@ -88,10 +90,10 @@ pub async fn run(options: JoinOptions, shutdown: Shutdown) -> Result<(), JoinErr
         incarnation: 0,
         numerics: String::new(),
     };
-    let weights = UdpSocket::bind(SocketAddr::new(beside(options.head.ip()), 0)).map_err(system("bind a port for weights"))?;
+    let weights = reach.bind(SocketAddr::new(beside(options.head.ip()), 0)).map_err(system("bind a port for weights"))?;
     let weights_port = weights.local_addr().map_err(system("read the weights' port"))?.port();
-    let weights = QuicListener::new(weights, &load()?, QuicOptions::default())?;
-    let dialer: Arc<dyn Dialer> = Arc::new(QuicDialer::to(HEAD, options.head, &load()?, QuicOptions::default())?);
+    let weights = reach.listen(weights, &load()?)?;
+    let dialer: Arc<dyn Dialer> = Arc::new(reach.dialer(HEAD, options.head, &load()?)?);
     let link: WorkerLink<HeadToNode, NodeToHead> =
         WorkerLink::connect(dialer, hello.clone(), LinkOptions::default(), shutdown.clone()).await?;
     tracing::info!(target: "cohort::agent", %node, head = %options.head, "joined");
@@ -99,7 +101,7 @@ pub async fn run(options: JoinOptions, shutdown: Shutdown) -> Result<(), JoinErr
     let stop = Shutdown::new();
     let (supervisor, mut ended) =
         ProcessSupervisor::start(SupervisionPolicy::default(), run.0 ^ u64::from(node.index), stop.clone());
-    let taker = Arc::new(Taker::new(load()?, hello, stop.clone()));
+    let taker = Arc::new(Taker::new(reach, load()?, hello, stop.clone()));
     let mut joined = Joined::new(&options, paths.clone(), run, &link, weights_port, supervisor, taker)?;
     joined.weights_listener = Some(weights);
     let serving = match &options.http {
@@ -136,7 +138,7 @@ struct Joined<'a> {
     run: RunId,
     sender: LinkSender<NodeToHead>,
     weights_port: u16,
-    weights_listener: Option<QuicListener>,
+    weights_listener: Option<ReachListener>,
     supervisor: ProcessSupervisor,
     taker: Arc<Taker>,
     /// Made when the run's facts are known.

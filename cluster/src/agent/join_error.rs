@@ -1,7 +1,7 @@
 //! Why a host left early or never joined, with the remedy.
 use crate::ledger::LedgerError;
 use cohort_actors::certs::CertError;
-use cohort_actors::transport::quic::QuicError;
+use cohort_actors::transport::EndpointError;
 use cohort_actors::{Escalation, LinkError};
 use cohort_engine::RingError;
 use std::path::PathBuf;
@@ -37,7 +37,7 @@ pub enum JoinError {
     Certificates(#[from] CertError),
     /// A port.
     #[error(transparent)]
-    Listen(#[from] QuicError),
+    Listen(#[from] EndpointError),
     /// The weight ring.
     #[error(transparent)]
     Ring(#[from] RingError),

@@ -54,7 +54,7 @@ use crate::config::Config;
 use crate::ledger::{LedgerError, RunPaths};
 use cohort_actors::Escalation;
 use cohort_actors::certs::CertError;
-use cohort_actors::transport::quic::QuicError;
+use cohort_actors::transport::EndpointError;
 use cohort_engine::RingError;
 use cohort_protocol::RunId;
 use std::path::PathBuf;
@@ -88,7 +88,7 @@ pub enum AgentError {
     Ring(#[from] RingError),
     /// A port for other hosts cannot be used. Stop.
     #[error("cluster.listen: {0}")]
-    Listen(#[from] QuicError),
+    Listen(#[from] EndpointError),
     /// Somebody ran `cluster stop`.
     #[error("stopped; nothing that was accepted is lost: go on with `cluster launch --resume {}`", run.display())]
     Stopped {

@@ -1,7 +1,7 @@
 //! The whole configuration: one section a concern, each defined by the crate that uses it.
 use super::error::nearest;
 use super::profile::Profile;
-use super::sections::{ClusterConfig, LoggingConfig};
+use super::sections::{ClusterConfig, LoggingConfig, TransportChoice};
 use super::tree::Node;
 use cohort_learner::config::{CorrectionConfig, LossConfig, TrainingConfig};
 use cohort_learner::training::Training;
@@ -111,6 +111,10 @@ impl Config {
         if self.cluster.listen.is_some() && !self.cluster.processes {
             let why = "other hosts can only join a run of processes: set cluster.processes = true, or launch with --processes";
             return Err(("cluster.listen".to_owned(), why.to_owned()));
+        }
+        if self.cluster.transport != TransportChoice::Auto && !self.cluster.processes {
+            let why = "carries nothing in a run in one process: set cluster.processes = true, or launch with --processes";
+            return Err(("cluster.transport".to_owned(), why.to_owned()));
         }
         self.model.check().map_err(|error| ("model".to_owned(), error.to_string()))?;
         self.check_quantization()?;

@@ -10,6 +10,7 @@ mod kills;
 mod partial;
 mod ranks;
 mod settings;
+mod transport;
 
 use cohort_tests::launch::Bench;
 
