@@ -24,6 +24,9 @@ use std::time::Instant;
 /// Tries of a step that loses a rank each time, after which the coordinator hears of it.
 const TRIES: u32 = 10;
 
+/// Metric: ranks that took the step.
+const RANKS: &str = "perf/learner_ranks";
+
 /// What jobs work on.
 #[derive(Debug)]
 pub struct Workshop {
@@ -105,7 +108,7 @@ impl Workshop {
             match self.clone().attempt(request.clone(), plan.clone()).await {
                 Err(Attempt::Abandoned(why)) if tries < TRIES => {
                     if let Some(team) = &self.team {
-                        team.disband(&why);
+                        team.disband(&why).await;
                     }
                     tries += 1;
                 }
@@ -127,12 +130,12 @@ impl Workshop {
         };
         let own = shards::of_rank(self.training.logical_shards, 0, members.len() + 1);
         let own = if members.is_empty() { plan.clone() } else { Arc::new(plan.as_ref().clone().part(own)) };
-        if let Some(team) = &self.team {
-            team.begin(&members, &request, &plan).await.map_err(|why| abandoned(why.into(), Aftermath::Intact))?;
-        }
-        let mut group: Box<dyn Collective> = match &members[..] {
-            [] => Box::new(Solo),
-            members => Box::new(Team::group(members)),
+        let mut group: Box<dyn Collective> = match &self.team {
+            Some(team) if !members.is_empty() => {
+                let begun = team.begin(&members, &request, &plan).await;
+                Box::new(begun.map_err(|why| abandoned(why.into(), Aftermath::Intact))?)
+            }
+            _ => Box::new(Solo),
         };
         let logp_ref = self.reference_logp(&own).await.inspect_err(|failure| group.abort(&failure.error));
         let logp_ref = logp_ref.map_err(Attempt::Failed)?;
@@ -156,7 +159,8 @@ impl Workshop {
             let made = Holding { version, digest: label.digest };
             team.end(&members, made).await.map_err(|(rank, digest)| Attempt::Failed(diverged(&request, made, &rank, digest)))?;
         }
-        let metrics = step::summary(&request, &epochs);
+        let mut metrics = step::summary(&request, &epochs);
+        metrics.push((RANKS.to_owned(), (members.len() + 1) as f64));
         let weights_sha256 = if request.hash { self.name(version).await.map_err(Attempt::Failed)?.1 } else { String::new() };
         let weights_digest = label.digest;
         Ok(Outcome::Stepped(StepCommit { step: request.intent.step, version, weights_sha256, weights_digest, metrics }))

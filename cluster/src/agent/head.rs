@@ -102,7 +102,10 @@ impl Head {
         let enrolment = Arc::new(enrolment.map_err(system("read the hosts' file"))?);
         let cluster = &options.config.cluster;
         let cluster_autoscale = cluster.autoscale.map(Autoscale::new);
-        let offers = vec![(Role::Reward, cluster.reward.get()), (Role::Rollout, cluster.rollout.get())];
+        let (reward, rollout, ranks) = (cluster.reward.get(), cluster.rollout.get(), cluster.ranks_here());
+        // The lead is not placed: it is here.
+        let offers = vec![(Role::Reward, reward), (Role::Rollout, rollout), (Role::Learner, ranks - 1)];
+        let followers = cluster.followers();
         if let Some(listen) = listen {
             let (run, cluster, logs) = (options.run, cluster.clone(), options.logs.clone());
             let launcher = Launcher { run, cluster, listen, logs, enrolment: enrolment.clone(), progress: progress.clone() };
@@ -116,6 +119,7 @@ impl Head {
             ring,
             shelf,
             offers,
+            followers,
             facts,
             listener,
             progress,
@@ -157,11 +161,8 @@ impl Head {
             pulse,
             serving,
         };
-        let ranks = head.options.config.cluster.learner.get();
-        for (role, count) in [(Role::Coordinator, 1), (Role::Learner, ranks)] {
-            for index in 0..count {
-                head.add(WorkerId { role, index }).await?;
-            }
+        for role in [Role::Coordinator, Role::Learner] {
+            head.add(WorkerId { role, index: 0 }).await?;
         }
         let here = head.hosts.here.borrow_and_update().clone();
         head.place(here).await?;

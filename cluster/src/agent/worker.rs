@@ -160,7 +160,8 @@ async fn work(
         }
         Role::Learner => {
             let engine = wiring.learning_engine().map_err(Failure::from)?;
-            let ranks = Arc::new(Meeting { coordinator: options.coordinator, identity, reach });
+            let (coordinator, listen) = (options.coordinator, wiring.config.cluster.listen);
+            let ranks = Arc::new(Meeting { coordinator, listen, identity, reach });
             let args = wiring.learner(options.who.index, engine, ring(options)?, ranks).map_err(Failure::from)?;
             cohort_learner::run_worker(args, dialer, shutdown).await.map_err(Failure::from)
         }

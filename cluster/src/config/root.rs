@@ -69,6 +69,34 @@ impl Config {
         Err((key, why.to_owned()))
     }
 
+    /// Whether every learner rank can have a place.
+    fn check_ranks(&self) -> Result<(), (String, String)> {
+        let cluster = &self.cluster;
+        let (ranks, here) = (cluster.learner.get(), cluster.ranks_here());
+        if here > ranks {
+            let why = format!("is {here}, and cluster.learner, the ranks of the whole run, {ranks}: set it to {ranks} or fewer");
+            return Err(("cluster.learner_here".to_owned(), why));
+        }
+        if here < ranks && cluster.listen.is_none() {
+            let why = format!(
+                "leaves {} of {ranks} learner ranks to other hosts, which need cluster.listen, as \"0.0.0.0:7400\", to join",
+                ranks - here
+            );
+            return Err(("cluster.learner_here".to_owned(), why));
+        }
+        for (index, node) in cluster.nodes.iter().enumerate() {
+            if node.learner > cluster.followers() {
+                let why = format!(
+                    "offers places for {} learner ranks; the lead is on the head node, and cluster.learner = {ranks} leaves {}",
+                    node.learner,
+                    cluster.followers()
+                );
+                return Err((format!("cluster.nodes[{index}].learner"), why));
+            }
+        }
+        Ok(())
+    }
+
     fn check_quantization(&self) -> Result<(), (String, String)> {
         let problem = match &self.model {
             _ if self.rollout.quantization == Quantization::None => return Ok(()),
@@ -85,11 +113,12 @@ impl Config {
             return Err(("cluster.nodes".to_owned(), "other hosts need cluster.listen, as \"0.0.0.0:7400\", to join".to_owned()));
         }
         for (index, node) in self.cluster.nodes.iter().enumerate() {
-            if node.address.trim().is_empty() || node.rollout == 0 && node.reward == 0 {
-                let why = "needs an address, and at least one rollout or reward worker".to_owned();
+            if node.address.trim().is_empty() || node.rollout == 0 && node.reward == 0 && node.learner == 0 {
+                let why = "needs an address, and at least one rollout, reward or learner worker".to_owned();
                 return Err((format!("cluster.nodes[{index}]"), why));
             }
         }
+        self.check_ranks()?;
         if self.cluster.launcher.first().is_none_or(String::is_empty) {
             return Err(("cluster.launcher".to_owned(), "is no command: its first word is the program".to_owned()));
         }

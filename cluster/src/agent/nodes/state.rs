@@ -45,9 +45,16 @@ pub struct HostsState {
 }
 
 impl HostsState {
-    /// The head node's own offer, and what hosts are told of the run.
-    pub fn begin(&mut self, offers: impl IntoIterator<Item = (Role, u16)>, facts: RunFacts, out: &mut Vec<Command>) {
+    /// The head node's own offer, the number of learner ranks besides the lead, and what hosts are told of the run.
+    pub fn begin(
+        &mut self,
+        offers: impl IntoIterator<Item = (Role, u16)>,
+        followers: u16,
+        facts: RunFacts,
+        out: &mut Vec<Command>,
+    ) {
         self.facts = Some(facts);
+        self.placement.follow(followers);
         self.placement.join(HEAD, offers);
         self.assign(out);
     }
@@ -117,7 +124,7 @@ impl HostsState {
             }
             Event::Hangs { worker, pid, why } => match self.placement.of(worker) {
                 Some(host) if host != HEAD => self.tell(host, HeadToNode::Replace(Replace { worker, pid, why }), out),
-                // The learner and the coordinator are placed by nobody: they are here.
+                // The lead and the coordinator are placed by nobody: they are here.
                 _ => out.push(Command::Kill { worker, pid, why }),
             },
             Event::Tick => {
@@ -249,7 +256,7 @@ mod tests {
         fn new() -> (Self, Vec<Command>) {
             let (mut state, mut out) = (HostsState::default(), Vec::new());
             let facts = RunFacts { config: String::new(), coordinator_port: 1, weights_port: 2, slots: 3 };
-            state.begin([(Role::Rollout, 1), (Role::Reward, 1)], facts, &mut out);
+            state.begin([(Role::Rollout, 1), (Role::Reward, 1)], 0, facts, &mut out);
             (Self { state, begun: Instant::now(), next: 0 }, out)
         }
 
