@@ -1,6 +1,6 @@
 //! TLS of the run, the same under QUIC and over TCP: version 1.3, the run's authority and nobody else, no resumption.
 use super::EndpointError;
-use crate::certs::{Identity, authority_of};
+use crate::certs::{Current, Identity, authority_of};
 use cohort_protocol::WorkerId;
 use rustls::client::{Resumption, WantsClientCert};
 use rustls::server::WebPkiClientVerifier;
@@ -14,12 +14,12 @@ pub(super) fn server(identity: &Identity, strangers: bool, alpn: &[u8]) -> Resul
     let verifier = WebPkiClientVerifier::builder_with_provider(Arc::new(roots(identity)?), provider.clone());
     let verifier = if strangers { verifier.allow_unauthenticated() } else { verifier };
     let verifier = verifier.build().map_err(|error| failed(error.to_string()))?;
+    let current = Current::of(identity, provider.clone()).map_err(|error| failed(error.to_string()))?;
     let mut config = ServerConfig::builder_with_provider(provider)
         .with_protocol_versions(&[&rustls::version::TLS13])
         .map_err(|error| failed(error.to_string()))?
         .with_client_cert_verifier(verifier)
-        .with_single_cert(identity.chain(), identity.key())
-        .map_err(|error| failed(error.to_string()))?;
+        .with_cert_resolver(current);
     config.alpn_protocols = vec![alpn.to_vec()];
     // No tickets: a resumed session would not check the certificate again.
     config.send_tls13_tickets = 0;
@@ -28,9 +28,9 @@ pub(super) fn server(identity: &Identity, strangers: bool, alpn: &[u8]) -> Resul
 
 /// For whoever dials with a certificate.
 pub(super) fn client(identity: &Identity, alpn: &[u8]) -> Result<ClientConfig, EndpointError> {
-    let config = builder(identity.who(), roots(identity)?)?
-        .with_client_auth_cert(identity.chain(), identity.key())
+    let current = Current::of(identity, Arc::new(rustls::crypto::ring::default_provider()))
         .map_err(|error| EndpointError::Tls { who: identity.who(), why: error.to_string() })?;
+    let config = builder(identity.who(), roots(identity)?)?.with_client_cert_resolver(current);
     Ok(finish(config, alpn))
 }
 

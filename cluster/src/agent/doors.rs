@@ -1,10 +1,11 @@
 //! Where a run can be reached: its sockets, what children find where their predecessors left it, where other hosts come in.
+use super::children::certificates;
 use super::head::HEAD;
 use super::orders::Orders;
 use super::weights::{holder, shelf::Shelf};
 use super::{AgentError, AgentOptions, handover, news};
 use crate::progress::ProgressSink;
-use cohort_actors::certs::RunAuthority;
+use cohort_actors::certs::{Identity, RunAuthority};
 use cohort_actors::transport::reach::{Reach, Sockets};
 use cohort_actors::{AcceptTerms, Listener};
 use cohort_engine::SharedRing;
@@ -94,7 +95,9 @@ impl Doors {
         let facts = RunFacts { config: String::new(), coordinator_port, weights_port: 0, slots };
         let mut doors = Self { facts, listener: None, listen: None, serving: Vec::new() };
         let Some((agents, weights)) = others else { return Ok(doors) };
-        let identity = authority.issue(HEAD)?;
+        // From its file, so that a renewal of the file is shown.
+        authority.issue_files(HEAD)?;
+        let identity = Identity::load(&certificates(&options.paths), options.run, HEAD)?;
         doors.facts.weights_port = weights.local_addr().map_err(system("read the weights' port"))?.port();
         doors.facts.config = std::fs::read_to_string(options.paths.config()).map_err(system("read config.toml"))?;
         let agents = reach.listen_with_strangers(agents, &identity)?;

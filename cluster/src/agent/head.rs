@@ -7,6 +7,7 @@ use super::launcher::Launcher;
 use super::nodes::enrolment::Enrolment;
 use super::nodes::{Elsewhere, Hosts, HostsArgs, HostsSender};
 use super::orders::Orders;
+use super::rotation::Rotation;
 use super::watched::Watched;
 use super::weights::shelf::Shelf;
 use super::{AgentError, AgentOptions, news};
@@ -33,6 +34,9 @@ use tokio::task::JoinHandle;
 const LOOK: Duration = Duration::from_millis(250);
 /// The head node among the nodes.
 pub(super) const HEAD: WorkerId = WorkerId { role: Role::Node, index: 0 };
+
+/// Processes that run on the head node as long as the run does: the coordinator, and the learner or its lead.
+const FIXED: [WorkerId; 2] = [WorkerId { role: Role::Coordinator, index: 0 }, WorkerId { role: Role::Learner, index: 0 }];
 
 /// Runs a whole training run as processes. Ends with the coordinator's report, or when a child cannot be kept alive.
 ///
@@ -68,6 +72,7 @@ struct Head {
     /// The learner's idle part of every committed step.
     steps: mpsc::Receiver<f64>,
     autoscale: Option<Autoscale>,
+    rotation: Rotation,
     pulse: Arc<Pulse>,
     serving: Vec<JoinHandle<()>>,
 }
@@ -143,7 +148,7 @@ impl Head {
             handover: name,
             gate: None,
             coordinator: doors::reachable(address),
-            authority: Some(authority),
+            authority: Some(authority.clone()),
         };
         let calls = Calls { calls, hosts: hosts.sender(), enrolment };
         let mut head = Self {
@@ -158,11 +163,12 @@ impl Head {
             here: BTreeSet::new(),
             steps,
             autoscale: cluster_autoscale,
+            rotation: Rotation::new(authority),
             pulse,
             serving,
         };
-        for role in [Role::Coordinator, Role::Learner] {
-            head.add(WorkerId { role, index: 0 }).await?;
+        for who in FIXED {
+            head.add(who).await?;
         }
         let here = head.hosts.here.borrow_and_update().clone();
         head.place(here).await?;
@@ -227,11 +233,18 @@ impl Head {
                 }
                 Some(Call { request, reply }) = self.calls.recv() => {
                     let stopping = request == Request::Stop;
+                    let answer = if request == Request::Rotate { self.renew().await } else { self.answer(&request) };
                     // Who asked may have hung up.
-                    let _ = reply.send(self.answer(&request));
+                    let _ = reply.send(answer);
                     if stopping {
                         self.hosts.farewell("the run was stopped").await;
                         return Err(AgentError::Stopped { run: self.options.paths.root().to_owned() });
+                    }
+                }
+                () = self.rotation.due() => {
+                    if let Err(why) = self.renew().await {
+                        // Two more renewals come before the certificates end.
+                        tracing::warn!(target: "cohort::agent", why, "certificates_not_renewed");
                     }
                 }
                 Some(learner_idle) = self.steps.recv() => self.stepped(learner_idle).await,
@@ -256,9 +269,18 @@ impl Head {
             Request::Pause => self.orders.change(|standing| standing.paused = true),
             Request::Resume => self.orders.change(|standing| standing.paused = false),
             Request::Drain { .. } => self.shutdown.trigger("`cluster drain`"),
-            Request::Stop | Request::Scale { .. } | Request::Token { .. } => {}
+            Request::Stop | Request::Scale { .. } | Request::Token { .. } | Request::Rotate => {}
         }
         Ok(json!({}))
+    }
+
+    /// New certificates for every place of this host; other hosts are told to ask for theirs.
+    async fn renew(&self) -> Result<Value, String> {
+        let ours = FIXED.iter().chain(&self.here).copied().chain([HEAD]);
+        let here = self.rotation.renew(ours).map_err(|error| error.to_string())?;
+        let hosts = self.hosts.sender().renew().await?;
+        tracing::info!(target: "cohort::agent", here, hosts, "certificates_renewed");
+        Ok(json!({ "here": here, "hosts": hosts }))
     }
 
     /// A step was committed: perhaps there should be more rollout workers, or fewer.

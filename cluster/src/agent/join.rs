@@ -294,10 +294,18 @@ impl<'a> Joined<'a> {
             HeadToNode::Run(facts) => self.settle(facts).await?,
             HeadToNode::Assign(workers) => self.assign(workers).await?,
             HeadToNode::Certificate(certificate) => {
-                let Some(key) = self.keys.remove(&certificate.worker) else { return Ok(None) };
-                let identity = Identity::assemble(self.run, certificate.worker, &self.authority, certificate.der, &key)?;
+                let who = certificate.worker;
+                if certificate.der.is_empty() {
+                    self.renew(who).await?;
+                    return Ok(None);
+                }
+                let Some(key) = self.keys.remove(&who) else { return Ok(None) };
+                let identity = Identity::assemble(self.run, who, &self.authority, certificate.der, &key)?;
                 identity.save(&children::certificates(&self.paths))?;
-                self.start(certificate.worker).await?;
+                // One that runs shows its new certificate from the next handshake on.
+                if who.role != Role::Node && !self.workers.contains(&who) {
+                    self.start(who).await?;
+                }
             }
             HeadToNode::Replace(replace) => {
                 let id = ChildId::from(replace.worker.to_string());
@@ -367,7 +375,7 @@ impl<'a> Joined<'a> {
             self.workers.remove(&who);
             self.supervisor.remove(ChildId::from(who.to_string())).await;
         }
-        self.keys.retain(|who, _| wanted.contains(who));
+        self.keys.retain(|who, _| who.role == Role::Node || wanted.contains(who));
         for who in wanted {
             if !self.workers.contains(&who) && !self.keys.contains_key(&who) {
                 let key = SigningKey::generate()?;
@@ -375,6 +383,17 @@ impl<'a> Joined<'a> {
                 self.keys.insert(who, key);
                 self.say(NodeToHead::Certify(CertificateRequest { worker: who, public_key })).await;
             }
+        }
+        Ok(())
+    }
+
+    /// Asks for a new certificate, with a new key, for this host or a worker that it runs.
+    async fn renew(&mut self, who: WorkerId) -> Result<(), JoinError> {
+        if who.role == Role::Node || self.workers.contains(&who) {
+            let key = SigningKey::generate()?;
+            let public_key = key.public();
+            self.keys.insert(who, key);
+            self.say(NodeToHead::Certify(CertificateRequest { worker: who, public_key })).await;
         }
         Ok(())
     }

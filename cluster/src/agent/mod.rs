@@ -21,7 +21,7 @@
 //!
 //! Files: `head`, `join` the two agents; `doors` sockets, and where other hosts come in; `watched` the coordinator's process;
 //! `membership` a host's place; `launcher` starts hosts; `children` processes and how they are started; `worker` a child's own side; `news`,
-//! `orders` the pipes from and to the coordinator; `control` requests from users; `autoscale` how many
+//! `orders` the pipes from and to the coordinator; `control` requests from users; `rotation` new certificates; `autoscale` how many
 //! rollout workers there should be (pure); `nodes/` other hosts as the head node sees
 //! them; `weights/` between hosts.
 mod autoscale;
@@ -38,11 +38,12 @@ mod membership;
 mod news;
 pub mod nodes;
 pub(crate) mod orders;
+mod rotation;
 mod watched;
 pub mod weights;
 mod worker;
 
-pub(crate) use children::ChildReport;
+pub(crate) use children::{ChildReport, certificates};
 pub use head::run;
 pub use join::{JoinOptions, default_dir, run as join};
 pub use join_error::JoinError;

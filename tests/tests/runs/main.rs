@@ -3,6 +3,7 @@
 mod adapters;
 mod asynchronous;
 mod bits;
+mod certificates;
 mod disks;
 mod hosts;
 mod int8;

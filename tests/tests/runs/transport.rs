@@ -24,16 +24,19 @@ fn said(text: &str, words: &[&str]) -> usize {
     text.lines().filter(|line| words.iter().all(|word| line.contains(word))).count()
 }
 
+/// A command to a run, on the head node.
+type Tell<'a> = &'a dyn Fn(&str) -> Result<()>;
+
 /// Keeps a run from ending before another host is there.
-fn pause(bench: &Bench, name: &str) -> Result<()> {
+fn pause(bench: &Bench, name: &str, tell: Tell<'_>) -> Result<()> {
     until("the first step", PATIENCE, || Ok((step(bench, name)? > 0).then_some(())))?;
-    tell(bench, "pause", name, &[])
+    tell("pause")
 }
 
 /// The paused run gets a worker of another host and goes to its end, with these weights, and nothing was lost.
-fn ends_alike(bench: &Bench, name: &str, run: Running, host: Running, reference: &str) -> Result<String> {
+fn ends_alike(bench: &Bench, name: &str, tell: Tell<'_>, [run, host]: [Running; 2], reference: &str) -> Result<String> {
     until("a worker of the other host with weights", PATIENCE, || Ok((with_weights(bench, name)?.len() >= 2).then_some(())))?;
-    tell(bench, "resume", name, &[])?;
+    tell("resume")?;
     let ended = wait(run, PATIENCE)?;
     assert_eq!(ended.weights()?, reference);
     bench.balanced(name, CONSUMED)?;
@@ -49,12 +52,13 @@ fn over_tcp_alone_the_weights_are_the_same_bits() -> Result<()> {
     let set = ["--set", "cluster.transport=tcp", "--set", "cluster.listen=127.0.0.1:0"];
     let run = start(bench.launch("tcp", &STEPS).arg("--processes").args(set))?;
     listens(&bench, "tcp")?;
-    pause(&bench, "tcp")?;
+    let tell = |what: &str| tell(&bench, what, "tcp", &[]);
+    pause(&bench, "tcp", &tell)?;
     let secret = folder.path().join("token");
     token(&bench, "tcp", &secret)?;
     // It is told of TCP only once it is in: it finds out by itself.
     let host = join(&bench, "tcp", "second", &secret, "rollout=1")?;
-    let stderr = ends_alike(&bench, "tcp", run, host, &reference)?;
+    let stderr = ends_alike(&bench, "tcp", &tell, [run, host], &reference)?;
     ensure!(said(&stderr, &["udp_blocked", "cluster.transport", "node-0"]) == 1, "said once: {stderr}");
     for (folder, workers) in [("tcp", 3), ("second", 1)] {
         let logs = logs(&bench.run_dir(folder).join("logs"))?;
@@ -74,16 +78,19 @@ fn where_udp_is_blocked_tcp_is_found_and_said_and_no_bit_changes() -> Result<()>
     let listen = format!("cluster.listen={}:7400", Network::address(0));
     let run = start(&mut network.on(0, bench.launch("walled", &STEPS).args(["--processes", "--set", &listen])))?;
     listens(&bench, "walled")?;
-    pause(&bench, "walled")?;
-    let mut command = bench.command("token");
-    let output = network.on(0, command.arg(bench.run_dir("walled"))).output()?;
-    ensure!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+    let asked = |what: &str| {
+        let output = network.on(0, bench.command(what).arg(bench.run_dir("walled"))).output()?;
+        ensure!(output.status.success(), "{what}: {}", String::from_utf8_lossy(&output.stderr));
+        Ok(output.stdout)
+    };
+    let tell = |what: &str| asked(what).map(drop);
+    pause(&bench, "walled", &tell)?;
     let secret = folder.path().join("token");
-    std::fs::write(&secret, output.stdout)?;
+    std::fs::write(&secret, asked("token")?)?;
     let mut command = bench.command("join");
     command.arg(format!("{}:7400", Network::address(0))).arg("--dir").arg(bench.run_dir("second"));
     let host = start(&mut network.on(1, command.arg("--token-file").arg(&secret)))?;
-    let stderr = ends_alike(&bench, "walled", run, host, &reference)?;
+    let stderr = ends_alike(&bench, "walled", &tell, [run, host], &reference)?;
     ensure!(said(&stderr, &["udp_blocked"]) == 1, "the agent says it once: {stderr}");
     let theirs = logs(&bench.run_dir("second").join("logs"))?;
     ensure!(said(&theirs, &["udp_blocked"]) >= 1 && said(&theirs, &["connected", "over=\"tcp\""]) >= 1, "{theirs}");

@@ -1,9 +1,10 @@
 //! Which way is taken, and what is remembered of it.
 use super::*;
-use crate::certs::RunAuthority;
-use crate::transport::{COORDINATOR, Deadlines, Dialer, Listener, TransportError};
+use crate::certs::{RunAuthority, name_of};
+use crate::transport::{COORDINATOR, Deadlines, Dialer, Inbound, Listener, TransportError};
 use cohort_protocol::Role;
 use std::net::{TcpListener, UdpSocket};
+use std::time::SystemTime;
 
 const RUN: RunId = RunId(7);
 const WORKER: WorkerId = WorkerId { role: Role::Rollout, index: 0 };
@@ -105,6 +106,49 @@ async fn a_refusal_over_udp_is_an_answer_and_silence_over_both_names_both() {
     let nobody = ours.dialer(&from, free).connect().await.map(|c| c.peer()).unwrap_err().to_string();
     assert!(nobody.contains("QUIC handshake"), "{nobody}");
     assert!(!from.blocked.holds(free.ip()), "nobody there is no wall");
+}
+
+/// What a place's file holds at the time of a handshake is what is shown, at either end and over either way; nobody is cut off.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_renewed_certificate_is_shown_by_the_next_handshake_and_cuts_nobody_off() {
+    let dir = tempfile::tempdir().unwrap();
+    let authority = RunAuthority::open_or_create(dir.path(), RUN).unwrap();
+    let load = |who| Identity::load(dir.path(), RUN, who).unwrap();
+    let (now, hour) = (SystemTime::now(), Duration::from_secs(3600));
+    // To be valid for one second more.
+    let save = |who: WorkerId, until: SystemTime| {
+        authority.issue_for(&name_of(RUN, who), who, now - hour, until).unwrap().save(dir.path()).unwrap();
+    };
+    for who in [COORDINATOR, WORKER] {
+        save(who, now + Duration::from_secs(2));
+    }
+    let listener = reach(Carrier::Auto).listen(local(Carrier::Auto), &load(COORDINATOR)).unwrap();
+    let dialers = [Carrier::Quic, Carrier::Tcp]
+        .map(|carrier| reach(carrier).dialer(COORDINATOR, listener.local_addr(), &load(WORKER)).unwrap());
+    let mut standing = Vec::new();
+    for dialer in &dialers {
+        let (dialled, accepted) = tokio::join!(dialer.connect(), listener.accept());
+        standing.push((dialled.unwrap(), accepted.unwrap()));
+    }
+    tokio::time::sleep(Duration::from_secs(3)).await;
+    let expired = |error: TransportError| error.to_string().to_lowercase().contains("expired");
+    for (renewed, both) in [(COORDINATOR, false), (WORKER, true)] {
+        for dialer in &dialers {
+            assert!(expired(dialer.connect().await.map(drop).unwrap_err()), "before {renewed} has a new one");
+        }
+        save(renewed, now + hour);
+        for dialer in dialers.iter().filter(|_| both) {
+            let (dialled, accepted) = tokio::join!(dialer.connect(), listener.accept());
+            dialled.unwrap().verify_peer(RUN, COORDINATOR).unwrap();
+            accepted.unwrap().verify_peer(RUN, WORKER).unwrap();
+        }
+    }
+    for (near, far) in standing {
+        let sent = cohort_protocol::Frame { direction: 2, tag: 1, body: vec![1] };
+        near.send(sent.clone()).await.unwrap();
+        let Inbound::Control(got) = far.recv().await.unwrap() else { panic!() };
+        assert_eq!(got, sent, "a connection outlives the certificates that it began with");
+    }
 }
 
 #[tokio::test(start_paused = true)]

@@ -15,6 +15,8 @@
 //! around them. Multiplexing is our own because what a multiplexer of byte streams leaves out is most of what is asked for
 //! here: an answer to each bulk frame, giving one up, control before bulk, a reason at the end, a deadline on silence.
 mod inbox;
+#[cfg(test)]
+mod model;
 mod outbox;
 mod record;
 mod streams;
