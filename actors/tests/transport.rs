@@ -1,16 +1,18 @@
-//! One test body, every transport: what `Connection` promises holds in-process and over QUIC.
+//! One test body, every transport: what `Connection` promises holds in-process, over QUIC and over TCP.
 #![expect(
     clippy::unwrap_used,
     clippy::panic,
     reason = "outside of `#[test]` functions the lint does not see that this is a test"
 )]
 use cohort_actors::certs::RunAuthority;
+use cohort_actors::transport::TransportOptions;
 use cohort_actors::transport::inproc::InprocAddress;
-use cohort_actors::transport::quic::{QuicDialer, QuicListener, QuicOptions};
+use cohort_actors::transport::quic::{QuicDialer, QuicListener};
+use cohort_actors::transport::tcp::{TlsDialer, TlsListener};
 use cohort_actors::{Ack, Connection, Deadlines, Dialer, Inbound, Listener, Traffic, TransportError};
 use cohort_protocol::{CodecError, Frame, Role, RunId, WorkerId, limits};
 use std::any::Any;
-use std::net::UdpSocket;
+use std::net::{TcpListener, UdpSocket};
 use std::sync::Arc;
 use std::time::Duration;
 use tokio::time::timeout;
@@ -24,6 +26,7 @@ const SOON: Duration = Duration::from_secs(10);
 enum Kind {
     Inproc,
     Quic,
+    Tcp,
 }
 
 /// Two connected ends and what keeps them alive.
@@ -42,15 +45,23 @@ async fn connect(kind: Kind, deadlines: Deadlines) -> Ends {
             let (worker, coordinator) = tokio::join!(dialer.connect(), listener.accept());
             Ends { worker: worker.unwrap(), coordinator: coordinator.unwrap(), _keep: Box::new((listener, dialer)) }
         }
-        Kind::Quic => {
+        Kind::Quic | Kind::Tcp => {
             let dir = tempfile::tempdir().unwrap();
             let authority = RunAuthority::open_or_create(dir.path(), RUN).unwrap();
             let coordinator = authority.issue(WorkerId { role: Role::Coordinator, index: 0 }).unwrap();
             let worker = authority.issue(WORKER).unwrap();
-            let options = QuicOptions { deadlines, ..QuicOptions::default() };
-            let socket = UdpSocket::bind("127.0.0.1:0").unwrap();
-            let listener = QuicListener::new(socket, &coordinator, options).unwrap();
-            let dialer = QuicDialer::new(listener.local_addr(), &worker, options).unwrap();
+            let options = TransportOptions { deadlines, ..TransportOptions::default() };
+            let (listener, dialer): (Box<dyn Listener>, Box<dyn Dialer>) = if let Kind::Quic = kind {
+                let socket = UdpSocket::bind("127.0.0.1:0").unwrap();
+                let listener = QuicListener::new(socket, &coordinator, options).unwrap();
+                let dialer = QuicDialer::new(listener.local_addr(), &worker, options).unwrap();
+                (Box::new(listener), Box::new(dialer))
+            } else {
+                let socket = TcpListener::bind("127.0.0.1:0").unwrap();
+                let listener = TlsListener::new(socket, &coordinator, options).unwrap();
+                let dialer = TlsDialer::new(listener.local_addr(), &worker, options).unwrap();
+                (Box::new(listener), Box::new(dialer))
+            };
             let (worker, coordinator) = tokio::join!(dialer.connect(), listener.accept());
             Ends { worker: worker.unwrap(), coordinator: coordinator.unwrap(), _keep: Box::new((listener, dialer)) }
         }
@@ -229,7 +240,7 @@ async fn what_arrived_before_a_loss_is_still_read(kind: Kind) {
         worker.send(frame).await.unwrap();
     }
     // In-process a frame has arrived as soon as it is sent; over a network only what arrived before the loss is promised.
-    if let Kind::Quic = kind {
+    if !matches!(kind, Kind::Inproc) {
         let arrived = async {
             while coordinator.traffic().control_received < bytes {
                 tokio::time::sleep(Duration::from_millis(1)).await;
@@ -314,7 +325,7 @@ async fn the_other_end_is_who_it_says(kind: Kind) {
     let ends = connect(kind, Deadlines::default()).await;
     ends.coordinator.verify_peer(RUN, WORKER).unwrap();
     ends.worker.verify_peer(RUN, WorkerId { role: Role::Coordinator, index: 0 }).unwrap();
-    if matches!(kind, Kind::Quic) {
+    if !matches!(kind, Kind::Inproc) {
         for (run, worker) in
             [(RunId(8), WORKER), (RUN, WorkerId { role: Role::Learner, index: 0 }), (RUN, WorkerId { index: 1, ..WORKER })]
         {
@@ -331,6 +342,9 @@ macro_rules! conformance {
         }
         mod quic {
             $(#[tokio::test(flavor = "multi_thread", worker_threads = 2)] async fn $test() { super::$test(super::Kind::Quic).await; })+
+        }
+        mod tcp {
+            $(#[tokio::test(flavor = "multi_thread", worker_threads = 2)] async fn $test() { super::$test(super::Kind::Tcp).await; })+
         }
     };
 }

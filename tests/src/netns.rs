@@ -3,6 +3,7 @@
 use anyhow::{Context, Result, bail, ensure};
 use std::io::Write;
 use std::process::Command;
+use std::sync::atomic::{AtomicUsize, Ordering};
 
 /// A network of its own, removed when dropped.
 #[derive(Debug)]
@@ -15,7 +16,10 @@ pub struct Network {
 impl Network {
     /// A network with so many hosts, whose addresses are 10.77.N.1 and up; `None`, said on stderr, where that is not permitted.
     pub fn new(hosts: usize) -> Result<Option<Self>> {
-        let network = Self { tag: format!("ct{}", std::process::id() % 100_000), hosts };
+        // Tests of one process run beside each other.
+        static NETWORKS: AtomicUsize = AtomicUsize::new(0);
+        let number = NETWORKS.fetch_add(1, Ordering::Relaxed);
+        let network = Self { tag: format!("ct{}-{number}", std::process::id() % 100_000), hosts };
         if let Err(why) = network.wire() {
             // Past the capture of the test's output.
             writeln!(std::io::stderr(), "SKIPPED: hosts on a network: {why:#}; run the tests as root, with iproute2 installed")?;
@@ -70,6 +74,11 @@ impl Network {
             };
         }
         wrapped
+    }
+
+    /// From now on no UDP leaves a host, as behind a firewall that drops it; on the host itself it passes.
+    pub fn block_udp(&self, host: usize) -> Result<()> {
+        ip(&["-n", &self.name(host), "rule", "add", "ipproto", "udp", "blackhole"])
     }
 
     /// Pulls a host's plug, or puts it back.

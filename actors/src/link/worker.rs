@@ -282,8 +282,8 @@ async fn seek(
         };
         let last = match outcome {
             Ok((connection, welcome)) => {
-                info!(target: "cohort::link", worker = %hello.worker, peer = connection.peer(), epoch = welcome.epoch.0,
-                    protocol = welcome.protocol, "connected");
+                info!(target: "cohort::link", worker = %hello.worker, peer = connection.peer(), over = connection.carrier(),
+                    epoch = welcome.epoch.0, protocol = welcome.protocol, "connected");
                 return Ok((connection, welcome));
             }
             Err(LinkError::Lost(error)) => error,

@@ -184,6 +184,10 @@ impl Connection for End {
         self.peer.clone()
     }
 
+    fn carrier(&self) -> &'static str {
+        "in-process"
+    }
+
     fn verify_peer(&self, _: RunId, _: WorkerId) -> Result<(), TransportError> {
         Ok(())
     }

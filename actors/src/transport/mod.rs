@@ -14,12 +14,20 @@
 //! run on tokio's clock (which a simulation pauses and advances), a connection is a value whose two ends meet in
 //! [`Listener::accept`], and counters, order and acknowledgements are the transport's own, so that a simulated one may
 //! delay, duplicate, reset and drop from its seed. `tests/transport.rs` is one body run over every implementation.
+mod assemble;
+mod framed;
 pub mod inproc;
+mod options;
 pub mod quic;
+pub mod reach;
+pub mod tcp;
+mod tls;
+
+pub use options::{EndpointError, TransportOptions};
 
 use async_trait::async_trait;
-use cohort_protocol::{CodecError, Frame, RunId, WorkerId, limits};
-use std::net::SocketAddr;
+use cohort_protocol::{CodecError, Frame, Role, RunId, WorkerId, limits};
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
@@ -145,6 +153,8 @@ pub trait Connection: Send + Sync {
     fn remote(&self) -> Option<SocketAddr> {
         None
     }
+    /// What carries it: `in-process`, `quic` or `tcp`.
+    fn carrier(&self) -> &'static str;
     /// Checks that the other end has proven to be `worker` of `run`; always `Ok` where both ends are one process.
     fn verify_peer(&self, run: RunId, worker: WorkerId) -> Result<(), TransportError>;
     /// Sends on the control stream, in order.
@@ -179,6 +189,27 @@ pub trait Dialer: Send + Sync {
 pub(crate) const CONTROL_QUEUE: usize = 64;
 /// Bulk frames that wait for a reader; when it is full, their streams wait.
 pub(crate) const BULK_QUEUE: usize = 16;
+
+/// Connections that wait for [`Listener::accept`]; when it is full, further handshakes wait and then run into their
+/// deadline.
+pub(crate) const BACKLOG: usize = 64;
+/// The coordinator's place, whose certificate a dialer expects.
+pub(crate) const COORDINATOR: WorkerId = WorkerId { role: Role::Coordinator, index: 0 };
+
+/// Whom a dialer reaches, for messages: a run has one coordinator; of other places there are several.
+pub(crate) fn name_at(who: WorkerId, at: SocketAddr) -> String {
+    if who == COORDINATOR { format!("{} at {at}", who.role) } else { format!("{who} at {at}") }
+}
+
+/// A local address from which `peer` can be reached and which, for a peer on this host, nobody else can reach.
+pub(crate) fn local_ip(peer: IpAddr) -> IpAddr {
+    match (peer.is_loopback(), peer.is_ipv4()) {
+        (true, true) => Ipv4Addr::LOCALHOST.into(),
+        (true, false) => Ipv6Addr::LOCALHOST.into(),
+        (false, true) => Ipv4Addr::UNSPECIFIED.into(),
+        (false, false) => Ipv6Addr::UNSPECIFIED.into(),
+    }
+}
 
 /// Refuses a control frame that the peer would refuse.
 pub(crate) fn check_control(frame: &Frame) -> Result<(), CodecError> {

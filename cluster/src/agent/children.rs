@@ -101,7 +101,7 @@ impl Children {
 }
 
 /// Where the run's certificates are.
-pub(super) fn certificates(paths: &RunPaths) -> PathBuf {
+pub(crate) fn certificates(paths: &RunPaths) -> PathBuf {
     paths.root().join("certs")
 }
 

@@ -1,4 +1,4 @@
-//! What a running run can be told from its own host: scale, pause, resume, drain, stop, a token for another host.
+//! What a running run can be told from its own host: scale, pause, resume, drain, stop, new certificates, a token for another host.
 //!
 //! Over an abstract Unix socket whose name stands in `control.json` of the run directory; processes of the same user only. A
 //! request is one line of JSON, the answer another: `{"ok": ..}` or `{"error": ".."}`.
@@ -35,6 +35,8 @@ pub(crate) enum Request {
     Drain { host: Option<u16> },
     /// Leave now; the ledger has everything.
     Stop,
+    /// New certificates for every host and worker.
+    Rotate,
     /// A token for hosts to join with.
     Token { uses: u32, seconds: u64 },
 }

@@ -1,4 +1,4 @@
-//! Descriptors on their way from the node agent to its children, over a Unix socket: the coordinator's bound UDP socket,
+//! Descriptors on their way from the node agent to its children, over a Unix socket: the coordinator's bound sockets,
 //! the weight ring's memory, the pipes for progress and orders. Each outlives the child that uses it, so that a restarted child
 //! finds the port, the weights and the listener where its predecessor left them.
 //!
@@ -22,7 +22,9 @@ use std::time::Duration;
 #[repr(u8)]
 pub(super) enum Item {
     /// The coordinator's UDP socket, bound.
-    Socket = b's',
+    Udp = b's',
+    /// The coordinator's TCP socket, listening.
+    Tcp = b't',
     /// The weight ring's memory.
     Ring = b'r',
     /// Where the coordinator writes progress.
@@ -100,6 +102,6 @@ mod tests {
         let mut bytes = [0; 7];
         got.read_exact_at(&mut bytes, 0).unwrap();
         assert_eq!(&bytes, b"weights");
-        assert!(take(&name, Item::Socket).is_err());
+        assert!(take(&name, Item::Udp).is_err());
     }
 }

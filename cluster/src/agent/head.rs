@@ -9,6 +9,7 @@ use super::nodes::enrolment::Enrolment;
 use super::nodes::patience::{Patience, Waiting};
 use super::nodes::{Elsewhere, Hosts, HostsArgs, HostsSender};
 use super::orders::Orders;
+use super::rotation::Rotation;
 use super::watched::Watched;
 use super::weights::shelf::Shelf;
 use super::{AgentError, AgentOptions, news};
@@ -18,6 +19,8 @@ use crate::ledger::{LedgerError, RunPaths};
 use crate::progress::{LaunchReport, Progress, ProgressSink, RunStatus};
 use cohort_actors::certs::RunAuthority;
 use cohort_actors::supervision::process::{ProcessStatus, ProcessSupervisor};
+use cohort_actors::transport::TransportOptions;
+use cohort_actors::transport::reach::Reach;
 use cohort_actors::{ChildId, Escalation, Shutdown, SupervisionPolicy};
 use cohort_engine::SharedRing;
 use cohort_protocol::{Role, WorkerId};
@@ -32,6 +35,9 @@ use tokio::task::JoinHandle;
 const LOOK: Duration = Duration::from_millis(250);
 /// The head node among the nodes.
 pub(super) const HEAD: WorkerId = WorkerId { role: Role::Node, index: 0 };
+
+/// Processes that run on the head node as long as the run does: the coordinator, and the learner or its lead.
+const FIXED: [WorkerId; 2] = [WorkerId { role: Role::Coordinator, index: 0 }, WorkerId { role: Role::Learner, index: 0 }];
 
 /// Runs a whole training run as processes. Ends with the coordinator's report, or when a child cannot be kept alive.
 ///
@@ -73,6 +79,7 @@ struct Head {
     progress: Arc<dyn ProgressSink>,
     /// Taken away with the head node.
     _invited: Option<Left>,
+    rotation: Rotation,
     pulse: Arc<Pulse>,
     serving: Vec<JoinHandle<()>>,
 }
@@ -93,14 +100,16 @@ impl Head {
         let system = |what| move |source| AgentError::System { what, source };
         let certs = children::certificates(&options.paths);
         let authority = Arc::new(RunAuthority::open_or_create(&certs, options.run)?);
-        let Ports { coordinator: socket, others } = Ports::bind(options.config.cluster.listen)?;
-        let address = socket.local_addr().map_err(system("read the coordinator's port"))?;
+        let reach = Reach::new(options.config.cluster.transport.into(), TransportOptions::default());
+        let Ports { coordinator: sockets, others } = Ports::bind(options.config.cluster.listen, &reach)?;
+        let address = sockets.local_addr().map_err(system("read the coordinator's port"))?;
         let ring = Arc::new(SharedRing::create(options.slots)?);
         let (stepped, steps) = mpsc::channel(16);
         let progress: Arc<dyn ProgressSink> = Arc::new(Overheard { on: progress, stepped });
-        let (name, heard, orders) = doors::hand_over(&options, socket, &ring, progress.clone())?;
+        let (name, heard, orders) = doors::hand_over(&options, sockets, &ring, progress.clone())?;
         let shelf = Arc::new(Shelf::default());
-        let Doors { facts, listener, listen, mut serving } = Doors::open(&options, &authority, &ring, &shelf, address, others)?;
+        let Doors { facts, listener, listen, mut serving } =
+            Doors::open(&options, &authority, &ring, &shelf, &reach, address, others)?;
         let enrolment = Enrolment::open(options.run, certs.join("hosts.json"), authority.clone());
         let enrolment = Arc::new(enrolment.map_err(system("read the hosts' file"))?);
         let cluster = &options.config.cluster;
@@ -159,7 +168,7 @@ impl Head {
             gate: None,
             sample_with: None,
             coordinator: doors::reachable(address),
-            authority: Some(authority),
+            authority: Some(authority.clone()),
         };
         let calls = Calls { calls, hosts: hosts.sender(), enrolment };
         let mut head = Self {
@@ -178,11 +187,12 @@ impl Head {
             joined_at,
             progress: told,
             _invited: invited,
+            rotation: Rotation::new(authority),
             pulse,
             serving,
         };
-        for role in [Role::Coordinator, Role::Learner] {
-            head.add(WorkerId { role, index: 0 }).await?;
+        for who in FIXED {
+            head.add(who).await?;
         }
         let here = head.hosts.here.borrow_and_update().clone();
         head.place(here).await?;
@@ -247,11 +257,18 @@ impl Head {
                 }
                 Some(Call { request, reply }) = self.calls.recv() => {
                     let stopping = request == Request::Stop;
+                    let answer = if request == Request::Rotate { self.renew().await } else { self.answer(&request) };
                     // Who asked may have hung up.
-                    let _ = reply.send(self.answer(&request));
+                    let _ = reply.send(answer);
                     if stopping {
                         self.hosts.farewell("the run was stopped").await;
                         return Err(AgentError::Stopped { run: self.options.paths.root().to_owned() });
+                    }
+                }
+                () = self.rotation.due() => {
+                    if let Err(why) = self.renew().await {
+                        // Two more renewals come before the certificates end.
+                        tracing::warn!(target: "cohort::agent", why, "certificates_not_renewed");
                     }
                 }
                 Some(learner_idle) = self.steps.recv() => self.stepped(learner_idle).await,
@@ -300,9 +317,18 @@ impl Head {
             Request::Pause => self.orders.change(|standing| standing.paused = true),
             Request::Resume => self.orders.change(|standing| standing.paused = false),
             Request::Drain { .. } => self.shutdown.trigger("`cluster drain`"),
-            Request::Stop | Request::Scale { .. } | Request::Token { .. } => {}
+            Request::Stop | Request::Scale { .. } | Request::Token { .. } | Request::Rotate => {}
         }
         Ok(json!({}))
+    }
+
+    /// New certificates for every place of this host; other hosts are told to ask for theirs.
+    async fn renew(&self) -> Result<Value, String> {
+        let ours = FIXED.iter().chain(&self.here).copied().chain([HEAD]);
+        let here = self.rotation.renew(ours).map_err(|error| error.to_string())?;
+        let hosts = self.hosts.sender().renew().await?;
+        tracing::info!(target: "cohort::agent", here, hosts, "certificates_renewed");
+        Ok(json!({ "here": here, "hosts": hosts }))
     }
 
     /// A step was committed: perhaps there should be more rollout workers, or fewer.

@@ -25,7 +25,7 @@ use crate::ledger::{RunLock, RunPaths};
 use crate::run::sampler::SampleWith;
 use cohort_actors::certs::{Identity, SigningKey};
 use cohort_actors::supervision::process::ProcessSupervisor;
-use cohort_actors::transport::quic::{QuicDialer, QuicListener, QuicOptions};
+use cohort_actors::transport::reach::{Reach, ReachListener};
 use cohort_actors::{ChildId, Dialer, Escalation, LinkError, LinkOptions, LinkSender, Shutdown, SupervisionPolicy, WorkerLink};
 use cohort_engine::SharedRing;
 use cohort_protocol::messages::handshake::Hello;
@@ -36,7 +36,7 @@ use cohort_protocol::version::{PROTOCOL, PROTOCOL_MIN};
 use cohort_protocol::{Role, RunId, WorkerId};
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::fs::OpenOptions;
-use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, UdpSocket};
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::os::fd::OwnedFd;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -79,7 +79,9 @@ pub async fn run(options: JoinOptions, shutdown: Shutdown) -> Result<(), JoinErr
     let options = JoinOptions { dir, ..options };
     let paths = RunPaths::new(&options.dir);
     let _lock = RunLock::take(&paths.launch_lock(), Duration::ZERO)?;
-    let membership = Membership::take(&options, &paths).await?;
+    // The configuration is not known yet: whatever gets through.
+    let reach = Reach::default();
+    let membership = Membership::take(&options, &paths, &reach).await?;
     let (run, node) = (RunId(membership.run), membership.node);
     let load = || Identity::load(&children::certificates(&paths), run, node);
     let hello = Hello {
@@ -91,10 +93,10 @@ pub async fn run(options: JoinOptions, shutdown: Shutdown) -> Result<(), JoinErr
         incarnation: 0,
         numerics: String::new(),
     };
-    let weights = UdpSocket::bind(SocketAddr::new(beside(options.head.ip()), 0)).map_err(system("bind a port for weights"))?;
+    let weights = reach.bind(SocketAddr::new(beside(options.head.ip()), 0)).map_err(system("bind a port for weights"))?;
     let weights_port = weights.local_addr().map_err(system("read the weights' port"))?.port();
-    let weights = QuicListener::new(weights, &load()?, QuicOptions::default())?;
-    let dialer: Arc<dyn Dialer> = Arc::new(QuicDialer::to(HEAD, options.head, &load()?, QuicOptions::default())?);
+    let weights = reach.listen(weights, &load()?)?;
+    let dialer: Arc<dyn Dialer> = Arc::new(reach.dialer(HEAD, options.head, &load()?)?);
     let link: WorkerLink<HeadToNode, NodeToHead> =
         WorkerLink::connect(dialer, hello.clone(), LinkOptions::default(), shutdown.clone()).await?;
     tracing::info!(target: "cohort::agent", %node, head = %options.head, "joined");
@@ -102,7 +104,7 @@ pub async fn run(options: JoinOptions, shutdown: Shutdown) -> Result<(), JoinErr
     let stop = Shutdown::new();
     let (supervisor, mut ended) =
         ProcessSupervisor::start(SupervisionPolicy::default(), run.0 ^ u64::from(node.index), stop.clone());
-    let taker = Arc::new(Taker::new(load()?, hello, stop.clone()));
+    let taker = Arc::new(Taker::new(reach, load()?, hello, stop.clone()));
     let mut joined = Joined::new(&options, paths.clone(), run, &link, weights_port, supervisor, taker)?;
     joined.weights_listener = Some(weights);
     let serving = match &options.http {
@@ -141,7 +143,7 @@ struct Joined<'a> {
     run: RunId,
     sender: LinkSender<NodeToHead>,
     weights_port: u16,
-    weights_listener: Option<QuicListener>,
+    weights_listener: Option<ReachListener>,
     supervisor: ProcessSupervisor,
     taker: Arc<Taker>,
     /// Made when the run's facts are known.
@@ -298,10 +300,18 @@ impl<'a> Joined<'a> {
             HeadToNode::Run(facts) => self.settle(facts).await?,
             HeadToNode::Assign(workers) => self.assign(workers).await?,
             HeadToNode::Certificate(certificate) => {
-                let Some(key) = self.keys.remove(&certificate.worker) else { return Ok(None) };
-                let identity = Identity::assemble(self.run, certificate.worker, &self.authority, certificate.der, &key)?;
+                let who = certificate.worker;
+                if certificate.der.is_empty() {
+                    self.renew(who).await?;
+                    return Ok(None);
+                }
+                let Some(key) = self.keys.remove(&who) else { return Ok(None) };
+                let identity = Identity::assemble(self.run, who, &self.authority, certificate.der, &key)?;
                 identity.save(&children::certificates(&self.paths))?;
-                self.start(certificate.worker).await?;
+                // One that runs shows its new certificate from the next handshake on.
+                if who.role != Role::Node && !self.workers.contains(&who) {
+                    self.start(who).await?;
+                }
             }
             HeadToNode::Replace(replace) => {
                 let id = ChildId::from(replace.worker.to_string());
@@ -372,7 +382,7 @@ impl<'a> Joined<'a> {
             self.workers.remove(&who);
             self.supervisor.remove(ChildId::from(who.to_string())).await;
         }
-        self.keys.retain(|who, _| wanted.contains(who));
+        self.keys.retain(|who, _| who.role == Role::Node || wanted.contains(who));
         for who in wanted {
             if !self.workers.contains(&who) && !self.keys.contains_key(&who) {
                 let key = SigningKey::generate()?;
@@ -380,6 +390,17 @@ impl<'a> Joined<'a> {
                 self.keys.insert(who, key);
                 self.say(NodeToHead::Certify(CertificateRequest { worker: who, public_key })).await;
             }
+        }
+        Ok(())
+    }
+
+    /// Asks for a new certificate, with a new key, for this host or a worker that it runs.
+    async fn renew(&mut self, who: WorkerId) -> Result<(), JoinError> {
+        if who.role == Role::Node || self.workers.contains(&who) {
+            let key = SigningKey::generate()?;
+            let public_key = key.public();
+            self.keys.insert(who, key);
+            self.say(NodeToHead::Certify(CertificateRequest { worker: who, public_key })).await;
         }
         Ok(())
     }

@@ -2,7 +2,7 @@
 use crate::cli::Exit;
 use crate::ledger::LedgerError;
 use cohort_actors::certs::CertError;
-use cohort_actors::transport::quic::QuicError;
+use cohort_actors::transport::EndpointError;
 use cohort_actors::{Escalation, LinkError};
 use cohort_engine::RingError;
 use std::path::PathBuf;
@@ -38,7 +38,7 @@ pub enum JoinError {
     Certificates(#[from] CertError),
     /// A port.
     #[error(transparent)]
-    Listen(#[from] QuicError),
+    Listen(#[from] EndpointError),
     /// The weight ring.
     #[error(transparent)]
     Ring(#[from] RingError),

@@ -1,8 +1,8 @@
-//! Where the learner ranks of different processes meet: a QUIC endpoint of the lead, reached with the certificates of the run.
+//! Where the learner ranks of different processes meet: a port of the lead, reached with the certificates of the run.
 //! Where other hosts can join it is the third port after `cluster.listen`; a lead that listens on every interface names none,
 //! and its followers find it where they find the coordinator.
 use cohort_actors::certs::Identity;
-use cohort_actors::transport::quic::{QuicDialer, QuicListener, QuicOptions};
+use cohort_actors::transport::reach::{Reach, Sockets};
 use cohort_actors::{Dialer, Listener};
 use cohort_learner::Rendezvous;
 use cohort_protocol::{Role, WorkerId};
@@ -23,27 +23,29 @@ pub(super) struct Meeting {
     pub(super) listen: Option<SocketAddr>,
     /// Of this rank.
     pub(super) identity: Identity,
+    /// How ranks reach each other.
+    pub(super) reach: Reach,
 }
 
 impl Meeting {
     /// A socket on the interface that leads to the coordinator: loopback where the run keeps to this host.
-    fn socket(&self) -> io::Result<UdpSocket> {
+    fn sockets(&self) -> io::Result<Sockets> {
         if let Some(listen) = self.listen {
             let port = if listen.port() == 0 { 0 } else { listen.port().saturating_add(MEETING) };
-            return UdpSocket::bind((listen.ip(), port));
+            return self.reach.bind(SocketAddr::new(listen.ip(), port));
         }
         let any = if self.coordinator.is_ipv4() { "0.0.0.0:0" } else { "[::]:0" };
         let probe = UdpSocket::bind(any)?;
         // Sends nothing: it makes the system choose the way.
         probe.connect(self.coordinator)?;
-        UdpSocket::bind((probe.local_addr()?.ip(), 0))
+        self.reach.bind(SocketAddr::new(probe.local_addr()?.ip(), 0))
     }
 }
 
 impl Rendezvous for Meeting {
     fn listen(&self) -> Result<(Arc<dyn Listener>, String), String> {
-        let socket = self.socket().map_err(|e| format!("cannot bind a port for the learner's followers: {e}"))?;
-        let listener = QuicListener::new(socket, &self.identity, QuicOptions::default()).map_err(|e| e.to_string())?;
+        let sockets = self.sockets().map_err(|e| format!("cannot bind a port for the learner's followers: {e}"))?;
+        let listener = self.reach.listen(sockets, &self.identity).map_err(|e| e.to_string())?;
         let address = listener.local_addr().to_string();
         Ok((Arc::new(listener), address))
     }
@@ -53,7 +55,7 @@ impl Rendezvous for Meeting {
         if at.ip().is_unspecified() {
             at.set_ip(self.coordinator.ip());
         }
-        let dialer = QuicDialer::to(LEAD, at, &self.identity, QuicOptions::default()).map_err(|e| e.to_string())?;
+        let dialer = self.reach.dialer(LEAD, at, &self.identity).map_err(|e| e.to_string())?;
         Ok(Arc::new(dialer))
     }
 }

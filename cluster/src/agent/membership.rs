@@ -6,7 +6,7 @@ use super::join_error::{JoinError, system};
 use crate::ledger::RunPaths;
 use crate::ledger::place::write_atomically;
 use cohort_actors::certs::{Identity, SigningKey};
-use cohort_actors::transport::quic::{QuicDialer, QuicOptions};
+use cohort_actors::transport::reach::Reach;
 use cohort_protocol::WorkerId;
 use cohort_protocol::messages::handshake::Enrol;
 use cohort_protocol::version::{PROTOCOL, PROTOCOL_MIN};
@@ -27,7 +27,7 @@ pub(super) struct Membership {
 
 impl Membership {
     /// The place that the directory knows, or a new one for the token.
-    pub(super) async fn take(options: &JoinOptions, paths: &RunPaths) -> Result<Self, JoinError> {
+    pub(super) async fn take(options: &JoinOptions, paths: &RunPaths, reach: &Reach) -> Result<Self, JoinError> {
         let file = paths.root().join("host.json");
         let token = options.token.as_ref().map(|token| Ok::<_, JoinError>((token, token.parse().map_err(JoinError::Token)?)));
         let token = token.transpose()?;
@@ -43,7 +43,7 @@ impl Membership {
         }
         let Some((token, (run, secret))) = token else { return Err(JoinError::NoToken { dir: options.dir.clone() }) };
         let key = SigningKey::generate()?;
-        let dialer = QuicDialer::stranger(HEAD, options.head, run, &token.authority, QuicOptions::default())?;
+        let dialer = reach.stranger(HEAD, options.head, run, &token.authority)?;
         let (host, public_key) = (options.host.clone(), key.public());
         let request = Enrol { protocol_min: PROTOCOL_MIN, protocol_max: PROTOCOL, run, secret, host, public_key };
         let enrolled = cohort_actors::enrol(&dialer, request, ENROL).await?;

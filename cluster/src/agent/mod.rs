@@ -21,7 +21,7 @@
 //!
 //! Files: `head`, `join` the two agents; `doors` sockets, and where other hosts come in; `watched` the coordinator's process;
 //! `membership` a host's place; `invitation` how the hosts of an allocation find each other; `launcher` starts hosts; `children` processes and how they are started; `worker` a child's own side; `news`,
-//! `orders` the pipes from and to the coordinator; `control` requests from users; `autoscale` how many
+//! `orders` the pipes from and to the coordinator; `control` requests from users; `rotation` new certificates; `autoscale` how many
 //! rollout workers there should be (pure); `nodes/` other hosts as the head node sees
 //! them; `weights/` between hosts.
 mod autoscale;
@@ -39,11 +39,12 @@ mod membership;
 mod news;
 pub mod nodes;
 pub(crate) mod orders;
+mod rotation;
 mod watched;
 pub mod weights;
 mod worker;
 
-pub(crate) use children::ChildReport;
+pub(crate) use children::{ChildReport, certificates};
 pub use head::run;
 pub(crate) use invitation::Invitation;
 pub use invitation::Invites;
@@ -58,7 +59,7 @@ use crate::config::Config;
 use crate::ledger::{LedgerError, RunPaths};
 use cohort_actors::Escalation;
 use cohort_actors::certs::CertError;
-use cohort_actors::transport::quic::QuicError;
+use cohort_actors::transport::EndpointError;
 use cohort_engine::RingError;
 use cohort_protocol::{Role, RunId};
 use std::path::PathBuf;
@@ -92,7 +93,7 @@ pub enum AgentError {
     Ring(#[from] RingError),
     /// A port for other hosts cannot be used. Stop.
     #[error("cluster.listen: {0}")]
-    Listen(#[from] QuicError),
+    Listen(#[from] EndpointError),
     /// No host brought what the run lacks. Stop.
     #[error(
         "no host with {role} workers has joined for {} s (cluster.join_patience_s): start one with `cluster join {head} --roles \

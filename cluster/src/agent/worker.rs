@@ -20,16 +20,19 @@ use crate::run::source::{Surroundings, coordinator_args};
 use crate::run::wiring::Wiring;
 use cohort_actors::certs::Identity;
 use cohort_actors::supervision::process::exit;
-use cohort_actors::transport::quic::{QuicDialer, QuicListener, QuicOptions};
+use cohort_actors::transport::TransportOptions;
+use cohort_actors::transport::reach::{Carrier, Reach, Sockets};
 use cohort_actors::{Dialer, Shutdown, crash, parent};
 use cohort_engine::{SharedRing, WeightRing};
 use cohort_protocol::{Role, RunId, WorkerId};
-use std::net::{SocketAddr, UdpSocket};
+use std::net::SocketAddr;
 use std::os::fd::AsRawFd;
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Instant;
 use tokio::signal::unix::{SignalKind, signal};
+
+const COORDINATOR: WorkerId = WorkerId { role: Role::Coordinator, index: 0 };
 
 /// How the agent started this process.
 #[derive(Debug, Clone)]
@@ -123,10 +126,12 @@ pub fn run(options: WorkerOptions) -> Result<(), WorkerFailure> {
 async fn role(options: &WorkerOptions, wiring: &Wiring, shutdown: Shutdown) -> Result<(), WorkerFailure> {
     let paths = RunPaths::new(&options.run_dir);
     let identity = Identity::load(&certificates(&paths), options.run, options.who).map_err(hopeless)?;
-    let quic = QuicOptions::default();
+    let carrier = Carrier::from(wiring.config.cluster.transport);
+    let reach = Reach::new(carrier, TransportOptions::default());
     if options.who.role == Role::Coordinator {
-        let socket = UdpSocket::from(handover::take(&options.handover, Item::Socket).map_err(passing)?);
-        let listener = QuicListener::new(socket, &identity, quic).map_err(passing)?;
+        let take = |item| move || handover::take(&options.handover, item);
+        let sockets = Sockets::from_descriptors(carrier, take(Item::Udp), take(Item::Tcp)).map_err(passing)?;
+        let listener = reach.listen(sockets, &identity).map_err(passing)?;
         let teller = Teller::new(handover::take(&options.handover, Item::Progress).map_err(passing)?.into());
         let beats = tokio::spawn(teller.clone().beat());
         let orders = handover::take(&options.handover, Item::Orders).map_err(passing)?;
@@ -138,14 +143,14 @@ async fn role(options: &WorkerOptions, wiring: &Wiring, shutdown: Shutdown) -> R
         beats.abort();
         return outcome.map(|_| ()).map_err(failure);
     }
-    let dialer: Arc<dyn Dialer> = Arc::new(QuicDialer::new(options.coordinator, &identity, quic).map_err(passing)?);
-    work(options, wiring, identity, dialer, shutdown).await
+    let dialer: Arc<dyn Dialer> = Arc::new(reach.dialer(COORDINATOR, options.coordinator, &identity).map_err(passing)?);
+    work(options, wiring, (identity, reach), dialer, shutdown).await
 }
 
 async fn work(
     options: &WorkerOptions,
     wiring: &Wiring,
-    identity: Identity,
+    (identity, reach): (Identity, Reach),
     dialer: Arc<dyn Dialer>,
     shutdown: Shutdown,
 ) -> Result<(), WorkerFailure> {
@@ -161,7 +166,8 @@ async fn work(
         }
         Role::Learner => {
             let engine = wiring.learning_engine().map_err(Failure::from)?;
-            let ranks = Arc::new(Meeting { coordinator: options.coordinator, listen: wiring.config.cluster.listen, identity });
+            let (coordinator, listen) = (options.coordinator, wiring.config.cluster.listen);
+            let ranks = Arc::new(Meeting { coordinator, listen, identity, reach });
             let args = wiring.learner(options.who.index, engine, ring(options)?, ranks).map_err(Failure::from)?;
             cohort_learner::run_worker(args, dialer, shutdown).await.map_err(Failure::from)
         }

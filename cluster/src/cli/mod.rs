@@ -5,6 +5,7 @@
 //! - **L2** errors end in a documented code of 1 to 99 ([`Exit`]), never in a panic.
 
 mod audit;
+mod certs;
 mod chaos;
 mod completions;
 mod docs;
@@ -81,6 +82,8 @@ enum Command {
     Join(join::Args),
     /// Write a token with which other hosts join a run
     Token(steer::TokenArgs),
+    /// Who in a run has which certificate and until when; or new ones for all
+    Certs(certs::Args),
     /// Change how many workers a running run has
     Scale(steer::ScaleArgs),
     /// Begin no further groups in a running run; what has begun is finished
@@ -164,6 +167,7 @@ fn dispatch(command: Command, out: &mut dyn Write) -> Result<u8, CliError> {
         Command::Status(args) => status::run(&args, out),
         Command::Join(args) => join::run(args, out),
         Command::Token(args) => steer::token(&args, out),
+        Command::Certs(args) => certs::run(&args, out),
         Command::Scale(args) => steer::scale(&args, out),
         Command::Pause(args) => steer::pause(&args, out),
         Command::Resume(args) => steer::resume(&args, out),

@@ -152,7 +152,7 @@ fn place(run: &Path) -> Result<Place, CliError> {
     Place::read(&paths).map_err(|_| not_running(run))
 }
 
-fn ask(run: &Path, request: &Request) -> Result<Value, CliError> {
+pub(super) fn ask(run: &Path, request: &Request) -> Result<Value, CliError> {
     match control::call(&place(run)?, request) {
         Ok(Ok(answer)) => Ok(answer),
         Ok(Err(why)) => Err(CliError::new(Exit::Usage, why)),

@@ -48,6 +48,7 @@ fn the_overview_fits_a_screen() {
       status       What a run and each of its actors is doing
       join         Take part, with this host's workers, in a run that another host launched
       token        Write a token with which other hosts join a run
+      certs        Who in a run has which certificate and until when; or new ones for all
       scale        Change how many workers a running run has
       pause        Begin no further groups in a running run; what has begun is finished
       resume       Begin groups again in a paused run

@@ -1,5 +1,5 @@
 //! What `[cluster]` says, and asks, of its values together.
-use super::sections::{ClusterConfig, NodeConfig};
+use super::sections::{ClusterConfig, NodeConfig, TransportChoice};
 use std::num::NonZeroU16;
 
 /// The path of a bad value, and why it is bad.
@@ -41,6 +41,10 @@ impl ClusterConfig {
                 let why = "a run in one process cannot be scaled: set cluster.processes = true, or launch with --processes";
                 return Err(problem("autoscale", why));
             }
+        }
+        if self.transport != TransportChoice::Auto && !self.processes {
+            let why = "carries nothing in a run in one process: set cluster.processes = true, or launch with --processes";
+            return Err(problem("transport", why));
         }
         if self.http.is_some_and(|http| !http.ip().is_loopback()) && self.http_token_file.is_none() {
             let why = "is not a loopback address: set cluster.http_token_file to a file with a token, or serve on 127.0.0.1";

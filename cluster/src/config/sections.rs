@@ -1,4 +1,5 @@
 //! The sections that belong to the cluster itself; the others are the roles' own.
+use cohort_actors::transport::reach::Carrier;
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 use std::net::SocketAddr;
@@ -25,13 +26,16 @@ pub struct ClusterConfig {
     pub capacity: NonZeroU16,
     /// Compute threads of each engine; 0 takes all cores.
     pub threads: u16,
-    /// Run coordinator and workers as processes of their own that talk QUIC, instead of inside the launching process.
+    /// Run coordinator and workers as processes of their own that talk over the network, instead of inside the launching process.
     pub processes: bool,
     /// Where other hosts join, as `0.0.0.0:7400` or `10.0.0.1:7400`; nothing: the run keeps to this host. Needs
     /// `processes = true`. Workers connect to the next port, weights are served on the one after it, learner ranks meet at the
-    /// third; all four are UDP, with mutual certificates of the run.
+    /// third; all four on UDP and TCP (`transport`), with mutual certificates of the run.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub listen: Option<SocketAddr>,
+    /// What carries messages between processes: `auto` is QUIC, and TCP for whom UDP does not reach; `quic` and `tcp` are that
+    /// alone. Needs `processes = true`.
+    pub transport: TransportChoice,
     /// Name or address by which other hosts find this one; nothing: the address of `listen`, or this host's name.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub advertise: Option<String>,
@@ -73,6 +77,7 @@ impl Default for ClusterConfig {
             threads: 0,
             processes: false,
             listen: None,
+            transport: TransportChoice::Auto,
             advertise: None,
             join_patience_s: NonZeroU32::MIN.saturating_add(599),
             autoscale: None,
@@ -97,6 +102,29 @@ impl Default for ClusterConfig {
             .map(str::to_owned)
             .to_vec(),
             run_root: PathBuf::from("runs"),
+        }
+    }
+}
+
+/// What carries messages between the processes of a run.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "snake_case")]
+pub enum TransportChoice {
+    /// QUIC; TCP where UDP does not pass, which is said in the log.
+    #[default]
+    Auto,
+    /// QUIC, over UDP.
+    Quic,
+    /// TLS over TCP.
+    Tcp,
+}
+
+impl From<TransportChoice> for Carrier {
+    fn from(choice: TransportChoice) -> Self {
+        match choice {
+            TransportChoice::Auto => Self::Auto,
+            TransportChoice::Quic => Self::Quic,
+            TransportChoice::Tcp => Self::Tcp,
         }
     }
 }

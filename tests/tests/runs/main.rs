@@ -4,6 +4,7 @@ mod adapters;
 mod allocation;
 mod asynchronous;
 mod bits;
+mod certificates;
 mod disks;
 mod hosts;
 mod int8;
@@ -12,6 +13,7 @@ mod partial;
 mod ranks;
 mod samplers;
 mod settings;
+mod transport;
 
 use cohort_tests::launch::Bench;
 

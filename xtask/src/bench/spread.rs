@@ -3,7 +3,7 @@
 use super::median;
 use anyhow::{Context, Result, anyhow};
 use cohort_actors::certs::RunAuthority;
-use cohort_actors::transport::quic::{QuicListener, QuicOptions};
+use cohort_actors::transport::reach::Reach;
 use cohort_actors::{AcceptTerms, Listener, Shutdown};
 use cohort_cluster::agent::weights::manifest::{self, CHUNK};
 use cohort_cluster::agent::weights::shelf::Shelf;
@@ -17,7 +17,7 @@ use cohort_protocol::messages::node::{ChunkName, Manifest};
 use cohort_protocol::version::{PROTOCOL, PROTOCOL_MIN};
 use cohort_protocol::{Epoch, PolicyVersion, Role, RunId, WorkerId};
 use serde_json::{Value, json};
-use std::net::{Ipv4Addr, SocketAddr, UdpSocket};
+use std::net::{Ipv4Addr, SocketAddr};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 use tokio::sync::{mpsc, oneshot};
@@ -49,8 +49,8 @@ fn node(index: u16) -> WorkerId {
 
 fn host(authority: &RunAuthority, index: u16, stop: &Shutdown) -> Result<Host> {
     let (ring, shelf) = (Arc::new(SharedRing::create(1)?), Arc::new(Shelf::default()));
-    let listener =
-        QuicListener::new(UdpSocket::bind((Ipv4Addr::LOCALHOST, 0))?, &authority.issue(node(index))?, QuicOptions::default())?;
+    let reach = Reach::default();
+    let listener = reach.listen(reach.bind((Ipv4Addr::LOCALHOST, 0).into())?, &authority.issue(node(index))?)?;
     let at = listener.local_addr();
     let terms = AcceptTerms {
         run: RUN,
@@ -71,7 +71,7 @@ fn host(authority: &RunAuthority, index: u16, stop: &Shutdown) -> Result<Host> {
         incarnation: 0,
         numerics: String::new(),
     };
-    let taker = Arc::new(Taker::new(authority.issue(node(index))?, hello, stop.clone()));
+    let taker = Arc::new(Taker::new(reach, authority.issue(node(index))?, hello, stop.clone()));
     let store = Store::new(ring.clone(), shelf.clone());
     Ok(Host { ring, shelf, store, taker, at, serving })
 }

@@ -10,29 +10,27 @@
 //!
 //! Streams, all opened by whoever has something to say: the dialer's first is the control stream; each bulk frame has a
 //! bidirectional stream of its own whose way back carries one byte, the acknowledgement. `docs/wire.md` has the bytes.
-mod connection;
 mod stream;
 #[cfg(test)]
 mod tests;
 
-use super::{Connection, Deadlines, Dialer, Listener, TransportError};
-use crate::certs::{Identity, authority_of, name_of};
+use super::framed::{CLOSED, Framed};
+use super::{
+    BACKLOG, COORDINATOR, Connection, Dialer, EndpointError, Listener, TransportError, TransportOptions, local_ip, name_at, tls,
+};
+use crate::certs::{Identity, name_of};
 use async_trait::async_trait;
-use cohort_protocol::{Role, RunId, WorkerId};
-use connection::QuicConnection;
+use cohort_protocol::{RunId, WorkerId};
 use quinn::crypto::rustls::{QuicClientConfig, QuicServerConfig};
-use quinn::{Endpoint, EndpointConfig, IdleTimeout, TokioRuntime, TransportConfig, VarInt};
+use quinn::{ConnectionError, Endpoint, EndpointConfig, IdleTimeout, TokioRuntime, TransportConfig, VarInt};
 use quinn_proto::HashedConnectionIdGenerator;
 use ring::hmac;
-use rustls::client::WantsClientCert;
-use rustls::server::WebPkiClientVerifier;
-use rustls::{ClientConfig, ConfigBuilder, RootCertStore, ServerConfig};
 use std::fmt;
 use std::io;
-use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, UdpSocket};
+use std::net::{SocketAddr, UdpSocket};
 use std::sync::Arc;
 use std::time::Duration;
-use thiserror::Error;
+use stream::QuicStreams;
 use tokio::sync::{Mutex as AsyncMutex, Semaphore, mpsc};
 use tokio::task::{AbortHandle, JoinSet};
 use tokio::time::timeout;
@@ -40,82 +38,11 @@ use tracing::warn;
 
 /// What both sides say they speak, in TLS.
 const ALPN: &[u8] = b"cohort/1";
-/// The coordinator's place, whose certificate a dialer expects.
-const COORDINATOR: WorkerId = WorkerId { role: Role::Coordinator, index: 0 };
-/// Connections that wait for [`Listener::accept`]; when it is full, further handshakes wait and then run into their
-/// deadline.
-const BACKLOG: usize = 64;
-
-/// Limits and times. The defaults detect a silent peer in 3 s and bound a connection's unread bytes by 70 MiB.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct QuicOptions {
-    /// How often a silent connection is asked for a sign of life. Default 1 s.
-    pub keep_alive: Duration,
-    /// Silence after which it is lost. Default 3 s.
-    pub idle: Duration,
-    /// For calls.
-    pub deadlines: Deadlines,
-    /// Connections a listener holds at once; more are refused. Default 256.
-    pub max_connections: usize,
-    /// Unread bytes of one stream. Default 2 MiB.
-    pub stream_window: u32,
-    /// Bulk frames in flight from one peer; more wait at their sender. Default 32.
-    pub max_bulk_streams: u32,
-    /// Bytes of bulk frames read and not yet accepted by the application, one connection; more wait in their windows.
-    /// At least the limit of one bulk frame. Default 512 MiB.
-    pub bulk_budget: usize,
-}
-
-impl Default for QuicOptions {
-    fn default() -> Self {
-        Self {
-            keep_alive: Duration::from_secs(1),
-            idle: Duration::from_secs(3),
-            deadlines: Deadlines::default(),
-            max_connections: 256,
-            stream_window: 2 << 20,
-            max_bulk_streams: 32,
-            bulk_budget: 512 << 20,
-        }
-    }
-}
-
-/// An endpoint could not be made.
-#[derive(Debug, Error)]
-pub enum QuicError {
-    /// The certificates do not fit together.
-    #[error("TLS for {who}: {why}; issue the certificates of the run anew")]
-    Tls {
-        /// Whose.
-        who: WorkerId,
-        /// Why.
-        why: String,
-    },
-    /// The socket.
-    #[error("UDP socket {address}: {source}")]
-    Socket {
-        /// Its address.
-        address: String,
-        /// Why.
-        source: io::Error,
-    },
-    /// An option out of its range.
-    #[error("transport option {name} = {value}: {why}")]
-    Option {
-        /// Which.
-        name: &'static str,
-        /// Its value.
-        value: String,
-        /// Why not.
-        why: &'static str,
-    },
-}
-
 /// The coordinator's endpoint.
 pub struct QuicListener {
     endpoint: Endpoint,
     address: SocketAddr,
-    incoming: AsyncMutex<mpsc::Receiver<Arc<QuicConnection>>>,
+    incoming: AsyncMutex<mpsc::Receiver<Arc<dyn Connection>>>,
     acceptor: AbortHandle,
 }
 
@@ -125,27 +52,28 @@ pub struct QuicDialer {
     to: WorkerId,
     at: SocketAddr,
     server_name: String,
-    options: QuicOptions,
+    options: TransportOptions,
 }
 
 impl QuicListener {
     /// Listens on a bound socket (bound by the node agent, so that a restarted coordinator keeps its address). Call it
     /// within a tokio runtime.
-    pub fn new(socket: UdpSocket, identity: &Identity, options: QuicOptions) -> Result<Self, QuicError> {
+    pub fn new(socket: UdpSocket, identity: &Identity, options: TransportOptions) -> Result<Self, EndpointError> {
         Self::listen(socket, identity, options, false)
     }
 
     /// As [`Self::new`], and lets in who has no certificate at all: `verify_peer` then fails for every place, and only a
     /// token may be shown ([`Handshake::Enrol`](cohort_protocol::messages::handshake::Handshake::Enrol)).
-    pub fn with_strangers(socket: UdpSocket, identity: &Identity, options: QuicOptions) -> Result<Self, QuicError> {
+    pub fn with_strangers(socket: UdpSocket, identity: &Identity, options: TransportOptions) -> Result<Self, EndpointError> {
         Self::listen(socket, identity, options, true)
     }
 
-    fn listen(socket: UdpSocket, identity: &Identity, options: QuicOptions, strangers: bool) -> Result<Self, QuicError> {
-        let address = socket.local_addr().map_err(|source| QuicError::Socket { address: "unbound".into(), source })?;
-        let failed = |source| QuicError::Socket { address: address.to_string(), source };
+    fn listen(socket: UdpSocket, identity: &Identity, options: TransportOptions, strangers: bool) -> Result<Self, EndpointError> {
+        let address =
+            socket.local_addr().map_err(|source| EndpointError::Socket { kind: "UDP", address: "unbound".into(), source })?;
+        let failed = |source| EndpointError::Socket { kind: "UDP", address: address.to_string(), source };
         socket.set_nonblocking(true).map_err(failed)?;
-        let mut config = quinn::ServerConfig::with_crypto(Arc::new(server_tls(identity, strangers)?));
+        let mut config = quinn::ServerConfig::with_crypto(Arc::new(server_crypto(identity, strangers)?));
         config
             .transport_config(Arc::new(transport(&options)?))
             .migration(false)
@@ -167,7 +95,7 @@ impl QuicListener {
     /// Ends every connection and refuses new ones; peers see the reason.
     pub fn close(&self, reason: &str) {
         self.acceptor.abort();
-        self.endpoint.close(connection::CLOSED, reason.as_bytes());
+        self.endpoint.close(VarInt::from_u32(CLOSED), reason.as_bytes());
     }
 }
 
@@ -195,31 +123,39 @@ impl Listener for QuicListener {
 
 impl QuicDialer {
     /// Will reach the coordinator of `identity`'s run at `coordinator`. Call it within a tokio runtime.
-    pub fn new(coordinator: SocketAddr, identity: &Identity, options: QuicOptions) -> Result<Self, QuicError> {
+    pub fn new(coordinator: SocketAddr, identity: &Identity, options: TransportOptions) -> Result<Self, EndpointError> {
         Self::to(COORDINATOR, coordinator, identity, options)
     }
 
     /// Will reach whoever holds the place `to` of `identity`'s run.
-    pub fn to(to: WorkerId, at: SocketAddr, identity: &Identity, options: QuicOptions) -> Result<Self, QuicError> {
-        Self::dial(to, at, identity.run(), client_tls(identity)?, options)
+    pub fn to(to: WorkerId, at: SocketAddr, identity: &Identity, options: TransportOptions) -> Result<Self, EndpointError> {
+        Self::dial(to, at, identity.run(), tls::client(identity, ALPN)?, options)
     }
 
     /// Will reach `to` of `run` without a certificate of its own, trusting the authority (PEM) that a token names.
-    pub fn stranger(to: WorkerId, at: SocketAddr, run: RunId, authority: &str, options: QuicOptions) -> Result<Self, QuicError> {
-        let tls = |why: String| QuicError::Tls { who: to, why };
-        let authority = authority_of(authority).map_err(|error| tls(error.to_string()))?;
-        let mut roots = RootCertStore::empty();
-        roots.add(authority).map_err(|error| tls(error.to_string()))?;
-        let builder = client_builder(to, roots)?;
-        Self::dial(to, at, run, finish_client(to, builder.with_no_client_auth())?, options)
+    pub fn stranger(
+        to: WorkerId,
+        at: SocketAddr,
+        run: RunId,
+        authority: &str,
+        options: TransportOptions,
+    ) -> Result<Self, EndpointError> {
+        Self::dial(to, at, run, tls::stranger(to, authority, ALPN)?, options)
     }
 
-    fn dial(to: WorkerId, at: SocketAddr, run: RunId, tls: QuicClientConfig, options: QuicOptions) -> Result<Self, QuicError> {
+    fn dial(
+        to: WorkerId,
+        at: SocketAddr,
+        run: RunId,
+        crypto: rustls::ClientConfig,
+        options: TransportOptions,
+    ) -> Result<Self, EndpointError> {
         let local = SocketAddr::new(local_ip(at.ip()), 0);
-        let failed = |source| QuicError::Socket { address: local.to_string(), source };
+        let failed = |source| EndpointError::Socket { kind: "UDP", address: local.to_string(), source };
         let socket = UdpSocket::bind(local).map_err(failed)?;
         let mut endpoint = Endpoint::new(EndpointConfig::default(), None, socket, Arc::new(TokioRuntime)).map_err(failed)?;
-        let mut config = quinn::ClientConfig::new(Arc::new(tls));
+        let crypto = QuicClientConfig::try_from(crypto).map_err(|e| EndpointError::Tls { who: to, why: e.to_string() })?;
+        let mut config = quinn::ClientConfig::new(Arc::new(crypto));
         config.transport_config(Arc::new(transport(&options)?));
         endpoint.set_default_client_config(config);
         Ok(Self { endpoint, to, at, server_name: name_of(run, to), options })
@@ -229,9 +165,18 @@ impl QuicDialer {
         let peer = self.address();
         let lost = |why: String| TransportError::Lost { peer: peer.clone(), why };
         let connecting = self.endpoint.connect(self.at, &self.server_name).map_err(|error| lost(error.to_string()))?;
-        let quic = connecting.await.map_err(|error| lost(error.to_string()))?;
+        let quic = connecting.await.map_err(|error| match error {
+            ConnectionError::TimedOut => self.unanswered(self.options.idle),
+            error => lost(error.to_string()),
+        })?;
         let (send, recv) = stream::open_control(&quic).await.map_err(|error| lost(explain(&quic, &error)))?;
-        Ok(QuicConnection::start(quic, send, recv, peer.clone(), &self.options, None))
+        Ok(Framed::start(QuicStreams(quic), (send, recv), peer.clone(), &self.options, None))
+    }
+}
+
+impl QuicDialer {
+    fn unanswered(&self, after: Duration) -> TransportError {
+        TransportError::Deadline { peer: self.address(), what: "complete a QUIC handshake", after }
     }
 }
 
@@ -244,23 +189,17 @@ impl fmt::Debug for QuicDialer {
 #[async_trait]
 impl Dialer for QuicDialer {
     fn address(&self) -> String {
-        // A run has one coordinator; of other places there are several.
-        let who = if self.to == COORDINATOR { self.to.role.to_string() } else { self.to.to_string() };
-        format!("{who} at {}", self.at)
+        name_at(self.to, self.at)
     }
 
     async fn connect(&self) -> Result<Arc<dyn Connection>, TransportError> {
         let after = self.options.deadlines.connect;
-        timeout(after, self.establish()).await.map_err(|_| TransportError::Deadline {
-            peer: self.address(),
-            what: "complete a handshake",
-            after,
-        })?
+        timeout(after, self.establish()).await.map_err(|_| self.unanswered(after))?
     }
 }
 
 /// Takes handshakes, each in a task of its own so that a slow one delays nobody, until the endpoint closes.
-async fn accept_all(endpoint: Endpoint, options: QuicOptions, accepted: mpsc::Sender<Arc<QuicConnection>>) {
+async fn accept_all(endpoint: Endpoint, options: TransportOptions, accepted: mpsc::Sender<Arc<dyn Connection>>) {
     let slots = Arc::new(Semaphore::new(options.max_connections));
     let mut handshakes = JoinSet::new();
     while let Some(incoming) = endpoint.accept().await {
@@ -276,7 +215,7 @@ async fn accept_all(endpoint: Endpoint, options: QuicOptions, accepted: mpsc::Se
             let handshake = async {
                 let quic = incoming.await.map_err(|error| error.to_string())?;
                 let (send, recv) = stream::accept_control(&quic).await.map_err(|error| explain(&quic, &error))?;
-                Ok::<_, String>(QuicConnection::start(quic, send, recv, peer.clone(), &options, Some(slot)))
+                Ok::<_, String>(Framed::start(QuicStreams(quic), (send, recv), peer.clone(), &options, Some(slot)))
             };
             match timeout(options.deadlines.connect, handshake).await {
                 // Fails only when the listener is gone; the connection is then dropped, which closes it.
@@ -294,13 +233,9 @@ fn explain(quic: &quinn::Connection, error: &io::Error) -> String {
 }
 
 /// Every limit explicit: the library's defaults (30 s, unbounded) do not suit a cluster. GSO stays on: it gives 3x.
-fn transport(options: &QuicOptions) -> Result<TransportConfig, QuicError> {
-    let largest = cohort_protocol::limits::MAX_BULK_BODY;
-    if options.bulk_budget < largest + 1024 {
-        let why = "it must hold one bulk frame of the largest size";
-        return Err(QuicError::Option { name: "bulk_budget", value: options.bulk_budget.to_string(), why });
-    }
-    let idle = IdleTimeout::try_from(options.idle).map_err(|_| QuicError::Option {
+fn transport(options: &TransportOptions) -> Result<TransportConfig, EndpointError> {
+    options.check()?;
+    let idle = IdleTimeout::try_from(options.idle).map_err(|_| EndpointError::Option {
         name: "idle",
         value: format!("{:?}", options.idle),
         why: "it does not fit a QUIC timeout",
@@ -308,7 +243,7 @@ fn transport(options: &QuicOptions) -> Result<TransportConfig, QuicError> {
     let streams = options.max_bulk_streams.saturating_add(1);
     // Q3: all streams full and unread still leave the control stream its window, with room for a partial frame more.
     let window = u64::from(options.stream_window) * (u64::from(streams) + 1);
-    let window = VarInt::from_u64(window).map_err(|_| QuicError::Option {
+    let window = VarInt::from_u64(window).map_err(|_| EndpointError::Option {
         name: "stream_window",
         value: options.stream_window.to_string(),
         why: "times the streams it is over 2^62",
@@ -337,57 +272,7 @@ fn server_endpoint(identity: &Identity) -> EndpointConfig {
     config
 }
 
-fn server_tls(identity: &Identity, strangers: bool) -> Result<QuicServerConfig, QuicError> {
-    let failed = |why: String| QuicError::Tls { who: identity.who(), why };
-    let provider = Arc::new(rustls::crypto::ring::default_provider());
-    let verifier = WebPkiClientVerifier::builder_with_provider(Arc::new(roots(identity)?), provider.clone());
-    let verifier = if strangers { verifier.allow_unauthenticated() } else { verifier };
-    let verifier = verifier.build().map_err(|error| failed(error.to_string()))?;
-    let mut config = ServerConfig::builder_with_provider(provider)
-        .with_protocol_versions(&[&rustls::version::TLS13])
-        .map_err(|error| failed(error.to_string()))?
-        .with_client_cert_verifier(verifier)
-        .with_single_cert(identity.chain(), identity.key())
-        .map_err(|error| failed(error.to_string()))?;
-    config.alpn_protocols = vec![ALPN.to_vec()];
-    // No tickets: a resumed session would not check the certificate again.
-    config.send_tls13_tickets = 0;
-    QuicServerConfig::try_from(config).map_err(|error| failed(error.to_string()))
-}
-
-fn client_tls(identity: &Identity) -> Result<QuicClientConfig, QuicError> {
-    let config = client_builder(identity.who(), roots(identity)?)?
-        .with_client_auth_cert(identity.chain(), identity.key())
-        .map_err(|error| QuicError::Tls { who: identity.who(), why: error.to_string() })?;
-    finish_client(identity.who(), config)
-}
-
-fn client_builder(who: WorkerId, roots: RootCertStore) -> Result<ConfigBuilder<ClientConfig, WantsClientCert>, QuicError> {
-    let builder = ClientConfig::builder_with_provider(Arc::new(rustls::crypto::ring::default_provider()))
-        .with_protocol_versions(&[&rustls::version::TLS13])
-        .map_err(|error| QuicError::Tls { who, why: error.to_string() })?;
-    Ok(builder.with_root_certificates(roots))
-}
-
-fn finish_client(who: WorkerId, mut config: ClientConfig) -> Result<QuicClientConfig, QuicError> {
-    config.alpn_protocols = vec![ALPN.to_vec()];
-    config.resumption = rustls::client::Resumption::disabled();
-    QuicClientConfig::try_from(config).map_err(|error| QuicError::Tls { who, why: error.to_string() })
-}
-
-/// Only the run's own authority is trusted.
-fn roots(identity: &Identity) -> Result<RootCertStore, QuicError> {
-    let mut roots = RootCertStore::empty();
-    roots.add(identity.authority()).map_err(|error| QuicError::Tls { who: identity.who(), why: error.to_string() })?;
-    Ok(roots)
-}
-
-/// A local address from which `peer` can be reached and which, for a peer on this host, nobody else can reach.
-fn local_ip(peer: IpAddr) -> IpAddr {
-    match (peer.is_loopback(), peer.is_ipv4()) {
-        (true, true) => Ipv4Addr::LOCALHOST.into(),
-        (true, false) => Ipv6Addr::LOCALHOST.into(),
-        (false, true) => Ipv4Addr::UNSPECIFIED.into(),
-        (false, false) => Ipv6Addr::UNSPECIFIED.into(),
-    }
+fn server_crypto(identity: &Identity, strangers: bool) -> Result<QuicServerConfig, EndpointError> {
+    let crypto = tls::server(identity, strangers, ALPN)?;
+    QuicServerConfig::try_from(crypto).map_err(|e| EndpointError::Tls { who: identity.who(), why: e.to_string() })
 }

@@ -1,10 +1,14 @@
-//! Bytes of one stream: its kind, then frames. A stream that is given up is reset, never finished early, so that the
-//! reader can tell an abandoned frame from a short one.
+//! The streams of a QUIC connection: their kinds, and what their resets mean. A stream that is given up is reset, never
+//! finished early, so that the reader can tell an abandoned frame from a short one.
+use crate::transport::Meter;
+use crate::transport::assemble::{ByteStream, Cut, FrameError, fill, header};
+use crate::transport::framed::{BulkIn, BulkOutcome, ControlOut, Streams};
 use bytes::Bytes;
-use cohort_protocol::frame::{HEADER_BYTES, LEN_BYTES};
 use cohort_protocol::{CodecError, Frame};
-use quinn::{Connection, ReadError, ReadExactError, RecvStream, SendStream, VarInt};
+use quinn::{Connection, ConnectionError, ReadError, ReadExactError, RecvStream, SendStream, VarInt, WriteError};
+use rustls::pki_types::CertificateDer;
 use std::io;
+use std::net::SocketAddr;
 
 /// First byte of the control stream, and the listener's answer on it.
 const KIND_CONTROL: u8 = 1;
@@ -16,17 +20,6 @@ const ACCEPTED: u8 = 1;
 const ABANDONED: VarInt = VarInt::from_u32(1);
 /// Reset code: the receiver's handler dropped the frame.
 const NOT_ACCEPTED: VarInt = VarInt::from_u32(2);
-/// Bytes asked of the allocator before any of them has arrived.
-const FIRST_ALLOCATION: usize = 1 << 20;
-
-/// Why a frame could not be read.
-#[derive(Debug)]
-pub(super) enum FrameError {
-    /// The stream or the connection ended; nothing is wrong with the peer's bytes.
-    Ended,
-    /// The bytes are not a frame.
-    Bad(CodecError),
-}
 
 /// Opens the control stream and waits until the listener has answered on it.
 pub(super) async fn open_control(quic: &Connection) -> io::Result<(SendStream, RecvStream)> {
@@ -56,85 +49,95 @@ async fn expect_control(recv: &mut RecvStream) -> io::Result<()> {
     Ok(())
 }
 
-/// Writes frames to the control stream.
-pub(super) async fn write_control(send: &mut SendStream, frame: Frame) -> Result<(), quinn::WriteError> {
-    let mut chunks = [header(&frame), Bytes::from(frame.body)];
-    send.write_all_chunks(&mut chunks).await
+/// A QUIC connection as [`Streams`].
+pub(super) struct QuicStreams(pub(super) Connection);
+
+impl Streams for QuicStreams {
+    const CARRIER: &'static str = "quic";
+    type Bulk = BulkRecv;
+
+    fn remote(&self) -> SocketAddr {
+        self.0.remote_address()
+    }
+
+    fn certificate(&self) -> Option<CertificateDer<'static>> {
+        let chain = self.0.peer_identity()?.downcast::<Vec<CertificateDer<'static>>>().ok()?;
+        chain.into_iter().next()
+    }
+
+    async fn accept(&self) -> Option<BulkRecv> {
+        let (send, recv) = self.0.accept_bi().await.ok()?;
+        Some(BulkRecv { send, recv, accepted: false })
+    }
+
+    async fn deliver(&self, frame: Frame, meter: &Meter) -> BulkOutcome {
+        let bytes = frame.wire_len();
+        let Ok(mut stream) = BulkSend::open(&self.0).await else { return BulkOutcome::Lost };
+        match stream.write(frame).await {
+            Ok(true) => meter.bulk_sent(bytes),
+            Ok(false) => return BulkOutcome::NotAccepted,
+            Err(_) => return BulkOutcome::Lost,
+        }
+        stream.outcome().await
+    }
+
+    fn close(&self, code: u32, reason: &str) {
+        self.0.close(VarInt::from_u32(code), reason.as_bytes());
+    }
+
+    fn closed(&self) -> Option<String> {
+        Some(match self.0.close_reason()? {
+            ConnectionError::ApplicationClosed(close) => String::from_utf8_lossy(&close.reason).into_owned(),
+            reason => reason.to_string(),
+        })
+    }
 }
 
-/// The next frame of the control stream.
-pub(super) async fn read_frame(recv: &mut RecvStream, limit: usize) -> Result<Frame, FrameError> {
-    let len = read_len(recv, limit).await?;
-    read_body(recv, len).await
+impl ControlOut for SendStream {
+    async fn write(&mut self, frame: Frame) -> Result<(), ()> {
+        let mut chunks = [header(&frame), Bytes::from(frame.body)];
+        self.write_all_chunks(&mut chunks).await.map_err(drop)
+    }
 }
 
-/// The length of the next frame's payload, checked before anything is allocated for it.
-pub(super) async fn read_len(recv: &mut RecvStream, limit: usize) -> Result<usize, FrameError> {
-    let mut prefix = [0; LEN_BYTES];
-    fill(recv, &mut prefix).await?;
-    Frame::check_len(prefix, limit).map_err(FrameError::Bad)
-}
-
-/// The payload of `len` bytes. Memory grows with what has arrived, not with what is claimed.
-pub(super) async fn read_body(recv: &mut RecvStream, len: usize) -> Result<Frame, FrameError> {
-    let mut header = [0; HEADER_BYTES];
-    fill(recv, &mut header).await?;
-    let len = len.saturating_sub(HEADER_BYTES);
-    let mut body = Vec::with_capacity(len.min(FIRST_ALLOCATION));
-    while body.len() < len {
-        match recv.read_chunk(len - body.len(), true).await {
-            Ok(Some(chunk)) => {
-                if body.capacity() - body.len() < chunk.bytes.len() {
-                    body.reserve_exact((len - body.len()).min(body.len().max(FIRST_ALLOCATION)).max(chunk.bytes.len()));
-                }
-                body.extend_from_slice(&chunk.bytes);
-            }
-            Ok(None) => return Err(FrameError::Bad(short(len - body.len()))),
-            Err(_) => return Err(FrameError::Ended),
+impl ByteStream for RecvStream {
+    async fn chunk(&mut self, max: usize) -> Result<Option<Bytes>, Cut> {
+        match self.read_chunk(max, true).await {
+            Ok(chunk) => Ok(chunk.map(|chunk| chunk.bytes)),
+            Err(_) => Err(Cut),
         }
     }
-    Ok(Frame { direction: header[0], tag: header[1], body })
 }
 
 /// A bulk stream at its sender.
-pub(super) struct BulkSend {
+struct BulkSend {
     send: SendStream,
     recv: RecvStream,
     finished: bool,
 }
 
-/// How a bulk frame fared.
-pub(super) enum BulkOutcome {
-    /// Taken over.
-    Accepted,
-    /// Dropped by the receiver.
-    NotAccepted,
-    /// The connection ended first.
-    Lost,
-}
-
 impl BulkSend {
     /// Waits for the peer to allow one more stream.
-    pub(super) async fn open(quic: &Connection) -> Result<Self, quinn::ConnectionError> {
+    async fn open(quic: &Connection) -> Result<Self, ConnectionError> {
         let (send, recv) = quic.open_bi().await?;
         Ok(Self { send, recv, finished: false })
     }
 
     /// Writes the frame and ends the stream; `false` where the peer wants no more of it.
-    pub(super) async fn write(&mut self, frame: Frame) -> Result<bool, quinn::WriteError> {
+    async fn write(&mut self, frame: Frame) -> Result<bool, WriteError> {
         let mut chunks = [Bytes::from_static(&[KIND_BULK]), header(&frame), Bytes::from(frame.body)];
         match self.send.write_all_chunks(&mut chunks).await {
             Ok(()) => {
                 self.finished = true;
                 Ok(self.send.finish().is_ok())
             }
-            Err(quinn::WriteError::Stopped(_)) => Ok(false),
+            Err(WriteError::Stopped(_)) => Ok(false),
             Err(error) => Err(error),
         }
     }
 
     /// Waits for the answer.
-    pub(super) async fn outcome(&mut self) -> BulkOutcome {
+    async fn outcome(&mut self) -> BulkOutcome {
         let mut answer = [0];
         match self.recv.read_exact(&mut answer).await {
             Ok(()) if answer == [ACCEPTED] => BulkOutcome::Accepted,
@@ -153,42 +156,31 @@ impl Drop for BulkSend {
     }
 }
 
-/// A bulk stream at its receiver. Dropped without [`BulkRecv::accept`], it is reset.
+/// A bulk stream at its receiver. Dropped without [`BulkIn::accept`], it is reset.
 pub(super) struct BulkRecv {
     send: SendStream,
-    /// Where the frame is read from.
-    pub(super) recv: RecvStream,
+    recv: RecvStream,
     accepted: bool,
 }
 
-impl BulkRecv {
-    pub(super) fn new((send, recv): (SendStream, RecvStream)) -> Self {
-        Self { send, recv, accepted: false }
+impl ByteStream for BulkRecv {
+    async fn chunk(&mut self, max: usize) -> Result<Option<Bytes>, Cut> {
+        self.recv.chunk(max).await
     }
+}
 
-    /// Reads the kind and the length.
-    pub(super) async fn len(&mut self, limit: usize) -> Result<usize, FrameError> {
+impl BulkIn for BulkRecv {
+    async fn begin(&mut self) -> Result<(), FrameError> {
         let mut kind = [0];
         fill(&mut self.recv, &mut kind).await?;
         if kind != [KIND_BULK] {
             let why = format!("kind {} where a bulk frame was expected", kind[0]);
             return Err(FrameError::Bad(CodecError::Malformed { what: "stream", why }));
         }
-        read_len(&mut self.recv, limit).await
+        Ok(())
     }
 
-    /// Reads the payload, which must fill the stream.
-    pub(super) async fn frame(&mut self, len: usize) -> Result<Frame, FrameError> {
-        let frame = read_body(&mut self.recv, len).await?;
-        match self.recv.read_chunk(1, true).await {
-            Ok(None) => Ok(frame),
-            Ok(Some(rest)) => Err(FrameError::Bad(CodecError::Trailing { what: "bulk frame", left: rest.bytes.len() })),
-            Err(_) => Err(FrameError::Ended),
-        }
-    }
-
-    /// Tells the sender that the frame was taken over.
-    pub(super) async fn accept(mut self) {
+    async fn accept(mut self) {
         // Where this fails the sender sends again, and the frame is recognised by its id.
         if self.send.write_all(&[ACCEPTED]).await.is_ok() {
             self.accepted = self.send.finish().is_ok();
@@ -204,23 +196,4 @@ impl Drop for BulkRecv {
             let _ = self.recv.stop(NOT_ACCEPTED);
         }
     }
-}
-
-fn header(frame: &Frame) -> Bytes {
-    let len = u32::try_from(frame.body.len() + HEADER_BYTES).unwrap_or(u32::MAX);
-    let [a, b, c, d] = len.to_le_bytes();
-    Bytes::copy_from_slice(&[a, b, c, d, frame.direction, frame.tag])
-}
-
-async fn fill(recv: &mut RecvStream, buffer: &mut [u8]) -> Result<(), FrameError> {
-    match recv.read_exact(buffer).await {
-        Ok(()) => Ok(()),
-        // Between two frames the stream may end.
-        Err(ReadExactError::FinishedEarly(0)) | Err(ReadExactError::ReadError(_)) => Err(FrameError::Ended),
-        Err(ReadExactError::FinishedEarly(read)) => Err(FrameError::Bad(short(buffer.len() - read))),
-    }
-}
-
-fn short(missing: usize) -> CodecError {
-    CodecError::Malformed { what: "frame", why: format!("the stream ends {missing} bytes early") }
 }

@@ -1,8 +1,8 @@
 //! What only this transport can get wrong: certificates, raw bytes of a hostile peer, silence.
 use super::*;
 use crate::certs::RunAuthority;
-use crate::transport::Inbound;
-use cohort_protocol::{Frame, RunId, limits};
+use crate::transport::{EndpointError, Inbound};
+use cohort_protocol::{Frame, Role, RunId, limits};
 use std::path::Path;
 use std::time::SystemTime;
 use tokio::time::Instant;
@@ -10,15 +10,15 @@ use tokio::time::Instant;
 const RUN: RunId = RunId(7);
 const WORKER: WorkerId = WorkerId { role: Role::Rollout, index: 0 };
 
-fn quick() -> QuicOptions {
-    QuicOptions { keep_alive: Duration::from_millis(200), idle: Duration::from_millis(800), ..QuicOptions::default() }
+fn quick() -> TransportOptions {
+    TransportOptions { keep_alive: Duration::from_millis(200), idle: Duration::from_millis(800), ..TransportOptions::default() }
 }
 
 fn authority(dir: &Path) -> RunAuthority {
     RunAuthority::open_or_create(dir, RUN).unwrap()
 }
 
-fn listen(authority: &RunAuthority, options: QuicOptions) -> QuicListener {
+fn listen(authority: &RunAuthority, options: TransportOptions) -> QuicListener {
     QuicListener::new(UdpSocket::bind("127.0.0.1:0").unwrap(), &authority.issue(COORDINATOR).unwrap(), options).unwrap()
 }
 
@@ -27,9 +27,9 @@ async fn dial(listener: &QuicListener, identity: &Identity) -> Result<Arc<dyn Co
 }
 
 /// A peer that speaks QUIC with a proper certificate and then whatever the test writes.
-async fn raw(listener: &QuicListener, tls: QuicClientConfig) -> Result<quinn::Connection, quinn::ConnectionError> {
+async fn raw(listener: &QuicListener, crypto: rustls::ClientConfig) -> Result<quinn::Connection, ConnectionError> {
     let endpoint = Endpoint::client("127.0.0.1:0".parse().unwrap()).unwrap();
-    let config = quinn::ClientConfig::new(Arc::new(tls));
+    let config = quinn::ClientConfig::new(Arc::new(QuicClientConfig::try_from(crypto).unwrap()));
     endpoint.connect_with(config, listener.local_addr(), &name_of(RUN, COORDINATOR)).unwrap().await
 }
 
@@ -54,13 +54,13 @@ async fn strangers_are_rejected() {
     let error = dial(&listener, &foreign).await.map(|c| c.peer()).unwrap_err();
     assert!(matches!(error, TransportError::Lost { .. }), "{error:?}");
 
-    let mut anonymous = ClientConfig::builder_with_provider(Arc::new(rustls::crypto::ring::default_provider()))
+    let mut anonymous = rustls::ClientConfig::builder_with_provider(Arc::new(rustls::crypto::ring::default_provider()))
         .with_protocol_versions(&[&rustls::version::TLS13])
         .unwrap()
-        .with_root_certificates(roots(&ours.issue(WORKER).unwrap()).unwrap())
+        .with_root_certificates(tls::roots(&ours.issue(WORKER).unwrap()).unwrap())
         .with_no_client_auth();
     anonymous.alpn_protocols = vec![ALPN.to_vec()];
-    if let Ok(quic) = raw(&listener, QuicClientConfig::try_from(anonymous).unwrap()).await {
+    if let Ok(quic) = raw(&listener, anonymous).await {
         // The client's half of the handshake ends first; the listener's alert follows.
         let reason = timeout(Duration::from_secs(5), quic.closed()).await.unwrap().to_string();
         assert!(reason.contains("certificate"), "{reason}");
@@ -108,7 +108,7 @@ async fn hostile_bytes_end_the_connection_and_nothing_else() {
         ("bulk frame with a tail", bulk(trailing), "trailing"),
     ];
     for (what, (on_bulk_stream, bytes), named) in cases {
-        let quic = raw(&listener, client_tls(&authority.issue(WORKER).unwrap()).unwrap()).await.unwrap();
+        let quic = raw(&listener, tls::client(&authority.issue(WORKER).unwrap(), ALPN).unwrap()).await.unwrap();
         let (mut send, _recv) = stream::open_control(&quic).await.unwrap();
         let connection = listener.accept().await.unwrap();
         let mut bulk_stream;
@@ -136,7 +136,7 @@ async fn a_claimed_length_allocates_nothing() {
     let dir = tempfile::tempdir().unwrap();
     let authority = authority(dir.path());
     let listener = listen(&authority, quick());
-    let quic = raw(&listener, client_tls(&authority.issue(WORKER).unwrap()).unwrap()).await.unwrap();
+    let quic = raw(&listener, tls::client(&authority.issue(WORKER).unwrap(), ALPN).unwrap()).await.unwrap();
     let _control = stream::open_control(&quic).await.unwrap();
     let connection = listener.accept().await.unwrap();
     // Two frames of the largest size fit the budget; the claims alone must not take memory, only the arrival of bytes.
@@ -210,7 +210,7 @@ async fn a_silent_peer_is_lost_within_the_idle_time() {
 async fn connections_are_bounded() {
     let dir = tempfile::tempdir().unwrap();
     let authority = authority(dir.path());
-    let listener = listen(&authority, QuicOptions { max_connections: 2, ..quick() });
+    let listener = listen(&authority, TransportOptions { max_connections: 2, ..quick() });
     let worker = authority.issue(WORKER).unwrap();
     let mut held = Vec::new();
     for _ in 0..2 {
@@ -230,9 +230,9 @@ async fn options_out_of_range_are_refused() {
     let dir = tempfile::tempdir().unwrap();
     let identity = authority(dir.path()).issue(COORDINATOR).unwrap();
     let socket = UdpSocket::bind("127.0.0.1:0").unwrap();
-    let small = QuicOptions { bulk_budget: 1 << 20, ..QuicOptions::default() };
+    let small = TransportOptions { bulk_budget: 1 << 20, ..TransportOptions::default() };
     let error = QuicListener::new(socket, &identity, small).unwrap_err();
-    assert!(matches!(&error, QuicError::Option { name: "bulk_budget", .. }), "{error}");
+    assert!(matches!(&error, EndpointError::Option { name: "bulk_budget", .. }), "{error}");
 }
 
 /// A coordinator is killed and the next one takes its socket over: nothing says goodbye, and the idle time is long.
@@ -241,7 +241,7 @@ async fn a_listener_back_on_its_socket_is_noticed_at_once() {
     let dir = tempfile::tempdir().unwrap();
     let authority = authority(dir.path());
     authority.issue_files(COORDINATOR).unwrap();
-    let options = QuicOptions { keep_alive: Duration::from_millis(200), idle: Duration::from_secs(60), ..quick() };
+    let options = TransportOptions { keep_alive: Duration::from_millis(200), idle: Duration::from_secs(60), ..quick() };
     let socket = UdpSocket::bind("127.0.0.1:0").unwrap();
     let dialer = QuicDialer::new(socket.local_addr().unwrap(), &authority.issue(WORKER).unwrap(), options).unwrap();
     let identity = || Identity::load(dir.path(), RUN, COORDINATOR).unwrap();

@@ -8,6 +8,7 @@ use crate::progress::{Progress, ProgressSink};
 use cohort_actors::certs::RunAuthority;
 use cohort_actors::{AcceptTerms, Connection, Listener, PeerLink, accept_node};
 use cohort_engine::SharedRing;
+use cohort_protocol::messages::handshake::Hello;
 use cohort_protocol::messages::node::{ChildState, HeadToNode, NodeToHead, RunFacts};
 use cohort_protocol::{Epoch, Role, RunId, WorkerId};
 use std::collections::HashMap;
@@ -88,6 +89,9 @@ enum Input {
         host: u16,
         reply: oneshot::Sender<Result<(), String>>,
     },
+    Renew {
+        reply: oneshot::Sender<Result<usize, String>>,
+    },
     Farewell {
         reason: String,
         reply: oneshot::Sender<()>,
@@ -133,7 +137,12 @@ impl HostsSender {
         self.ask(|reply| Input::Dismiss { host, reply }).await
     }
 
-    async fn ask(&self, request: impl FnOnce(oneshot::Sender<Result<(), String>>) -> Input) -> Result<(), String> {
+    /// Has every host take new certificates; how many were told.
+    pub(crate) async fn renew(&self) -> Result<usize, String> {
+        self.ask(|reply| Input::Renew { reply }).await
+    }
+
+    async fn ask<T>(&self, request: impl FnOnce(oneshot::Sender<Result<T, String>>) -> Input) -> Result<T, String> {
         let (reply, answer) = oneshot::channel();
         let gone = || "the run is ending".to_owned();
         self.0.send(request(reply)).await.map_err(|_| gone())?;
@@ -201,8 +210,13 @@ impl Task {
                         let _ = reply.send(self.state.scale(role, count, &mut commands));
                     }
                     Some(Input::Dismiss { host, reply }) => {
+                        let dismissed = self.state.dismiss(host, &mut commands);
                         // As above.
-                        let _ = reply.send(self.state.dismiss(host, &mut commands));
+                        let _ = reply.send(dismissed.and_then(|()| self.args.enrolment.dismiss(host)));
+                    }
+                    Some(Input::Renew { reply }) => {
+                        // As above.
+                        let _ = reply.send(Ok(self.state.renew(&mut commands)));
                     }
                     Some(Input::Farewell { reason, reply }) => {
                         let message = |conn| Command::Tell { conn, message: HeadToNode::Leave(reason.clone()) };
@@ -334,7 +348,8 @@ async fn welcome(
     enrolment: Arc<Enrolment>,
     inbox: mpsc::Sender<Input>,
 ) {
-    let admitted = accept_node(connection, &terms, |_| Ok(()), move |request| enrolment.enrol(request)).await;
+    let admit = |hello: &Hello| enrolment.may_return(hello.worker);
+    let admitted = accept_node(connection, &terms, admit, |request| enrolment.enrol(request)).await;
     let link: PeerLink<NodeToHead, HeadToNode> = match admitted {
         Ok(Some(admitted)) => admitted.into_link(),
         Ok(None) => return,

@@ -7,6 +7,7 @@ use cohort_actors::certs::RunAuthority;
 use cohort_protocol::messages::handshake::{Enrol, Enrolled};
 use cohort_protocol::{Role, RunId, WorkerId, version};
 use serde::{Deserialize, Serialize};
+use std::collections::BTreeSet;
 use std::fs::Permissions;
 use std::os::unix::fs::PermissionsExt;
 use std::path::PathBuf;
@@ -19,6 +20,9 @@ struct Book {
     /// The next place.
     next: u16,
     tokens: Tokens,
+    /// Places that were taken away: their certificates open nothing here.
+    #[serde(default)]
+    dismissed: BTreeSet<u16>,
 }
 
 /// Tokens, places and certificates.
@@ -39,7 +43,9 @@ impl Enrolment {
         let book = match std::fs::read(&path) {
             Ok(bytes) => serde_json::from_slice(&bytes)
                 .map_err(|e| std::io::Error::other(format!("{}: {e}; delete it to void all tokens", path.display())))?,
-            Err(error) if error.kind() == std::io::ErrorKind::NotFound => Book { next: 1, tokens: Tokens::default() },
+            Err(error) if error.kind() == std::io::ErrorKind::NotFound => {
+                Book { next: 1, tokens: Tokens::default(), dismissed: BTreeSet::new() }
+            }
             Err(error) => return Err(error),
         };
         Ok(Self { run, path, authority, book: Mutex::new(book) })
@@ -54,6 +60,30 @@ impl Enrolment {
         let secret = book.tokens.issue(SystemTime::now(), uses, seconds).map_err(|e| e.to_string())?;
         self.keep(&book)?;
         Ok(Token::new(self.run, &secret, self.authority.pem()))
+    }
+
+    /// A host was let go: its place is closed.
+    ///
+    /// # Errors
+    /// The disk.
+    pub(crate) fn dismiss(&self, host: u16) -> Result<(), String> {
+        let mut book = self.book.lock().unwrap_or_else(PoisonError::into_inner);
+        book.dismissed.insert(host);
+        self.keep(&book)
+    }
+
+    /// Whether a host with a certificate is let in again.
+    ///
+    /// # Errors
+    /// The reason for the host's user.
+    pub(crate) fn may_return(&self, node: WorkerId) -> Result<(), String> {
+        let book = self.book.lock().unwrap_or_else(PoisonError::into_inner);
+        if book.dismissed.contains(&node.index) {
+            return Err(format!(
+                "{node} was drained, its certificate is revoked: join anew with a token of `cluster token RUN` and another --dir"
+            ));
+        }
+        Ok(())
     }
 
     /// Gives a host its place.
@@ -120,6 +150,12 @@ mod tests {
         assert!(enrolment.enrol(&request).unwrap_err().contains("used up"));
         let (_, secret) = enrolment.issue(2, 60).unwrap().parse().unwrap();
         let again = Enrol { secret, ..request };
+        let node = |index| WorkerId { role: Role::Node, index };
+        enrolment.may_return(node(1)).unwrap();
+        enrolment.dismiss(1).unwrap();
+        let why = open().may_return(node(1)).unwrap_err();
+        assert!(["node-1", "revoked", "cluster token"].iter().all(|part| why.contains(part)), "{why}");
+        enrolment.may_return(node(2)).unwrap();
         assert_eq!([1, 2].map(|_| enrolment.enrol(&again).unwrap().node.index), [2, 3]);
     }
 }

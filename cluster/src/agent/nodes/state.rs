@@ -5,7 +5,7 @@
 //! - **H1** one connection a host; a newer one ends the older, whose messages are then ignored.
 //! - **H2** a host whose connection is lost keeps its workers for [`GRACE`]; then they are placed elsewhere, or not at all. One
 //!   that says that it leaves, leaves at once.
-//! - **H3** a host is told its workers whenever they change, all of them; a certificate is given for those only.
+//! - **H3** a host is told its workers whenever they change, all of them; a certificate is given for those and its own place only.
 use super::event::{Command, ConnId, Event};
 use super::placement::{HEAD, MOVABLE, Placement};
 use crate::agent::weights::spread::{Host, Spread};
@@ -84,6 +84,22 @@ impl HostsState {
         self.placement.leave(host);
         self.assign(out);
         Ok(())
+    }
+
+    /// Tells every host in reach to take new certificates, for itself and its workers; how many hosts those are. One that is out
+    /// of reach is told at the next renewal.
+    pub fn renew(&self, out: &mut Vec<Command>) -> usize {
+        let mut hosts = 0;
+        for (&host, member) in &self.members {
+            let Some(conn) = member.conn else { continue };
+            let own = WorkerId { role: Role::Node, index: host };
+            for worker in self.placement.on(host).into_iter().chain([own]) {
+                // Empty: ask for one.
+                out.push(Command::Tell { conn, message: HeadToNode::Certificate(Certificate { worker, der: Vec::new() }) });
+            }
+            hosts += 1;
+        }
+        hosts
     }
 
     /// Workers of a role, all hosts together.
@@ -168,7 +184,8 @@ impl HostsState {
         match message {
             NodeToHead::Ready(ready) => self.ready(host, ready, out),
             NodeToHead::Certify(request) => {
-                if self.placement.of(request.worker) == Some(host) {
+                let own = WorkerId { role: Role::Node, index: host };
+                if request.worker == own || self.placement.of(request.worker) == Some(host) {
                     out.push(Command::Certify { host, worker: request.worker, public_key: request.public_key });
                 }
             }
@@ -308,9 +325,21 @@ mod tests {
         assert_eq!(assigned(&out, conn), Some(vec![rollout(1), rollout(2)]));
         let ask = |worker| NodeToHead::Certify(CertificateRequest { worker, public_key: vec![4] });
         assert!(matches!(world.say(conn, ask(rollout(2)))[..], [Command::Certify { host: 1, .. }]));
-        for foreign in [rollout(0), rollout(7), WorkerId { role: Role::Learner, index: 0 }] {
+        let node = |index| WorkerId { role: Role::Node, index };
+        assert!(matches!(world.say(conn, ask(node(1)))[..], [Command::Certify { host: 1, .. }]), "its own place");
+        for foreign in [rollout(0), rollout(7), WorkerId { role: Role::Learner, index: 0 }, node(0), node(2)] {
             assert!(world.say(conn, ask(foreign)).is_empty(), "{foreign} is not its to run");
         }
+        // A renewal asks it for all it has, and no host that is out of reach.
+        let mut out = Vec::new();
+        assert_eq!(world.state.renew(&mut out), 1);
+        let asked = out.iter().filter_map(|command| match command {
+            Command::Tell { message: HeadToNode::Certificate(c), .. } if c.der.is_empty() => Some(c.worker),
+            _ => None,
+        });
+        assert_eq!(asked.collect::<Vec<_>>(), [rollout(1), rollout(2), node(1)]);
+        world.at(1, Event::Closed { conn, why: "idle".into() });
+        assert_eq!(world.state.renew(&mut out), 0);
     }
 
     #[test]

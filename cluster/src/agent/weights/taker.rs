@@ -4,7 +4,7 @@
 use super::manifest;
 use super::store::Place;
 use cohort_actors::certs::Identity;
-use cohort_actors::transport::quic::{QuicDialer, QuicOptions};
+use cohort_actors::transport::reach::Reach;
 use cohort_actors::{Dialer, LinkOptions, LinkSender, Shutdown, WorkerLink};
 use cohort_engine::SharedRing;
 use cohort_protocol::WorkerId;
@@ -31,6 +31,7 @@ type Pending = Arc<Mutex<Option<HashMap<ChunkName, oneshot::Sender<Answer>>>>>;
 /// Connections to sources.
 #[derive(Debug)]
 pub struct Taker {
+    reach: Reach,
     identity: Identity,
     hello: Hello,
     shutdown: Shutdown,
@@ -59,8 +60,8 @@ impl Drop for Source {
 
 impl Taker {
     /// Nothing is dialled yet. Connections end with `shutdown`.
-    pub fn new(identity: Identity, hello: Hello, shutdown: Shutdown) -> Self {
-        Self { identity, hello, shutdown, sources: Mutex::default() }
+    pub fn new(reach: Reach, identity: Identity, hello: Hello, shutdown: Shutdown) -> Self {
+        Self { reach, identity, hello, shutdown, sources: Mutex::default() }
     }
 
     /// A chunk's bytes, unchecked.
@@ -121,8 +122,7 @@ impl Taker {
     }
 
     async fn connect(&self, from: WorkerId, at: SocketAddr) -> Result<Source, String> {
-        let dialer: Arc<dyn Dialer> =
-            Arc::new(QuicDialer::to(from, at, &self.identity, QuicOptions::default()).map_err(|e| e.to_string())?);
+        let dialer: Arc<dyn Dialer> = Arc::new(self.reach.dialer(from, at, &self.identity).map_err(|e| e.to_string())?);
         let options = LinkOptions { give_up: Some(REACH), ..LinkOptions::default() };
         let link: WorkerLink<HolderToFetcher, FetcherToHolder> =
             WorkerLink::connect(dialer, self.hello.clone(), options, self.shutdown.clone()).await.map_err(|e| e.to_string())?;
@@ -164,12 +164,11 @@ mod tests {
     use super::*;
     use crate::agent::doors::node_terms;
     use cohort_actors::certs::RunAuthority;
-    use cohort_actors::transport::quic::QuicListener;
+    use cohort_actors::transport::reach::ReachListener;
     use cohort_actors::{Listener, accept_worker};
     use cohort_protocol::messages::weights::Chunk;
     use cohort_protocol::version::{PROTOCOL, PROTOCOL_MIN};
     use cohort_protocol::{PolicyVersion, Role, RunId};
-    use std::net::UdpSocket;
     use std::time::Instant;
 
     const RUN: RunId = RunId(7);
@@ -179,7 +178,7 @@ mod tests {
     }
 
     /// Gives one chunk a connection, then ends it.
-    async fn give_one_each(listener: QuicListener) {
+    async fn give_one_each(listener: ReachListener) {
         while let Ok(connection) = listener.accept().await {
             let link = accept_worker(connection, &node_terms(RUN), |_| Ok(())).await.unwrap();
             let link = link.into_link::<FetcherToHolder, HolderToFetcher>();
@@ -192,8 +191,9 @@ mod tests {
     async fn a_connection_that_has_ended_is_not_asked_again() {
         let dir = tempfile::tempdir().unwrap();
         let authority = RunAuthority::open_or_create(dir.path(), RUN).unwrap();
-        let socket = UdpSocket::bind("127.0.0.1:0").unwrap();
-        let listener = QuicListener::new(socket, &authority.issue(node(0)).unwrap(), QuicOptions::default()).unwrap();
+        let reach = Reach::default();
+        let sockets = reach.bind("127.0.0.1:0".parse().unwrap()).unwrap();
+        let listener = reach.listen(sockets, &authority.issue(node(0)).unwrap()).unwrap();
         let at = listener.local_addr();
         let holder = tokio::spawn(give_one_each(listener));
         let hello = Hello {
@@ -205,7 +205,7 @@ mod tests {
             incarnation: 0,
             numerics: String::new(),
         };
-        let taker = Taker::new(authority.issue(node(1)).unwrap(), hello, Shutdown::new());
+        let taker = Taker::new(reach, authority.issue(node(1)).unwrap(), hello, Shutdown::new());
         for chunk in 0..3 {
             let begun = Instant::now();
             let name = ChunkName { version: PolicyVersion(1), chunk };

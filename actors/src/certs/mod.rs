@@ -1,15 +1,24 @@
-//! The run's own certificate authority. The node agent makes it once per run and issues one certificate to each process
-//! it starts; nothing outside the run is trusted and nothing inside it works elsewhere.
+//! The run's own certificate authority. The node agent makes it once per run and issues a certificate to each process
+//! it starts, and new ones while the run goes on; nothing outside the run is trusted and nothing inside it works elsewhere.
 //!
 //! Invariants
 //! - **C1** a certificate names one place of one run ([`name_of`]); the peer's claim is checked against it, in both
 //!   directions.
 //! - **C2** keys are files of mode 0600 in a directory of mode 0700 and are written whole or not at all.
 //!
-//! Files in the directory: `ca.pem`, `ca.key`, and `PLACE.pem`, `PLACE.key` for each place (`rollout-0`). Only the agent
-//! needs `ca.key`. A host that joins makes its keys itself and sends the public halves ([`SigningKey`],
-//! [`RunAuthority::certify`]): no private key travels. Certificates are valid for a year from their issue. A restarted process should find the files it had:
-//! [`RunAuthority::issue_files`] is called once per place and run, not per start.
+//! - **C3** certificates end after [`LIFETIME`] and are renewed every [`RENEWAL`], by replacing a file: a process shows what
+//!   lies in its file at the time of a handshake (`current`), and no connection that stands is touched.
+//! - **C4** a certificate is noted in `issued.jsonl` before it leaves the authority (`book`).
+//!
+//! Files in the directory: `ca.pem`, `ca.key`, `issued.jsonl`, and for each place (`rollout-0`) `PLACE.pem`, certificate and key in
+//! one, and `PLACE.secret`, which outlives renewals. Only the agent needs `ca.key`. A host that joins makes its keys itself and
+//! sends the public halves ([`SigningKey`], [`RunAuthority::certify`]): no private key travels.
+mod book;
+mod current;
+
+pub use book::{Issued, issued};
+pub(crate) use current::Current;
+
 use cohort_protocol::{RunId, WorkerId};
 use rcgen::{
     BasicConstraints, CertificateParams, DistinguishedName, DnType, ExtendedKeyUsagePurpose, IsCa, Issuer, KeyPair,
@@ -28,8 +37,10 @@ use std::path::{Path, PathBuf};
 use std::time::{Duration, SystemTime};
 use thiserror::Error;
 
-/// How long a certificate is valid.
-const LIFETIME: Duration = Duration::from_secs(365 * 24 * 3600);
+/// How long a certificate is valid: a place that was taken away is good for no longer.
+pub const LIFETIME: Duration = Duration::from_secs(30 * 24 * 3600);
+/// How often every place takes a new one. A host may be out of reach for two of three.
+pub const RENEWAL: Duration = Duration::from_secs(10 * 24 * 3600);
 /// Clocks of a cluster's nodes may differ by this much.
 const CLOCK_SKEW: Duration = Duration::from_secs(3600);
 
@@ -93,6 +104,10 @@ pub struct Identity {
     authority: CertificateDer<'static>,
     certificate: CertificateDer<'static>,
     key: PrivatePkcs8KeyDer<'static>,
+    /// Stays the same over renewals.
+    secret: [u8; 32],
+    /// Where it was read from.
+    file: Option<PathBuf>,
 }
 
 /// A private key that stays where it was made.
@@ -133,7 +148,9 @@ impl PublicKeyData for PublicKey {
 impl RunAuthority {
     /// The authority of `run` in `dir`: the one that is there, or a new one.
     pub fn open_or_create(dir: &Path, run: RunId) -> Result<Self, CertError> {
-        if dir.join("ca.key").exists() { Self::open(dir, run) } else { Self::create(dir, run) }
+        let authority = if dir.join("ca.key").exists() { Self::open(dir, run) } else { Self::create(dir, run) }?;
+        book::compact(dir)?;
+        Ok(authority)
     }
 
     fn create(dir: &Path, run: RunId) -> Result<Self, CertError> {
@@ -172,7 +189,9 @@ impl RunAuthority {
             return Err(CertError::PublicKey { name, len: public_key.len(), first });
         }
         let now = SystemTime::now();
-        let certificate = self.sign(&name, &PublicKey(public_key.to_vec()), now - CLOCK_SKEW, now + LIFETIME)?;
+        let (from, until) = (now - CLOCK_SKEW, now + LIFETIME);
+        let certificate = self.sign(&name, &PublicKey(public_key.to_vec()), from, until)?;
+        book::note(&self.dir, &Issued::of(who, &certificate, from, until))?;
         Ok(certificate.to_vec())
     }
 
@@ -182,7 +201,8 @@ impl RunAuthority {
         pem_block("CERTIFICATE", &self.certificate)
     }
 
-    /// Issues a certificate for a process and leaves it in the directory for [`Identity::load`].
+    /// Issues a certificate for a process and leaves it in the directory for [`Identity::load`]. A process that runs with the one
+    /// before shows the new one from its next handshake on.
     pub fn issue_files(&self, who: WorkerId) -> Result<(), CertError> {
         self.issue(who)?.save_own(&self.dir)
     }
@@ -196,8 +216,10 @@ impl RunAuthority {
     ) -> Result<Identity, CertError> {
         let key = KeyPair::generate().map_err(|source| CertError::Issue { name: name.to_owned(), source })?;
         let certificate = self.sign(name, &key, not_before, not_after)?;
+        book::note(&self.dir, &Issued::of(who, &certificate, not_before, not_after))?;
         let key = PrivatePkcs8KeyDer::from(key.serialize_der());
-        Ok(Identity { run: self.run, who, authority: self.certificate.clone(), certificate, key })
+        let secret = first_secret(&key);
+        Ok(Identity { run: self.run, who, authority: self.certificate.clone(), certificate, key, secret, file: None })
     }
 
     fn sign(
@@ -229,11 +251,10 @@ impl Identity {
     /// Reads what [`RunAuthority::issue_files`] left for `who`.
     pub fn load(dir: &Path, run: RunId, who: WorkerId) -> Result<Self, CertError> {
         let authority = read_certificate(&dir.join("ca.pem"))?;
-        let certificate = read_certificate(&dir.join(format!("{who}.pem")))?;
-        let path = dir.join(format!("{who}.key"));
-        let pem = fs::read(&path).map_err(|source| io_error(&path, source))?;
-        let key = PrivatePkcs8KeyDer::from_pem_slice(&pem).map_err(|e| CertError::Pem { path, why: e.to_string() })?;
-        Ok(Self { run, who, authority, certificate, key })
+        let file = dir.join(format!("{who}.pem"));
+        let (certificate, key) = read_own(&file)?;
+        let secret = read_secret(&secret_file(dir, who))?;
+        Ok(Self { run, who, authority, certificate, key, secret, file: Some(file) })
     }
 
     /// A key with the certificate that [`RunAuthority::certify`] made for it; `authority` is the authority's own, PEM.
@@ -246,7 +267,8 @@ impl Identity {
     ) -> Result<Self, CertError> {
         let authority = authority_of(authority)?;
         let key = PrivatePkcs8KeyDer::from(key.0.serialize_der());
-        Ok(Self { run, who, authority, certificate: CertificateDer::from(certificate), key })
+        let secret = first_secret(&key);
+        Ok(Self { run, who, authority, certificate: CertificateDer::from(certificate), key, secret, file: None })
     }
 
     /// Leaves it in a directory for [`Identity::load`], with the authority's certificate.
@@ -258,8 +280,14 @@ impl Identity {
 
     fn save_own(&self, dir: &Path) -> Result<(), CertError> {
         let who = self.who;
-        write_private(&dir.join(format!("{who}.pem")), &pem_block("CERTIFICATE", &self.certificate))?;
-        write_private(&dir.join(format!("{who}.key")), &pem_block("PRIVATE KEY", self.key.secret_pkcs8_der()))
+        let secret = secret_file(dir, who);
+        if !secret.exists() {
+            let hex: String = self.secret.iter().map(|byte| format!("{byte:02x}")).collect();
+            write_private(&secret, &hex)?;
+        }
+        // One file, so that nobody reads the key of one with the certificate of another.
+        let (certificate, key) = (&self.certificate, self.key.secret_pkcs8_der());
+        write_private(&dir.join(format!("{who}.pem")), &(pem_block("CERTIFICATE", certificate) + &pem_block("PRIVATE KEY", key)))
     }
 
     /// Whose it is.
@@ -288,12 +316,9 @@ impl Identity {
         vec![self.certificate.clone()]
     }
 
-    /// A secret of 32 bytes that a restart of the same place with the same files finds again.
+    /// A secret of 32 bytes that a restart of the same place finds again, with whatever certificate.
     pub(crate) fn derive_secret(&self, purpose: &str) -> [u8; 32] {
-        let key = hmac::Key::new(hmac::HMAC_SHA256, self.key.secret_pkcs8_der());
-        let mut secret = [0; 32];
-        secret.copy_from_slice(hmac::sign(&key, purpose.as_bytes()).as_ref());
-        secret
+        keyed(&self.secret, purpose)
     }
 
     pub(crate) fn key(&self) -> PrivateKeyDer<'static> {
@@ -336,6 +361,36 @@ fn distinguished_name(common_name: &str) -> DistinguishedName {
 fn read_certificate(path: &Path) -> Result<CertificateDer<'static>, CertError> {
     let pem = fs::read(path).map_err(|source| io_error(path, source))?;
     CertificateDer::from_pem_slice(&pem).map_err(|e| CertError::Pem { path: path.to_owned(), why: e.to_string() })
+}
+
+/// A place's certificate and key.
+fn read_own(path: &Path) -> Result<(CertificateDer<'static>, PrivatePkcs8KeyDer<'static>), CertError> {
+    let pem = fs::read(path).map_err(|source| io_error(path, source))?;
+    let bad = |e: rustls::pki_types::pem::Error| CertError::Pem { path: path.to_owned(), why: e.to_string() };
+    Ok((CertificateDer::from_pem_slice(&pem).map_err(bad)?, PrivatePkcs8KeyDer::from_pem_slice(&pem).map_err(bad)?))
+}
+
+fn secret_file(dir: &Path, who: WorkerId) -> PathBuf {
+    dir.join(format!("{who}.secret"))
+}
+
+fn read_secret(path: &Path) -> Result<[u8; 32], CertError> {
+    let text = fs::read_to_string(path).map_err(|source| io_error(path, source))?;
+    let byte = |i: usize| text.get(2 * i..2 * i + 2).and_then(|digits| u8::from_str_radix(digits, 16).ok());
+    let bytes: Option<Vec<u8>> = (0..32).map(byte).collect();
+    let secret = bytes.and_then(|bytes| bytes.try_into().ok());
+    secret.ok_or_else(|| CertError::Pem { path: path.to_owned(), why: "it does not begin with 64 hex digits".into() })
+}
+
+/// Of a place that has none yet.
+fn first_secret(key: &PrivatePkcs8KeyDer<'_>) -> [u8; 32] {
+    keyed(key.secret_pkcs8_der(), "secret of a place")
+}
+
+fn keyed(key: &[u8], purpose: &str) -> [u8; 32] {
+    let mut secret = [0; 32];
+    secret.copy_from_slice(hmac::sign(&hmac::Key::new(hmac::HMAC_SHA256, key), purpose.as_bytes()).as_ref());
+    secret
 }
 
 /// The authority's certificate from its PEM text, as a token carries it.
@@ -420,10 +475,38 @@ mod tests {
         assert_eq!(fs::metadata(&dir).unwrap().permissions().mode() & 0o777, 0o700);
         let mut names: Vec<_> = fs::read_dir(&dir).unwrap().map(|e| e.unwrap().file_name()).collect();
         names.sort();
-        assert_eq!(names, ["ca.key", "ca.pem", "rollout-3.key", "rollout-3.pem"]);
+        assert_eq!(names, ["ca.key", "ca.pem", "issued.jsonl", "rollout-3.pem", "rollout-3.secret"]);
         let loaded = Identity::load(&dir, RUN, WORKER).unwrap();
         assert_eq!(proves(&loaded.certificate, RUN, WORKER), Ok(()));
         assert_eq!(loaded.authority, authority.certificate);
+    }
+
+    #[test]
+    fn a_renewal_is_another_key_with_the_same_secret_and_the_book_has_the_last_one() {
+        let dir = tempfile::tempdir().unwrap();
+        let authority = RunAuthority::open_or_create(dir.path(), RUN).unwrap();
+        let renew = || {
+            authority.issue_files(WORKER).unwrap();
+            Identity::load(dir.path(), RUN, WORKER).unwrap()
+        };
+        let (first, second) = (renew(), renew());
+        assert_ne!(first.key.secret_pkcs8_der(), second.key.secret_pkcs8_der());
+        assert_eq!(first.derive_secret("x"), second.derive_secret("x"));
+        assert_ne!(first.derive_secret("x"), first.derive_secret("y"));
+        authority.issue(WorkerId { index: 4, ..WORKER }).unwrap();
+        // As a crash leaves it.
+        Write::write_all(&mut OpenOptions::new().append(true).open(dir.path().join("issued.jsonl")).unwrap(), b"{\"pl").unwrap();
+        let listed = issued(dir.path()).unwrap();
+        assert_eq!(listed.iter().map(|i| i.place.index).collect::<Vec<_>>(), [3, 4]);
+        let fingerprint = |identity: &Identity| {
+            let now = SystemTime::now();
+            Issued::of(WORKER, &identity.certificate, now, now).fingerprint
+        };
+        assert_eq!(listed[0].fingerprint, fingerprint(&second));
+        assert_eq!(listed[0].until - listed[0].from, (LIFETIME + CLOCK_SKEW).as_secs());
+        RunAuthority::open_or_create(dir.path(), RUN).unwrap();
+        assert_eq!(issued(dir.path()).unwrap(), listed);
+        assert_eq!(fs::read_to_string(dir.path().join("issued.jsonl")).unwrap().lines().count(), 2, "one line a place");
     }
 
     #[test]

@@ -1,14 +1,15 @@
-//! One connection: three tasks (control out, control in, bulk in) between the streams and bounded queues.
-use super::QuicOptions;
-use super::stream::{self, BulkOutcome, BulkRecv, BulkSend, FrameError};
-use crate::certs;
-use crate::transport::{
-    Ack, BULK_QUEUE, CONTROL_QUEUE, Connection, Deadlines, Inbound, Meter, Traffic, TransportError, check_bulk, check_control,
+//! One connection over streams of bytes: three tasks (control out, control in, bulk in) between the streams and bounded
+//! queues. QUIC and TCP differ only in where their streams come from ([`Streams`]).
+use super::assemble::{ByteStream, FrameError, read_frame, read_last, read_len};
+use super::{
+    Ack, BULK_QUEUE, CONTROL_QUEUE, Connection, Deadlines, Inbound, Meter, Traffic, TransportError, TransportOptions, check_bulk,
+    check_control,
 };
+use crate::certs;
 use async_trait::async_trait;
 use cohort_protocol::{CodecError, Frame, RunId, WorkerId, limits};
-use quinn::{RecvStream, SendStream, VarInt};
 use rustls::pki_types::CertificateDer;
+use std::future::Future;
 use std::net::SocketAddr;
 use std::sync::{Arc, OnceLock};
 use tokio::sync::{Mutex as AsyncMutex, OwnedSemaphorePermit, Semaphore, mpsc};
@@ -16,14 +17,60 @@ use tokio::task::JoinSet;
 use tokio::time::timeout;
 
 /// Close code: the application ended the connection.
-pub(super) const CLOSED: VarInt = VarInt::from_u32(0);
+pub(super) const CLOSED: u32 = 0;
 /// Close code: the peer broke the protocol.
-const BAD_FRAME: VarInt = VarInt::from_u32(1);
+const BAD_FRAME: u32 = 1;
 /// Unit of the bulk budget, in bytes.
 const BUDGET_UNIT: usize = 1024;
 
-pub(super) struct QuicConnection {
-    shared: Arc<Shared>,
+/// Both ends' streams of one connection.
+pub(super) trait Streams: Send + Sync + 'static {
+    /// What carries them.
+    const CARRIER: &'static str;
+    /// A bulk frame on its way in.
+    type Bulk: BulkIn;
+
+    /// Where the peer is.
+    fn remote(&self) -> SocketAddr;
+    /// What the peer has proven to hold.
+    fn certificate(&self) -> Option<CertificateDer<'static>>;
+    /// The peer's next bulk frame, as soon as it begins to arrive; `None` when the connection has ended.
+    fn accept(&self) -> impl Future<Output = Option<Self::Bulk>> + Send;
+    /// Carries one bulk frame, counts its bytes when they are out, and waits for the answer. Dropped, it gives the frame up.
+    fn deliver(&self, frame: Frame, meter: &Meter) -> impl Future<Output = BulkOutcome> + Send;
+    /// Ends it. The first reason stays.
+    fn close(&self, code: u32, reason: &str);
+    /// Why it has ended, if it has.
+    fn closed(&self) -> Option<String>;
+}
+
+/// The control stream's way out.
+pub(super) trait ControlOut: Send + 'static {
+    /// Writes a frame; an error says that the connection is over.
+    fn write(&mut self, frame: Frame) -> impl Future<Output = Result<(), ()>> + Send;
+}
+
+/// A bulk frame at its receiver. Dropped without [`BulkIn::accept`], the sender is told to send it again.
+pub(super) trait BulkIn: ByteStream + 'static {
+    /// Reads what stands before the frame.
+    fn begin(&mut self) -> impl Future<Output = Result<(), FrameError>> + Send;
+    /// Tells the sender that the frame was taken over.
+    fn accept(self) -> impl Future<Output = ()> + Send;
+}
+
+/// How a bulk frame fared.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum BulkOutcome {
+    /// Taken over.
+    Accepted,
+    /// Dropped by the receiver.
+    NotAccepted,
+    /// The connection ended first.
+    Lost,
+}
+
+pub(super) struct Framed<S: Streams> {
+    shared: Arc<Shared<S>>,
     control: mpsc::Sender<Frame>,
     inbound: AsyncMutex<Inbox>,
     /// Aborted when the connection is dropped.
@@ -33,9 +80,9 @@ pub(super) struct QuicConnection {
 }
 
 /// What the tasks and the handle share.
-struct Shared {
+struct Shared<S> {
     peer: String,
-    quic: quinn::Connection,
+    streams: S,
     deadlines: Deadlines,
     meter: Meter,
     /// The first rule that the peer broke.
@@ -47,17 +94,17 @@ struct Inbox {
     bulk: mpsc::Receiver<(Frame, Ack)>,
 }
 
-impl QuicConnection {
+impl<S: Streams> Framed<S> {
     pub(super) fn start(
-        quic: quinn::Connection,
-        send: SendStream,
-        recv: RecvStream,
+        streams: S,
+        control: (impl ControlOut, impl ByteStream + 'static),
         peer: String,
-        options: &QuicOptions,
+        options: &TransportOptions,
         slot: Option<OwnedSemaphorePermit>,
     ) -> Arc<Self> {
         let (deadlines, meter, failure) = (options.deadlines, Meter::default(), OnceLock::new());
-        let shared = Arc::new(Shared { peer, quic, deadlines, meter, failure });
+        let shared = Arc::new(Shared { peer, streams, deadlines, meter, failure });
+        let (send, recv) = control;
         let (control, control_out) = mpsc::channel(CONTROL_QUEUE);
         let (control_in, control_inbox) = mpsc::channel(CONTROL_QUEUE);
         let (bulk_in, bulk_inbox) = mpsc::channel(BULK_QUEUE);
@@ -69,38 +116,25 @@ impl QuicConnection {
         let inbound = AsyncMutex::new(Inbox { control: control_inbox, bulk: bulk_inbox });
         Arc::new(Self { shared, control, inbound, _tasks: tasks, _slot: slot })
     }
-
-    async fn deliver_bulk(&self, frame: Frame) -> Result<(), TransportError> {
-        let shared = &self.shared;
-        let bytes = frame.wire_len();
-        let not_accepted = || Err(TransportError::NotAccepted { peer: shared.peer.clone() });
-        let mut stream = BulkSend::open(&shared.quic).await.map_err(|_| shared.ended())?;
-        if !stream.write(frame).await.map_err(|_| shared.ended())? {
-            return not_accepted();
-        }
-        shared.meter.bulk_sent(bytes);
-        match stream.outcome().await {
-            BulkOutcome::Accepted => Ok(()),
-            BulkOutcome::NotAccepted => not_accepted(),
-            BulkOutcome::Lost => Err(shared.ended()),
-        }
-    }
 }
 
 #[async_trait]
-impl Connection for QuicConnection {
+impl<S: Streams> Connection for Framed<S> {
     fn peer(&self) -> String {
         self.shared.peer.clone()
     }
 
     fn remote(&self) -> Option<SocketAddr> {
-        Some(self.shared.quic.remote_address())
+        Some(self.shared.streams.remote())
+    }
+
+    fn carrier(&self) -> &'static str {
+        S::CARRIER
     }
 
     fn verify_peer(&self, run: RunId, claimed: WorkerId) -> Result<(), TransportError> {
-        let chain = self.shared.quic.peer_identity().and_then(|chain| chain.downcast::<Vec<CertificateDer<'static>>>().ok());
-        let proven = match chain.as_ref().and_then(|chain| chain.first()) {
-            Some(certificate) => certs::proves(certificate, run, claimed),
+        let proven = match self.shared.streams.certificate() {
+            Some(certificate) => certs::proves(&certificate, run, claimed),
             None => Err("there is no certificate".to_owned()),
         };
         proven.map_err(|why| TransportError::Identity { peer: self.peer(), claimed, run, why })
@@ -125,11 +159,12 @@ impl Connection for QuicConnection {
         let peer = || self.shared.peer.clone();
         check_bulk(&frame).map_err(|source| TransportError::Codec { peer: peer(), source })?;
         let after = self.shared.deadlines.acknowledge;
-        timeout(after, self.deliver_bulk(frame)).await.map_err(|_| TransportError::Deadline {
-            peer: peer(),
-            what: "acknowledge a bulk frame",
-            after,
-        })?
+        match timeout(after, self.shared.streams.deliver(frame, &self.shared.meter)).await {
+            Ok(BulkOutcome::Accepted) => Ok(()),
+            Ok(BulkOutcome::NotAccepted) => Err(TransportError::NotAccepted { peer: peer() }),
+            Ok(BulkOutcome::Lost) => Err(self.shared.ended()),
+            Err(_) => Err(TransportError::Deadline { peer: peer(), what: "acknowledge a bulk frame", after }),
+        }
     }
 
     async fn recv(&self) -> Result<Inbound, TransportError> {
@@ -148,27 +183,23 @@ impl Connection for QuicConnection {
     }
 
     fn close(&self, reason: &str) {
-        self.shared.quic.close(CLOSED, reason.as_bytes());
+        self.shared.streams.close(CLOSED, reason);
     }
 }
 
-impl Drop for QuicConnection {
+impl<S: Streams> Drop for Framed<S> {
     fn drop(&mut self) {
         self.close("the other end was dropped");
     }
 }
 
-impl Shared {
+impl<S: Streams> Shared<S> {
     /// Why there is nothing more to send or to receive.
     fn ended(&self) -> TransportError {
         if let Some(failure) = self.failure.get() {
             return failure.clone();
         }
-        let why = match self.quic.close_reason() {
-            Some(quinn::ConnectionError::ApplicationClosed(close)) => String::from_utf8_lossy(&close.reason).into_owned(),
-            Some(reason) => reason.to_string(),
-            None => "the control stream ended".to_owned(),
-        };
+        let why = self.streams.closed().unwrap_or_else(|| "the control stream ended".to_owned());
         TransportError::Lost { peer: self.peer.clone(), why }
     }
 
@@ -177,22 +208,22 @@ impl Shared {
         let told = format!("bad frame: {source}");
         // The first failure stays. Before the close, so that whom the close wakes finds it.
         let _ = self.failure.set(TransportError::Codec { peer: self.peer.clone(), source });
-        self.quic.close(BAD_FRAME, told.as_bytes());
+        self.streams.close(BAD_FRAME, &told);
     }
 }
 
 /// A queue between `send` and the stream, so that a dropped `send` never leaves half a frame behind.
-async fn write_control(mut send: SendStream, mut frames: mpsc::Receiver<Frame>) {
+async fn write_control(mut send: impl ControlOut, mut frames: mpsc::Receiver<Frame>) {
     while let Some(frame) = frames.recv().await {
-        if stream::write_control(&mut send, frame).await.is_err() {
+        if send.write(frame).await.is_err() {
             return;
         }
     }
 }
 
-async fn read_control(shared: Arc<Shared>, mut recv: RecvStream, frames: mpsc::Sender<Frame>) {
+async fn read_control<S: Streams>(shared: Arc<Shared<S>>, mut recv: impl ByteStream, frames: mpsc::Sender<Frame>) {
     loop {
-        match stream::read_frame(&mut recv, limits::MAX_CONTROL_BODY).await {
+        match read_frame(&mut recv, limits::MAX_CONTROL_BODY).await {
             Ok(frame) => {
                 shared.meter.control_received(frame.wire_len());
                 if frames.send(frame).await.is_err() {
@@ -203,8 +234,8 @@ async fn read_control(shared: Arc<Shared>, mut recv: RecvStream, frames: mpsc::S
             Err(FrameError::Ended) => {
                 // The control stream lives as long as its connection: without it nothing can go on. A connection that
                 // is closed already keeps its reason.
-                if shared.quic.close_reason().is_none() {
-                    shared.quic.close(CLOSED, b"the control stream ended");
+                if shared.streams.closed().is_none() {
+                    shared.streams.close(CLOSED, "the control stream ended");
                 }
                 return;
             }
@@ -212,24 +243,30 @@ async fn read_control(shared: Arc<Shared>, mut recv: RecvStream, frames: mpsc::S
     }
 }
 
-/// Takes every further stream as one bulk frame. Ends, with all it started, when the connection does.
-async fn read_bulks(shared: Arc<Shared>, budget: Arc<Semaphore>, frames: mpsc::Sender<(Frame, Ack)>) {
-    let mut streams = JoinSet::new();
-    while let Ok(opened) = shared.quic.accept_bi().await {
-        while streams.try_join_next().is_some() {}
-        streams.spawn(read_bulk(shared.clone(), budget.clone(), frames.clone(), BulkRecv::new(opened)));
+/// Takes the peer's bulk frames. Ends, with all it started, when the connection does.
+async fn read_bulks<S: Streams>(shared: Arc<Shared<S>>, budget: Arc<Semaphore>, frames: mpsc::Sender<(Frame, Ack)>) {
+    let mut reading = JoinSet::new();
+    while let Some(bulk) = shared.streams.accept().await {
+        while reading.try_join_next().is_some() {}
+        reading.spawn(read_bulk(shared.clone(), budget.clone(), frames.clone(), bulk));
     }
 }
 
-async fn read_bulk(shared: Arc<Shared>, budget: Arc<Semaphore>, frames: mpsc::Sender<(Frame, Ack)>, mut bulk: BulkRecv) {
+async fn read_bulk<S: Streams>(
+    shared: Arc<Shared<S>>,
+    budget: Arc<Semaphore>,
+    frames: mpsc::Sender<(Frame, Ack)>,
+    mut bulk: S::Bulk,
+) {
     let read = async {
-        let len = bulk.len(limits::MAX_BULK_BODY).await?;
+        bulk.begin().await?;
+        let len = read_len(&mut bulk, limits::MAX_BULK_BODY).await?;
         let units = u32::try_from(len.div_ceil(BUDGET_UNIT)).unwrap_or(u32::MAX);
         // Released with the acknowledgement: until then the application holds the frame.
         let share = budget.acquire_many_owned(units).await.map_err(|_| FrameError::Ended)?;
-        Ok((bulk.frame(len).await?, share))
+        Ok((read_last(&mut bulk, len).await?, share))
     };
-    // A sender that stalls gives up by this deadline too; its stream is reset.
+    // A sender that stalls gives up by this deadline too; its frame is dropped.
     let (frame, _share) = match timeout(shared.deadlines.acknowledge, read).await {
         Ok(Ok(received)) => received,
         Ok(Err(FrameError::Bad(source))) => return shared.fail(source),
