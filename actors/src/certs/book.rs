@@ -1,6 +1,7 @@
 //! What an authority has issued: a line of JSON a certificate, in `issued.jsonl` beside its key. The last line of a place is
 //! what the place has.
-use super::{CertError, io_error, write_private};
+use super::CertError;
+use super::files::{io_error, write_private};
 use cohort_protocol::WorkerId;
 use ring::digest::{SHA256, digest};
 use serde::{Deserialize, Serialize};

@@ -1,6 +1,7 @@
 //! The certificate that a process shows: the one that lies in its file at the time of the handshake. Whoever renews it replaces
 //! the file; connections that stand are not touched.
-use super::{CertError, Identity, read_own};
+use super::files::read_own;
+use super::{CertError, Identity};
 use cohort_protocol::WorkerId;
 use rustls::client::ResolvesClientCert;
 use rustls::crypto::CryptoProvider;

@@ -5,7 +5,6 @@
 //! - **C1** a certificate names one place of one run ([`name_of`]); the peer's claim is checked against it, in both
 //!   directions.
 //! - **C2** keys are files of mode 0600 in a directory of mode 0700 and are written whole or not at all.
-//!
 //! - **C3** certificates end after [`LIFETIME`] and are renewed every [`RENEWAL`], by replacing a file: a process shows what
 //!   lies in its file at the time of a handshake (`current`), and no connection that stands is touched.
 //! - **C4** a certificate is noted in `issued.jsonl` before it leaves the authority (`book`).
@@ -15,9 +14,12 @@
 //! sends the public halves ([`SigningKey`], [`RunAuthority::certify`]): no private key travels.
 mod book;
 mod current;
+mod files;
 
 pub use book::{Issued, issued};
 pub(crate) use current::Current;
+
+use files::{io_error, pem_block, private_dir, read_certificate, read_own, read_secret, secret_file, write_private};
 
 use cohort_protocol::{RunId, WorkerId};
 use rcgen::{
@@ -30,9 +32,8 @@ use rustls::pki_types::pem::PemObject;
 use rustls::pki_types::{CertificateDer, PrivateKeyDer, PrivatePkcs8KeyDer, ServerName};
 use rustls::server::ParsedCertificate;
 use std::fmt;
-use std::fs::{self, DirBuilder, OpenOptions, Permissions};
-use std::io::{self, Write};
-use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt, PermissionsExt};
+use std::fs;
+use std::io;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, SystemTime};
 use thiserror::Error;
@@ -358,30 +359,6 @@ fn distinguished_name(common_name: &str) -> DistinguishedName {
     name
 }
 
-fn read_certificate(path: &Path) -> Result<CertificateDer<'static>, CertError> {
-    let pem = fs::read(path).map_err(|source| io_error(path, source))?;
-    CertificateDer::from_pem_slice(&pem).map_err(|e| CertError::Pem { path: path.to_owned(), why: e.to_string() })
-}
-
-/// A place's certificate and key.
-fn read_own(path: &Path) -> Result<(CertificateDer<'static>, PrivatePkcs8KeyDer<'static>), CertError> {
-    let pem = fs::read(path).map_err(|source| io_error(path, source))?;
-    let bad = |e: rustls::pki_types::pem::Error| CertError::Pem { path: path.to_owned(), why: e.to_string() };
-    Ok((CertificateDer::from_pem_slice(&pem).map_err(bad)?, PrivatePkcs8KeyDer::from_pem_slice(&pem).map_err(bad)?))
-}
-
-fn secret_file(dir: &Path, who: WorkerId) -> PathBuf {
-    dir.join(format!("{who}.secret"))
-}
-
-fn read_secret(path: &Path) -> Result<[u8; 32], CertError> {
-    let text = fs::read_to_string(path).map_err(|source| io_error(path, source))?;
-    let byte = |i: usize| text.get(2 * i..2 * i + 2).and_then(|digits| u8::from_str_radix(digits, 16).ok());
-    let bytes: Option<Vec<u8>> = (0..32).map(byte).collect();
-    let secret = bytes.and_then(|bytes| bytes.try_into().ok());
-    secret.ok_or_else(|| CertError::Pem { path: path.to_owned(), why: "it does not begin with 64 hex digits".into() })
-}
-
 /// Of a place that has none yet.
 fn first_secret(key: &PrivatePkcs8KeyDer<'_>) -> [u8; 32] {
     keyed(key.secret_pkcs8_der(), "secret of a place")
@@ -399,53 +376,13 @@ pub(crate) fn authority_of(pem: &str) -> Result<CertificateDer<'static>, CertErr
     CertificateDer::from_pem_slice(pem.as_bytes()).map_err(|e| CertError::Pem { path: path(), why: e.to_string() })
 }
 
-fn private_dir(dir: &Path) -> Result<(), CertError> {
-    DirBuilder::new().recursive(true).mode(0o700).create(dir).map_err(|source| io_error(dir, source))?;
-    fs::set_permissions(dir, Permissions::from_mode(0o700)).map_err(|source| io_error(dir, source))
-}
-
-/// Whole or not at all, readable by the owner only.
-fn write_private(path: &Path, text: &str) -> Result<(), CertError> {
-    let temporary = path.with_extension(format!("tmp-{}", std::process::id()));
-    let write = || {
-        // A left-over of a killed process with our id may have other permissions.
-        match fs::remove_file(&temporary) {
-            Err(e) if e.kind() != io::ErrorKind::NotFound => return Err(e),
-            _ => {}
-        }
-        let mut file = OpenOptions::new().write(true).create_new(true).mode(0o600).open(&temporary)?;
-        file.write_all(text.as_bytes())?;
-        file.sync_all()?;
-        fs::rename(&temporary, path)
-    };
-    write().map_err(|source| io_error(path, source))
-}
-
-fn pem_block(label: &str, der: &[u8]) -> String {
-    const ALPHABET: &[u8; 64] = b"ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789+/";
-    let mut text = format!("-----BEGIN {label}-----\n");
-    for line in der.chunks(48) {
-        for triple in line.chunks(3) {
-            let word = triple.iter().fold(0u32, |w, &b| w << 8 | u32::from(b)) << (8 * (3 - triple.len()));
-            for i in 0..4 {
-                let six = (word >> (18 - 6 * i)) as usize & 63;
-                text.push(if i <= triple.len() { char::from(ALPHABET[six]) } else { '=' });
-            }
-        }
-        text.push('\n');
-    }
-    text.push_str(&format!("-----END {label}-----\n"));
-    text
-}
-
-fn io_error(path: &Path, source: io::Error) -> CertError {
-    CertError::Io { path: path.to_owned(), source }
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
     use cohort_protocol::Role;
+    use std::fs::OpenOptions;
+    use std::io::Write;
+    use std::os::unix::fs::PermissionsExt;
 
     const RUN: RunId = RunId(0xfeed);
     const WORKER: WorkerId = WorkerId { role: Role::Rollout, index: 3 };

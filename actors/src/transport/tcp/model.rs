@@ -30,9 +30,9 @@ enum Op {
 
 fn ops() -> impl Strategy<Value = Vec<Op>> {
     let op = prop_oneof![
-        (0usize..30_000).prop_map(Op::Control),
-        (0usize..90_000).prop_map(Op::Bulk),
-        (0usize..4).prop_map(Op::Abandon),
+        1 => (0usize..30_000).prop_map(Op::Control),
+        1 => (0usize..90_000).prop_map(Op::Bulk),
+        1 => (0usize..4).prop_map(Op::Abandon),
         3 => Just(Op::Forth),
         2 => Just(Op::Back),
         4 => ((0usize..5), (1usize..50_000)).prop_map(|(n, max)| Op::Take(n, max)),
