@@ -56,8 +56,8 @@ impl Need {
     #[must_use]
     pub fn of_run(spec: &DecoderSpec, config: &Config) -> Self {
         let one = Self::of_lone_learner(spec, config);
-        let ranks = u64::from(config.cluster.learner.get());
-        let shards = u64::from(config.training.logical_shards) / ranks;
+        let shards = u64::from(config.training.logical_shards) / u64::from(config.cluster.learner.get());
+        let ranks = u64::from(config.cluster.ranks_here());
         let waiting = u64::from(shards.max(1).ilog2()) * one.gradients;
         let rank = one.parameters + one.gradients + one.moments + one.activations + one.reference;
         Self { ranks: ranks * waiting + (ranks - 1) * rank, ..one }

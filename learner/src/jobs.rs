@@ -24,6 +24,9 @@ use std::time::Instant;
 /// Tries of a step that loses a rank each time, after which the coordinator hears of it.
 const TRIES: u32 = 10;
 
+/// Metric: ranks that took the step.
+const RANKS: &str = "perf/learner_ranks";
+
 /// What jobs work on.
 #[derive(Debug)]
 pub struct Workshop {
@@ -156,7 +159,8 @@ impl Workshop {
             let made = Holding { version, digest: label.digest };
             team.end(&members, made).await.map_err(|(rank, digest)| Attempt::Failed(diverged(&request, made, &rank, digest)))?;
         }
-        let metrics = step::summary(&request, &epochs);
+        let mut metrics = step::summary(&request, &epochs);
+        metrics.push((RANKS.to_owned(), (members.len() + 1) as f64));
         let weights_sha256 = if request.hash { self.name(version).await.map_err(Attempt::Failed)?.1 } else { String::new() };
         let weights_digest = label.digest;
         Ok(Outcome::Stepped(StepCommit { step: request.intent.step, version, weights_sha256, weights_digest, metrics }))

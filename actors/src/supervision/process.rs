@@ -12,7 +12,7 @@
 //!   ([`crate::parent`]); what a child leaves behind in its process group is killed with it.
 //! - **P2** children are started by one thread that lives as long as the process: the parent-death signal is bound to the
 //!   thread that forked, and a descriptor is inheritable only while that thread starts the one child it is for.
-use super::oom::OomKills;
+use super::oom::{self, OomKills};
 use super::state::{ChildId, Command, Escalation, Event, Exit, Restart, SupervisionPolicy, SupervisionState};
 use crate::parent;
 use crate::shutdown::Shutdown;
@@ -209,6 +209,7 @@ struct Alive {
 impl Supervising {
     async fn run(mut self, mut orders: mpsc::Receiver<Order>, shutdown: Shutdown) -> Result<(), Escalation> {
         let mut leaving = false;
+        let mut looks = tokio::time::interval(oom::LOOK);
         loop {
             let wake = self.decisions.next_wake().map(tokio::time::Instant::from_std);
             let event = tokio::select! {
@@ -244,6 +245,10 @@ impl Supervising {
                     Err(_) => Event::Tick,
                 },
                 () = sleep_until(wake) => Event::Tick,
+                now = looks.tick() => {
+                    self.oom.look(now.into_std());
+                    continue;
+                }
             };
             self.on_event(event).await;
             self.report();

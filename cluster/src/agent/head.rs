@@ -105,7 +105,10 @@ impl Head {
         let enrolment = Arc::new(enrolment.map_err(system("read the hosts' file"))?);
         let cluster = &options.config.cluster;
         let cluster_autoscale = cluster.autoscale.map(Autoscale::new);
-        let offers = vec![(Role::Reward, cluster.reward), (Role::Rollout, cluster.rollout)];
+        let (reward, rollout, ranks) = (cluster.reward, cluster.rollout, cluster.ranks_here());
+        // The lead is not placed: it is here.
+        let offers = vec![(Role::Reward, reward), (Role::Rollout, rollout), (Role::Learner, ranks - 1)];
+        let followers = cluster.followers();
         let invited = match (&options.invites, listen) {
             (Some(invites), Some(listen)) => {
                 let named = invites.head.as_ref().map(|name| format!("{name}:{}", listen.port()));
@@ -131,6 +134,7 @@ impl Head {
             ring,
             shelf,
             offers,
+            followers,
             facts,
             listener,
             progress,
@@ -177,11 +181,8 @@ impl Head {
             pulse,
             serving,
         };
-        let ranks = head.options.config.cluster.learner.get();
-        for (role, count) in [(Role::Coordinator, 1), (Role::Learner, ranks)] {
-            for index in 0..count {
-                head.add(WorkerId { role, index }).await?;
-            }
+        for role in [Role::Coordinator, Role::Learner] {
+            head.add(WorkerId { role, index: 0 }).await?;
         }
         let here = head.hosts.here.borrow_and_update().clone();
         head.place(here).await?;
@@ -278,7 +279,8 @@ impl Head {
             match news {
                 Waiting::Begun(role) => {
                     let text = format!(
-                        "no host has {role} workers: waiting up to {} s for one (cluster join {head} --roles {role}=1)",
+                        "no host has {} workers: waiting up to {} s for one (cluster join {head} --roles {role}=1)",
+                        if role == Role::Learner { "enough learner".to_owned() } else { role.to_string() },
                         waited.as_secs()
                     );
                     tracing::info!(target: "cohort::agent", text, "waits_for_hosts");

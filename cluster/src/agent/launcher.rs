@@ -99,7 +99,7 @@ impl Launcher {
 
 /// The launcher's words with their places filled in.
 fn command(cluster: &ClusterConfig, node: &NodeConfig, head: &str, run: RunId) -> Vec<String> {
-    let roles: Vec<String> = [("rollout", node.rollout), ("reward", node.reward)]
+    let roles: Vec<String> = [("rollout", node.rollout), ("reward", node.reward), ("learner", node.learner)]
         .into_iter()
         .filter(|(_, count)| *count > 0)
         .map(|(role, count)| format!("{role}={count}"))
@@ -133,13 +133,13 @@ mod tests {
 
     #[test]
     fn the_template_is_filled_in_word_by_word() {
-        let node = NodeConfig { address: "gpu-2".into(), rollout: 4, reward: 1 };
+        let node = NodeConfig { address: "gpu-2".into(), rollout: 4, reward: 1, learner: 2 };
         let words = command(&ClusterConfig::default(), &node, "gpu-1:7400", RunId(0xab));
         let text = words.join(" ");
         assert_eq!(words.first().map(String::as_str), Some("ssh"));
         assert!(
             text.contains(
-                " gpu-2 cluster join gpu-1:7400 --token-file - --roles rollout=4,reward=1 --dir joined-00000000000000ab"
+                " gpu-2 cluster join gpu-1:7400 --token-file - --roles rollout=4,reward=1,learner=2 --dir joined-00000000000000ab"
             ),
             "{text}"
         );

@@ -1,4 +1,6 @@
 //! Where the learner ranks of different processes meet: a QUIC endpoint of the lead, reached with the certificates of the run.
+//! Where other hosts can join it is the third port after `cluster.listen`; a lead that listens on every interface names none,
+//! and its followers find it where they find the coordinator.
 use cohort_actors::certs::Identity;
 use cohort_actors::transport::quic::{QuicDialer, QuicListener, QuicOptions};
 use cohort_actors::{Dialer, Listener};
@@ -8,6 +10,8 @@ use std::io;
 use std::net::{SocketAddr, UdpSocket};
 use std::sync::Arc;
 
+/// The meeting's port after that of `cluster.listen`.
+const MEETING: u16 = 3;
 const LEAD: WorkerId = WorkerId { role: Role::Learner, index: 0 };
 
 /// Of one process.
@@ -15,13 +19,19 @@ const LEAD: WorkerId = WorkerId { role: Role::Learner, index: 0 };
 pub(super) struct Meeting {
     /// The coordinator of the run: who reaches it reaches the lead over the same interface.
     pub(super) coordinator: SocketAddr,
+    /// Where other hosts join, if they may.
+    pub(super) listen: Option<SocketAddr>,
     /// Of this rank.
     pub(super) identity: Identity,
 }
 
 impl Meeting {
-    /// A socket on the interface that leads to the coordinator: loopback where it is on this host.
+    /// A socket on the interface that leads to the coordinator: loopback where the run keeps to this host.
     fn socket(&self) -> io::Result<UdpSocket> {
+        if let Some(listen) = self.listen {
+            let port = if listen.port() == 0 { 0 } else { listen.port().saturating_add(MEETING) };
+            return UdpSocket::bind((listen.ip(), port));
+        }
         let any = if self.coordinator.is_ipv4() { "0.0.0.0:0" } else { "[::]:0" };
         let probe = UdpSocket::bind(any)?;
         // Sends nothing: it makes the system choose the way.
@@ -39,7 +49,10 @@ impl Rendezvous for Meeting {
     }
 
     fn dialer(&self, address: &str) -> Result<Arc<dyn Dialer>, String> {
-        let at = address.parse().map_err(|e| format!("the lead's address {address:?}: {e}"))?;
+        let mut at: SocketAddr = address.parse().map_err(|e| format!("the lead's address {address:?}: {e}"))?;
+        if at.ip().is_unspecified() {
+            at.set_ip(self.coordinator.ip());
+        }
         let dialer = QuicDialer::to(LEAD, at, &self.identity, QuicOptions::default()).map_err(|e| e.to_string())?;
         Ok(Arc::new(dialer))
     }

@@ -96,8 +96,8 @@ pub enum AgentError {
     /// No host brought what the run lacks. Stop.
     #[error(
         "no host with {role} workers has joined for {} s (cluster.join_patience_s): start one with `cluster join {head} --roles \
-         {role}=1`, or set cluster.{role} to 1 or more, and go on with `cluster launch --resume {}`",
-        waited.as_secs(), run.display()
+         {role}=1`, or set {} higher, and go on with `cluster launch --resume {}`",
+        waited.as_secs(), if *role == Role::Learner { "cluster.learner_here".to_owned() } else { format!("cluster.{role}") }, run.display()
     )]
     Lonely {
         /// What is lacking.

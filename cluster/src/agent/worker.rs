@@ -161,7 +161,7 @@ async fn work(
         }
         Role::Learner => {
             let engine = wiring.learning_engine().map_err(Failure::from)?;
-            let ranks = Arc::new(Meeting { coordinator: options.coordinator, identity });
+            let ranks = Arc::new(Meeting { coordinator: options.coordinator, listen: wiring.config.cluster.listen, identity });
             let args = wiring.learner(options.who.index, engine, ring(options)?, ranks).map_err(Failure::from)?;
             cohort_learner::run_worker(args, dialer, shutdown).await.map_err(Failure::from)
         }

@@ -18,7 +18,7 @@ pub(super) struct Args {
     /// Token from `cluster token RUN`, - for standard input; needed the first time only
     #[arg(long, value_name = "FILE")]
     token_file: Option<PathBuf>,
-    /// Workers that this host offers to run, as rollout=4,reward=1
+    /// Workers that this host offers to run, as rollout=4,reward=1,learner=1
     #[arg(long, value_name = "COUNTS", value_parser = steer::counts, default_value = "rollout=1")]
     roles: Counts,
     /// How this host samples where it cannot offer the run's numerics, as dtype=bf16 or engine=native,device=cpu; the run must

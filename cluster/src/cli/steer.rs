@@ -18,7 +18,8 @@ pub(super) fn counts(text: &str) -> Result<Counts, String> {
         let role = match name.trim() {
             "rollout" => Role::Rollout,
             "reward" => Role::Reward,
-            other => return Err(format!("no role {other:?} that can be counted; there are rollout and reward")),
+            "learner" => Role::Learner,
+            other => return Err(format!("no role {other:?} that can be counted; there are rollout, reward and learner")),
         };
         let count = count.trim().parse().map_err(|_| format!("{count:?} is no number of workers"))?;
         Ok((role, count))
@@ -172,7 +173,7 @@ mod tests {
     #[test]
     fn counts_times_and_hosts_are_read_or_refused_with_their_text() {
         assert_eq!(counts("rollout=8,reward=2").unwrap().0, [(Role::Rollout, 8), (Role::Reward, 2)]);
-        for (wrong, named) in [("rollout", "ROLE=COUNT"), ("learner=2", "rollout and reward"), ("rollout=-1", "no number")] {
+        for (wrong, named) in [("rollout", "ROLE=COUNT"), ("node=2", "rollout, reward and"), ("rollout=-1", "no number")] {
             assert!(counts(wrong).unwrap_err().contains(named), "{wrong}");
         }
         assert_eq!(["90s", "30m", "12h", "7d"].map(|t| seconds(t).unwrap()), [90, 1800, 43_200, 604_800]);

@@ -13,6 +13,7 @@ impl ClusterConfig {
     pub(super) fn check(&self) -> Result<(), Problem> {
         self.check_hosts()?;
         self.check_workers()?;
+        self.check_ranks()?;
         if self.launcher.first().is_none_or(String::is_empty) {
             return Err(problem("launcher", "is no command: its first word is the program"));
         }
@@ -38,14 +39,42 @@ impl ClusterConfig {
         if self.listen.is_none() && !self.nodes.is_empty() {
             return Err(problem("nodes", "other hosts need cluster.listen, as \"0.0.0.0:7400\", to join"));
         }
-        for (index, NodeConfig { address, rollout, reward }) in self.nodes.iter().enumerate() {
-            if address.trim().is_empty() || *rollout == 0 && *reward == 0 {
-                return Err(problem(&format!("nodes[{index}]"), "needs an address, and at least one rollout or reward worker"));
+        for (index, NodeConfig { address, rollout, reward, learner }) in self.nodes.iter().enumerate() {
+            if address.trim().is_empty() || *rollout == 0 && *reward == 0 && *learner == 0 {
+                let why = "needs an address, and at least one rollout, reward or learner worker";
+                return Err(problem(&format!("nodes[{index}]"), why));
             }
         }
         if self.listen.is_some() && !self.processes {
             let why = "other hosts can only join a run of processes: set cluster.processes = true, or launch with --processes";
             return Err(problem("listen", why));
+        }
+        Ok(())
+    }
+
+    /// Whether every learner rank can have a place.
+    fn check_ranks(&self) -> Result<(), Problem> {
+        let (ranks, here) = (self.learner.get(), self.ranks_here());
+        if here > ranks {
+            let why = format!("is {here}, and cluster.learner, the ranks of the whole run, {ranks}: set it to {ranks} or fewer");
+            return Err(problem("learner_here", why));
+        }
+        if here < ranks && self.listen.is_none() {
+            let why = format!(
+                "leaves {} of {ranks} learner ranks to other hosts, which need cluster.listen, as \"0.0.0.0:7400\", to join",
+                ranks - here
+            );
+            return Err(problem("learner_here", why));
+        }
+        for (index, node) in self.nodes.iter().enumerate() {
+            if node.learner > self.followers() {
+                let why = format!(
+                    "offers places for {} learner ranks; the lead is on the head node, and cluster.learner = {ranks} leaves {}",
+                    node.learner,
+                    self.followers()
+                );
+                return Err(problem(&format!("nodes[{index}].learner"), why));
+            }
         }
         Ok(())
     }

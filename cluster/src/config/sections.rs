@@ -17,6 +17,10 @@ pub struct ClusterConfig {
     /// Learner ranks: how many share the groups of a step, each with weights, gradients and moments of its own. `training.logical_shards` must be
     /// their number times 1, 2, 4, ..; the weights after a step do not depend on it. Default 1.
     pub learner: NonZeroU16,
+    /// How many of the learner ranks run on the head node, the lead among them; the others run on hosts that offer places for
+    /// them. Nothing: those for which no host of `nodes` has a place.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub learner_here: Option<NonZeroU16>,
     /// Groups that one rollout worker generates at once; their samples share the engine's batch.
     pub capacity: NonZeroU16,
     /// Compute threads of each engine; 0 takes all cores.
@@ -24,8 +28,8 @@ pub struct ClusterConfig {
     /// Run coordinator and workers as processes of their own that talk QUIC, instead of inside the launching process.
     pub processes: bool,
     /// Where other hosts join, as `0.0.0.0:7400` or `10.0.0.1:7400`; nothing: the run keeps to this host. Needs
-    /// `processes = true`. Workers connect to the next port, weights are served on the one after it; all three are UDP, with
-    /// mutual certificates of the run.
+    /// `processes = true`. Workers connect to the next port, weights are served on the one after it, learner ranks meet at the
+    /// third; all four are UDP, with mutual certificates of the run.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub listen: Option<SocketAddr>,
     /// Name or address by which other hosts find this one; nothing: the address of `listen`, or this host's name.
@@ -57,6 +61,21 @@ pub struct ClusterConfig {
     pub run_root: PathBuf,
 }
 
+impl ClusterConfig {
+    /// Learner ranks on the head node, the lead among them.
+    #[must_use]
+    pub fn ranks_here(&self) -> u16 {
+        let offered = self.nodes.iter().map(|node| node.learner).fold(0, u16::saturating_add);
+        self.learner_here.map_or_else(|| self.learner.get().saturating_sub(offered).max(1), NonZeroU16::get)
+    }
+
+    /// Learner ranks besides the lead.
+    #[must_use]
+    pub fn followers(&self) -> u16 {
+        self.learner.get() - 1
+    }
+}
+
 impl Default for ClusterConfig {
     fn default() -> Self {
         const ONE: NonZeroU16 = NonZeroU16::MIN;
@@ -64,6 +83,7 @@ impl Default for ClusterConfig {
             rollout: 1,
             reward: 1,
             learner: ONE,
+            learner_here: None,
             capacity: ONE.saturating_add(7),
             threads: 0,
             processes: false,
@@ -116,6 +136,8 @@ pub struct NodeConfig {
     pub rollout: u16,
     /// Reward workers that it offers to run.
     pub reward: u16,
+    /// Learner ranks that it offers to run.
+    pub learner: u16,
 }
 
 /// How a log line is written.

@@ -30,6 +30,15 @@ fn a_worker_that_the_kernel_kills_for_memory_is_replaced_and_the_cause_is_named(
     let Some(group) = MemoryGroup::new()? else { return Ok(()) };
     let command = Endless::command(&bench, "tight", &["--workers", "rollout=2"]);
     let mut run = Endless::start_as(&bench, "tight", &mut group.within(&command))?;
+    // A kill by hand is not called one for want of memory.
+    until("everyone", PATIENCE, || Ok(children(&bench, "tight")?.values().all(|(pid, _)| pid.is_some()).then_some(())))?;
+    let pid = children(&bench, "tight")?["rollout-1"].0.context("no process")?;
+    cohort_tests::launch::signal(u32::try_from(pid)?, "KILL")?;
+    let why = until("the killed worker's successor", PATIENCE, || {
+        let now = children(&bench, "tight")?;
+        Ok((now["rollout-1"].0.is_some_and(|now| now != pid)).then(|| now["rollout-1"].1.clone()))
+    })?;
+    ensure!(why.contains("signal 9") && !why.contains("out of memory"), "{why}");
     let mut worst = Duration::ZERO;
     let rounds = trials(1);
     for victim in ["rollout-0", "reward-0", "learner-0"].into_iter().cycle().take(3 * rounds) {
@@ -59,14 +68,6 @@ fn a_worker_that_the_kernel_kills_for_memory_is_replaced_and_the_cause_is_named(
         run.progress(2, PATIENCE)?;
         worst = worst.max(begun.elapsed());
     }
-    // A kill by hand is not called one for want of memory.
-    let pid = children(&bench, "tight")?["rollout-1"].0.context("no process")?;
-    cohort_tests::launch::signal(u32::try_from(pid)?, "KILL")?;
-    let why = until("the killed worker's successor", PATIENCE, || {
-        let now = children(&bench, "tight")?;
-        Ok((now["rollout-1"].0.is_some_and(|now| now != pid)).then(|| now["rollout-1"].1.clone()))
-    })?;
-    ensure!(why.contains("signal 9") && !why.contains("out of memory"), "{why}");
     let steps = run.end_as_if_undisturbed(&[])?;
     keep("memory", &json!({ "killed": 3 * rounds, "steps": steps, "longest_to_progress_s": worst.as_secs_f64() }))
 }

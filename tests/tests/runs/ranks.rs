@@ -1,8 +1,11 @@
-//! A learner of several ranks: the same bits for any number of them, in one process or in many, killed at any named point.
+//! A learner of several ranks: the same bits for any number of them, in one process or in many, on one host or on several,
+//! killed at any named point.
 use super::bench;
 use anyhow::{Context, Result, ensure};
 use cohort_tests::golden;
-use cohort_tests::launch::{GROUPS, finish, start, wait};
+use cohort_tests::hosts::{join_at, listens, token};
+use cohort_tests::launch::{Bench, GROUPS, PATIENCE, finish, processes_of, signal, start, until, wait};
+use cohort_tests::netns::Network;
 use std::time::Duration;
 
 const CONSUMED: u64 = 4 * GROUPS;
@@ -76,5 +79,82 @@ fn a_rank_killed_inside_a_step_does_not_change_a_bit() -> Result<()> {
         ensure!(ended.number("restarts")? >= 1 && bench.crashed(point)?, "{point} was hit: {:?}", ended.report);
         bench.balanced(&name, CONSUMED)?;
     }
+    Ok(())
+}
+
+/// Ranks that took each step so far.
+fn ranks_of_steps(bench: &Bench, name: &str) -> Result<Vec<u64>> {
+    let Ok(text) = std::fs::read_to_string(bench.run_dir(name).join("metrics.jsonl")) else { return Ok(Vec::new()) };
+    let whole = text.lines().filter_map(|line| serde_json::from_str::<serde_json::Value>(line).ok());
+    Ok(whole.filter_map(|line| line["perf/learner_ranks"].as_f64()).map(|ranks| ranks as u64).collect())
+}
+
+/// The lead listens on every interface; the other rank is on a host of its own, whose every process is killed and comes back.
+#[test]
+fn a_rank_on_another_host_changes_no_bit_and_may_die_with_it() -> Result<()> {
+    let Some(network) = Network::new(2)? else { return Ok(()) };
+    let (folder, bench) = bench()?;
+    let steps = ["--steps", "300", SHARDS[0], "training.logical_shards=2"];
+    let reference = finish(&mut bench.launch("calm", &steps))?.weights()?;
+    let spread = ["--processes", "--workers", "learner=2", "--set", "cluster.learner_here=1"];
+    let reach = ["--set", "cluster.listen=0.0.0.0:7400"];
+    let run = start(&mut network.on(0, &bench.launch("wide", &[&steps[..], &spread, &reach].concat())))?;
+    listens(&bench, "wide")?;
+    let output = network.on(0, bench.command("token").arg(bench.run_dir("wide"))).output()?;
+    ensure!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+    let secret = folder.path().join("token");
+    std::fs::write(&secret, output.stdout)?;
+    let mut command = bench.command("join");
+    command.arg(format!("{}:7400", Network::address(0))).arg("--dir").arg(bench.run_dir("second"));
+    let mut begin = network.on(1, command.args(["--roles", "learner=1", "--token-file"]).arg(&secret));
+    let host = start(&mut begin)?;
+    let shared = |from: usize| {
+        let steps = ranks_of_steps(&bench, "wide")?;
+        Ok(steps.iter().skip(from).filter(|&&ranks| ranks == 2).nth(5).map(|_| steps.len()))
+    };
+    let so_far = until("steps of both hosts", PATIENCE, || shared(0))?;
+    signal(host.pid(), "KILL")?;
+    until("the end of its rank", PATIENCE, || Ok(processes_of(&bench.run_dir("second"))?.is_empty().then_some(())))?;
+    drop(host);
+    let alone = until("steps of the lead alone", PATIENCE, || {
+        let steps = ranks_of_steps(&bench, "wide")?;
+        Ok(steps.iter().skip(so_far).any(|&ranks| ranks == 1).then_some(steps.len()))
+    })?;
+    let again = start(&mut begin)?;
+    until("steps of both hosts again", PATIENCE, || shared(alone))?;
+    let ended = wait(run, PATIENCE)?;
+    assert_eq!(ended.weights()?, reference);
+    bench.balanced("wide", 300 * GROUPS)?;
+    let left = wait(again, PATIENCE)?;
+    ensure!(left.code == Some(0), "{left:?}");
+    Ok(())
+}
+
+#[test]
+fn ranks_without_a_place_are_refused_or_waited_for() -> Result<()> {
+    let (folder, bench) = bench()?;
+    let two = ["--processes", "--workers", "learner=2"];
+    for (sets, named) in [
+        (["cluster.learner_here=1", "cluster.learner=2"], "need cluster.listen"),
+        (["cluster.learner_here=3", "cluster.listen=127.0.0.1:0"], "the ranks of the whole run"),
+        (["cluster.listen=127.0.0.1:0", "cluster.nodes=[{ address = \"a\", learner = 2 }]"], "the lead is on the head node"),
+    ] {
+        let sets = sets.iter().flat_map(|set| ["--set", *set]).collect::<Vec<_>>();
+        let refused = finish(&mut bench.launch("refused", &[&SHARDS[..], &two, &sets].concat()))?;
+        ensure!(refused.code == Some(2) && refused.stderr.contains(named), "{named}: {refused:?}");
+    }
+    // One rank of three has no place until a host comes: the others take the steps.
+    let reference = finish(&mut bench.launch("calm", &[&SHARDS[..], &["--steps", "200"]].concat()))?.weights()?;
+    let open = ["--steps", "200", "--set", "cluster.listen=127.0.0.1:0", "--set", "cluster.learner_here=2"];
+    let four = ["--processes", "--workers", "learner=4"];
+    let run = start(&mut bench.launch("open", &[&SHARDS[..], &four, &open].concat()))?;
+    let listen = listens(&bench, "open")?;
+    let secret = folder.path().join("token");
+    token(&bench, "open", &secret)?;
+    until("steps of two", PATIENCE, || Ok(ranks_of_steps(&bench, "open")?.contains(&2).then_some(())))?;
+    let host = join_at(&bench, &listen, "second", &secret, "learner=3")?;
+    until("steps of four", PATIENCE, || Ok(ranks_of_steps(&bench, "open")?.contains(&4).then_some(())))?;
+    assert_eq!(wait(run, PATIENCE)?.weights()?, reference);
+    ensure!(wait(host, PATIENCE)?.code == Some(0));
     Ok(())
 }

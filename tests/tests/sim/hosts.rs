@@ -129,7 +129,7 @@ impl World {
         let offers = [(Role::Rollout, self.setting.rollouts), (Role::Reward, self.setting.rewards)];
         let facts = RunFacts { config: String::new(), coordinator_port: 1, weights_port: 2, slots: self.setting.plan.slots };
         let mut out = Vec::new();
-        self.hosts.state.begin(offers, facts, &mut out);
+        self.hosts.state.begin(offers, 0, facts, &mut out);
         out.into_iter().for_each(|command| self.head_obeys(command));
         for host in 1..=self.setting.hosts {
             self.host_later(100, 3000, HostNote::Come(host));

@@ -34,6 +34,8 @@ pub(crate) struct HostsArgs {
     pub(crate) shelf: Arc<Shelf>,
     /// Workers that the head node itself offers to run.
     pub(crate) offers: Vec<(Role, u16)>,
+    /// Learner ranks besides the lead.
+    pub(crate) followers: u16,
     /// What hosts are told of the run.
     pub(crate) facts: RunFacts,
     /// Where hosts come in; none: the run keeps to this host.
@@ -146,7 +148,7 @@ pub(crate) fn start(args: HostsArgs) -> Hosts {
     let (elsewhere_tx, elsewhere) = watch::channel(Vec::new());
     let (kill, kills) = mpsc::channel(64);
     let (mut state, mut first) = (HostsState::default(), Vec::new());
-    state.begin(args.offers.iter().copied(), args.facts.clone(), &mut first);
+    state.begin(args.offers.iter().copied(), args.followers, args.facts.clone(), &mut first);
     let (rollouts_tx, rollouts) = watch::channel(state.count(Role::Rollout));
     let (lacking_tx, lacking) = watch::channel(state.lacking());
     let told = Told { here: here_tx, elsewhere: elsewhere_tx, rollouts: rollouts_tx, lacking: lacking_tx, kill };

@@ -45,9 +45,16 @@ pub struct HostsState {
 }
 
 impl HostsState {
-    /// The head node's own offer, and what hosts are told of the run.
-    pub fn begin(&mut self, offers: impl IntoIterator<Item = (Role, u16)>, facts: RunFacts, out: &mut Vec<Command>) {
+    /// The head node's own offer, the number of learner ranks besides the lead, and what hosts are told of the run.
+    pub fn begin(
+        &mut self,
+        offers: impl IntoIterator<Item = (Role, u16)>,
+        followers: u16,
+        facts: RunFacts,
+        out: &mut Vec<Command>,
+    ) {
         self.facts = Some(facts);
+        self.placement.follow(followers);
         self.placement.join(HEAD, offers);
         self.assign(out);
     }
@@ -84,9 +91,9 @@ impl HostsState {
         self.placement.count(role)
     }
 
-    /// Roles that no host has a worker of, though every run needs some.
+    /// Roles without which the run stands still, and for whose workers there is no place.
     pub fn lacking(&self) -> Vec<Role> {
-        MOVABLE.into_iter().filter(|&role| self.placement.count(role) == 0).collect()
+        MOVABLE.into_iter().filter(|&role| self.placement.lacks(role)).collect()
     }
 
     /// Processes of other hosts, by host.
@@ -122,7 +129,7 @@ impl HostsState {
             }
             Event::Hangs { worker, pid, why } => match self.placement.of(worker) {
                 Some(host) if host != HEAD => self.tell(host, HeadToNode::Replace(Replace { worker, pid, why }), out),
-                // The learner and the coordinator are placed by nobody: they are here.
+                // The lead and the coordinator are placed by nobody: they are here.
                 _ => out.push(Command::Kill { worker, pid, why }),
             },
             Event::Tick => {
@@ -254,7 +261,7 @@ mod tests {
         fn new() -> (Self, Vec<Command>) {
             let (mut state, mut out) = (HostsState::default(), Vec::new());
             let facts = RunFacts { config: String::new(), coordinator_port: 1, weights_port: 2, slots: 3 };
-            state.begin([(Role::Rollout, 1), (Role::Reward, 1)], facts, &mut out);
+            state.begin([(Role::Rollout, 1), (Role::Reward, 1)], 0, facts, &mut out);
             (Self { state, begun: Instant::now(), next: 0 }, out)
         }
 
