@@ -19,7 +19,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 /// Time to drain, save and write the report before it is killed: what draining may take, and as long again.
-pub(super) const GRACE_COORDINATOR: Duration = DRAIN_LIMIT.saturating_add(Duration::from_secs(30));
+pub(crate) const GRACE_COORDINATOR: Duration = DRAIN_LIMIT.saturating_add(Duration::from_secs(30));
 /// Time a worker has to leave.
 const GRACE_WORKER: Duration = Duration::from_secs(3);
 

@@ -44,6 +44,8 @@ pub mod weights;
 mod worker;
 
 pub(crate) use children::ChildReport;
+#[cfg(test)]
+pub(crate) use children::GRACE_COORDINATOR;
 pub use head::run;
 pub(crate) use invitation::Invitation;
 pub use invitation::Invites;
