@@ -5,7 +5,7 @@
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
-const FOLDERS: [&str; 6] = ["adamw", "attention", "logprob", "rmsnorm", "rope", "swiglu"];
+const FOLDERS: [&str; 7] = ["adamw", "attention", "logprob", "rmsnorm", "rope", "swiglu", "tree"];
 const HOMES: [&str; 3] = ["CUDA_HOME", "CUDA_PATH", "CUDA_ROOT"];
 
 fn main() -> Result<(), String> {

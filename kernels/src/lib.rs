@@ -36,6 +36,7 @@ pub mod swiglu;
 #[cfg(test)]
 mod testing;
 mod tile;
+pub mod tree;
 
 pub use buffer::Buffer;
 pub use path::Path;

@@ -108,7 +108,7 @@ impl Workshop {
             match self.clone().attempt(request.clone(), plan.clone()).await {
                 Err(Attempt::Abandoned(why)) if tries < TRIES => {
                     if let Some(team) = &self.team {
-                        team.disband(&why);
+                        team.disband(&why).await;
                     }
                     tries += 1;
                 }
@@ -130,12 +130,12 @@ impl Workshop {
         };
         let own = shards::of_rank(self.training.logical_shards, 0, members.len() + 1);
         let own = if members.is_empty() { plan.clone() } else { Arc::new(plan.as_ref().clone().part(own)) };
-        if let Some(team) = &self.team {
-            team.begin(&members, &request, &plan).await.map_err(|why| abandoned(why.into(), Aftermath::Intact))?;
-        }
-        let mut group: Box<dyn Collective> = match &members[..] {
-            [] => Box::new(Solo),
-            members => Box::new(Team::group(members)),
+        let mut group: Box<dyn Collective> = match &self.team {
+            Some(team) if !members.is_empty() => {
+                let begun = team.begin(&members, &request, &plan).await;
+                Box::new(begun.map_err(|why| abandoned(why.into(), Aftermath::Intact))?)
+            }
+            _ => Box::new(Solo),
         };
         let logp_ref = self.reference_logp(&own).await.inspect_err(|failure| group.abort(&failure.error));
         let logp_ref = logp_ref.map_err(Attempt::Failed)?;

@@ -13,6 +13,7 @@
 use crate::collective::Collective;
 use crate::step::StepError;
 use cohort_engine::{Backend, EngineError};
+use cohort_kernels::tree::add;
 use std::ops::{ControlFlow, Range};
 
 /// The groups, of `count`, that a range of the `of` shards has: as even as whole groups allow.
@@ -37,22 +38,6 @@ pub fn most(shards: usize, present: usize) -> usize {
 #[must_use]
 pub fn of_rank(shards: usize, rank: usize, ranks: usize) -> Range<usize> {
     rank * shards / ranks..(rank + 1) * shards / ranks
-}
-
-/// Sums `parts` in the tree; the sum is in the first of them.
-pub fn sum(parts: &mut [&mut [f32]]) {
-    let mut width = 1;
-    while width < parts.len() {
-        for left in (0..parts.len() - width).step_by(2 * width) {
-            let (head, tail) = parts.split_at_mut(left + width);
-            add(head[left], tail[0]);
-        }
-        width *= 2;
-    }
-}
-
-fn add(sum: &mut [f32], term: &[f32]) {
-    sum.iter_mut().zip(term).for_each(|(sum, term)| *sum += term);
 }
 
 /// The part of the tree over one rank's shards. Closed shards wait until their neighbour is there: at most log2 of their
@@ -137,29 +122,6 @@ mod tests {
     }
 
     /// Numbers whose sum shows in which order it was made.
-    fn leaf(shard: usize) -> f32 {
-        1.0 + (shard as f32 * 0.7).sin() * 1e-3 + if shard.is_multiple_of(3) { 3e7 } else { 0.0 }
-    }
-
-    fn by_tree(leaves: &[f32]) -> f32 {
-        let mut nodes = leaves.to_vec();
-        while nodes.len() > 1 {
-            nodes = nodes.chunks(2).map(|pair| pair.iter().copied().reduce(|a, b| a + b).unwrap()).collect();
-        }
-        nodes[0]
-    }
-
-    #[test]
-    fn slices_are_summed_in_the_tree() {
-        for ranks in 1..=9 {
-            let leaves: Vec<f32> = (0..ranks).map(leaf).collect();
-            let mut parts: Vec<[f32; 1]> = leaves.iter().map(|&leaf| [leaf]).collect();
-            let mut views: Vec<&mut [f32]> = parts.iter_mut().map(|part| &mut part[..]).collect();
-            sum(&mut views);
-            assert_eq!(parts[0][0].to_bits(), by_tree(&leaves).to_bits(), "{ranks} ranks");
-        }
-    }
-
     #[test]
     fn every_group_is_in_one_shard() {
         for (count, of) in [(4, 4), (7, 4), (16, 6), (5, 5)] {

@@ -116,6 +116,7 @@ fn lead(
         shards: training.logical_shards,
         pulse: Pulse::of(work.clone()),
         patience: Duration::from_secs(patience.micro_batch),
+        fabrics: ranks.fabrics.clone(),
     };
     Ok((Team::open(listener, team), address))
 }

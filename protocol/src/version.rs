@@ -1,12 +1,15 @@
 //! Protocol versions and their negotiation.
 
 /// The newest version this build speaks.
-pub const PROTOCOL: u16 = 4;
+pub const PROTOCOL: u16 = 5;
 /// The oldest version this build still understands.
 pub const PROTOCOL_MIN: u16 = 2;
 
 /// From this version on rollout workers hand in what they have of a group before it is complete, and take such over.
 pub const PARTIAL_GROUPS: u16 = 4;
+
+/// From this version on a lead may have sums travel on a fabric between the devices of its ranks.
+pub const RANK_FABRIC: u16 = 5;
 
 /// The version two builds share: the newest both know, or `None`.
 #[must_use]

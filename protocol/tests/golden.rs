@@ -15,7 +15,7 @@ use cohort_protocol::messages::node::{
     Certificate, CertificateRequest, ChildState, ChunkFailed, ChunkName, FetchChunk, HeadToNode, Manifest, NoWeights, NodeReady,
     NodeToHead, Replace, RunFacts, WantWeights,
 };
-use cohort_protocol::messages::ranks::{BetweenRanks, Holding, RankFailed, RankMemory, RankState, RankStep};
+use cohort_protocol::messages::ranks::{BetweenRanks, Holding, RankFabric, RankFailed, RankMemory, RankState, RankStep};
 use cohort_protocol::messages::reward::{
     CoordinatorToReward, RewardBeat, RewardToCoordinator, SampleToScore, ScoreReply, ScoreRequest,
 };
@@ -254,6 +254,7 @@ fn between_ranks() -> Vec<(&'static str, BetweenRanks)> {
     let step = RankStep { intent: intent(), shards: (2, 4), groups: vec![group], sequences: 8, tokens: 320, rank: 1, world: 2 };
     let failed = RankFailed { error: "loss is NaN".into(), fatal: true, fault: Fault::Compute };
     let memory = RankMemory { host: "0f3a pid:[1]".into(), path: "/proc/7/fd/9".into(), mark: 3 };
+    let fabric = RankFabric { kind: "nccl".into(), invitation: vec![7, 0, 255], rank: 1, world: 4 };
     vec![
         ("Beat", BetweenRanks::Beat(31)),
         ("Holds", BetweenRanks::Holds(Some(holding))),
@@ -266,6 +267,7 @@ fn between_ranks() -> Vec<(&'static str, BetweenRanks)> {
         ("Failed", BetweenRanks::Failed(failed)),
         ("Memory", BetweenRanks::Memory(memory)),
         ("Opened", BetweenRanks::Opened(true)),
+        ("Fabric", BetweenRanks::Fabric(fabric)),
     ]
 }
 

@@ -11,7 +11,7 @@ use std::process::Command;
 const TOOLKIT: &str = "set -e; if ! command -v nvcc >/dev/null; then scripts/cuda_toolkit.sh target/cuda; . target/cuda/env; fi";
 
 /// What is done, and how.
-const STEPS: [(&str, &str); 3] = [
+const STEPS: [(&str, &str); 4] = [
     ("the CUDA build compiles and links", "build --package cohort-cluster --package xtask"),
     (
         "the kernels agree with their definitions, on the host and on a GPU where there is one",
@@ -20,6 +20,10 @@ const STEPS: [(&str, &str); 3] = [
     (
         "the candle engine agrees with itself in both forms, and on a GPU where there is one",
         "test --package cohort-engine --lib candle",
+    ),
+    (
+        "NCCL moves the sums of one rank, and is aborted where another does not come, on a GPU where there is one",
+        "test --package cohort-learner --lib nccl",
     ),
 ];
 

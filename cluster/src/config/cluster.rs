@@ -1,5 +1,6 @@
-//! What `[cluster]` asks of its values together.
+//! What `[cluster]` says, and asks, of its values together.
 use super::sections::{ClusterConfig, NodeConfig};
+use std::num::NonZeroU16;
 
 /// The path of a bad value, and why it is bad.
 type Problem = (String, String);
@@ -9,6 +10,19 @@ fn problem(key: &str, why: impl Into<String>) -> Problem {
 }
 
 impl ClusterConfig {
+    /// Learner ranks on the head node, the lead among them.
+    #[must_use]
+    pub fn ranks_here(&self) -> u16 {
+        let offered = self.nodes.iter().map(|node| node.learner).fold(0, u16::saturating_add);
+        self.learner_here.map_or_else(|| self.learner.get().saturating_sub(offered).max(1), NonZeroU16::get)
+    }
+
+    /// Learner ranks besides the lead.
+    #[must_use]
+    pub fn followers(&self) -> u16 {
+        self.learner.get() - 1
+    }
+
     /// The first bad value.
     pub(super) fn check(&self) -> Result<(), Problem> {
         self.check_hosts()?;
@@ -88,6 +102,33 @@ impl ClusterConfig {
                      \"0.0.0.0:7400\", for hosts that bring {key} workers"
                 );
                 return Err(problem(key, why));
+            }
+        }
+        Ok(())
+    }
+
+    /// Whether every learner rank can have a place.
+    fn check_ranks(&self) -> Result<(), Problem> {
+        let (ranks, here) = (self.learner.get(), self.ranks_here());
+        if here > ranks {
+            let why = format!("is {here}, and cluster.learner, the ranks of the whole run, {ranks}: set it to {ranks} or fewer");
+            return Err(problem("learner_here", why));
+        }
+        if here < ranks && self.listen.is_none() {
+            let why = format!(
+                "leaves {} of {ranks} learner ranks to other hosts, which need cluster.listen, as \"0.0.0.0:7400\", to join",
+                ranks - here
+            );
+            return Err(problem("learner_here", why));
+        }
+        for (index, node) in self.nodes.iter().enumerate() {
+            if node.learner > self.followers() {
+                let why = format!(
+                    "offers places for {} learner ranks; the lead is on the head node, and cluster.learner = {ranks} leaves {}",
+                    node.learner,
+                    self.followers()
+                );
+                return Err(problem(&format!("nodes[{index}].learner"), why));
             }
         }
         Ok(())

@@ -61,21 +61,6 @@ pub struct ClusterConfig {
     pub run_root: PathBuf,
 }
 
-impl ClusterConfig {
-    /// Learner ranks on the head node, the lead among them.
-    #[must_use]
-    pub fn ranks_here(&self) -> u16 {
-        let offered = self.nodes.iter().map(|node| node.learner).fold(0, u16::saturating_add);
-        self.learner_here.map_or_else(|| self.learner.get().saturating_sub(offered).max(1), NonZeroU16::get)
-    }
-
-    /// Learner ranks besides the lead.
-    #[must_use]
-    pub fn followers(&self) -> u16 {
-        self.learner.get() - 1
-    }
-}
-
 impl Default for ClusterConfig {
     fn default() -> Self {
         const ONE: NonZeroU16 = NonZeroU16::MIN;

@@ -9,13 +9,14 @@ use std::fmt;
 use std::sync::{Arc, Mutex, PoisonError};
 
 /// The kernels as PTX, by folder: the driver compiles them for its GPU when the first of a folder is launched.
-const CODE: [(&str, &str); 6] = [
+const CODE: [(&str, &str); 7] = [
     ("adamw", include_str!(concat!(env!("OUT_DIR"), "/adamw.ptx"))),
     ("attention", include_str!(concat!(env!("OUT_DIR"), "/attention.ptx"))),
     ("logprob", include_str!(concat!(env!("OUT_DIR"), "/logprob.ptx"))),
     ("rmsnorm", include_str!(concat!(env!("OUT_DIR"), "/rmsnorm.ptx"))),
     ("rope", include_str!(concat!(env!("OUT_DIR"), "/rope.ptx"))),
     ("swiglu", include_str!(concat!(env!("OUT_DIR"), "/swiglu.ptx"))),
+    ("tree", include_str!(concat!(env!("OUT_DIR"), "/tree.ptx"))),
 ];
 
 /// Why a launch or an allocation failed.

@@ -97,6 +97,23 @@ impl Line {
         }
     }
 
+    /// The peer's counter.
+    pub(super) fn progress(&self) -> u64 {
+        *self.progress.borrow()
+    }
+
+    /// How long the peer may stand still.
+    pub(super) fn patience(&self) -> Duration {
+        self.patience
+    }
+
+    /// A sign that this end waits, where it leads (N3).
+    pub(super) fn sign(&self) {
+        if let Some(pulse) = &self.waiting {
+            pulse.beat();
+        }
+    }
+
     /// Returns when it has ended.
     pub async fn end(&self) {
         // An end that is gone without a word is an end too.

@@ -1,18 +1,24 @@
 //! What the ranks of a learner do together. [`Collective`] is the seam; [`Solo`] is one rank alone, [`Stream`] are ranks
-//! connected with the lead by a [`Line`] each.
+//! connected with the lead by a [`Line`] each. Where their devices have a network of their own, sums travel on that [`Fabric`].
 //!
 //! Invariants
 //! - **K1** every call ends: with the result, or with an error that names the rank that is lost, stuck or to blame. What a rank
 //!   may take is counted from its last sign of progress.
 //! - **K2** a sum over ranks is made in one tree ([`crate::shards`]), whatever arrives when.
 //! - **K3** after an error the group is of no more use: every further call fails, on every rank.
+mod fabric;
 mod line;
 mod memory;
+#[cfg(feature = "cuda")]
+mod nccl;
 mod solo;
 mod stream;
 
+pub use fabric::{Fabric, FabricError, Fabrics, Keep, SharedFabric};
 pub use line::{Line, Pulse};
 pub use memory::Exchange;
+#[cfg(feature = "cuda")]
+pub use nccl::Nccl;
 pub use solo::Solo;
 pub use stream::{Peer, Stream};
 
@@ -65,6 +71,16 @@ pub enum CollectiveError {
         /// Since its last sign of progress.
         after: Duration,
     },
+    /// The network between the ranks' devices failed, and no rank is to blame.
+    #[error("{fabric} failed during {during}: {why}")]
+    Fabric {
+        /// Its kind.
+        fabric: &'static str,
+        /// In which call.
+        during: &'static str,
+        /// What it says.
+        why: String,
+    },
     /// A rank says that it cannot do its part.
     #[error("{rank}: {}", failed.error)]
     Failed {
@@ -90,7 +106,7 @@ impl CollectiveError {
     #[must_use]
     pub fn is_fatal(&self) -> bool {
         match self {
-            Self::Lost { .. } | Self::Stuck { .. } => false,
+            Self::Lost { .. } | Self::Stuck { .. } | Self::Fabric { .. } => false,
             Self::Failed { failed, .. } => failed.fatal,
             Self::OutOfStep { .. } => true,
         }

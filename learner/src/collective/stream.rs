@@ -9,9 +9,12 @@
 //! Rank 0 takes in and gives out (R - 1) x the gradient; that is what a star costs, and why a group of many ranks wants a
 //! fabric of its own.
 //!
+//! Where the ranks have a [`Fabric`](super::Fabric), sums travel on that, and nothing else does.
+//!
 //! Invariants
 //! - **M1** a follower is at most [`AHEAD`] pieces ahead of what it has got back, so that no queue on the way fills.
 //! - **M2** an error at rank 0 closes every line with its reason: all ranks abandon the step for the same one.
+use super::fabric::SharedFabric;
 use super::line::Line;
 use super::memory::Exchange;
 use super::{Collective, CollectiveError};
@@ -80,6 +83,8 @@ pub struct Stream {
     world: usize,
     /// At rank 0 each other rank, in their order; else rank 0.
     peers: Vec<Peer>,
+    /// For sums; `None`: the peers.
+    fabric: Option<SharedFabric>,
     /// Where the lines live.
     runtime: Handle,
     barriers: u64,
@@ -90,13 +95,19 @@ impl Stream {
     /// Rank 0 of a group with these followers. Call it within the tokio runtime of the lines.
     #[must_use]
     pub fn lead(peers: Vec<Peer>) -> Self {
-        Self { rank: 0, world: peers.len() + 1, peers, runtime: Handle::current(), barriers: 0, ended: None }
+        Self { rank: 0, world: peers.len() + 1, peers, fabric: None, runtime: Handle::current(), barriers: 0, ended: None }
     }
 
     /// Another rank. Call it within the tokio runtime of the line.
     #[must_use]
     pub fn follower(lead: Peer, rank: usize, world: usize) -> Self {
-        Self { rank, world, peers: vec![lead], runtime: Handle::current(), barriers: 0, ended: None }
+        Self { rank, world, peers: vec![lead], fabric: None, runtime: Handle::current(), barriers: 0, ended: None }
+    }
+
+    /// The same group, whose sums travel on a fabric.
+    #[must_use]
+    pub fn on(self, fabric: Option<SharedFabric>) -> Self {
+        Self { fabric, ..self }
     }
 
     /// K3 and M2 around a call.
@@ -122,7 +133,7 @@ impl Stream {
             let mut parts: Vec<&mut [f32]> = Vec::with_capacity(self.world);
             parts.push(&mut *piece);
             parts.extend(others.iter_mut().map(Vec::as_mut_slice));
-            crate::shards::sum(&mut parts);
+            cohort_kernels::tree::sum(&mut parts);
             for peer in &self.peers {
                 peer.send(index, piece).await?;
             }
@@ -224,9 +235,10 @@ impl Collective for Stream {
     }
 
     fn all_reduce(&mut self, data: &mut [f32]) -> Result<(), CollectiveError> {
-        self.call(|group| match &group.peers[..] {
-            [lead] if group.rank > 0 => group.runtime.block_on(group.contribute(lead, data)),
-            _ => group.runtime.block_on(group.sum(data)),
+        self.call(|group| match (&group.fabric, &group.peers[..]) {
+            (Some(fabric), peers) => fabric.all_reduce(data, peers, group.rank == 0, SUM),
+            (None, [lead]) if group.rank > 0 => group.runtime.block_on(group.contribute(lead, data)),
+            (None, _) => group.runtime.block_on(group.sum(data)),
         })
     }
 

@@ -6,7 +6,7 @@
 //! - **W2** the coordinator is told that it lives, with a counter that stands still when its engine does.
 use super::Ranks;
 use crate::algo::Denominators;
-use crate::collective::{Collective, CollectiveError, Exchange, Line, Peer, Pulse, Stream};
+use crate::collective::{Collective, CollectiveError, Exchange, Fabrics, Line, Peer, Pulse, SharedFabric, Stream};
 use crate::error::LearnerError;
 use crate::patience::{Patience, Stillness};
 use crate::step::{self, StepError};
@@ -20,7 +20,7 @@ use cohort_model::{Tensor, WeightSet};
 use cohort_protocol::PolicyVersion;
 use cohort_protocol::messages::handshake::Hello;
 use cohort_protocol::messages::learner::{CoordinatorToLearner, LearnerBeat, LearnerToCoordinator};
-use cohort_protocol::messages::ranks::{BetweenRanks, Holding, RankFailed, RankState, RankStep};
+use cohort_protocol::messages::ranks::{BetweenRanks, Holding, RankFabric, RankFailed, RankState, RankStep};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
@@ -40,6 +40,7 @@ struct Follower {
     training: Training,
     pulse: Pulse,
     patience: Duration,
+    fabrics: Option<Arc<dyn Fabrics>>,
     /// Whether the lead has given it something to do.
     busy: AtomicBool,
 }
@@ -60,6 +61,7 @@ pub(crate) async fn run(
         training,
         pulse: Pulse::default(),
         patience: Duration::from_secs(patience.micro_batch),
+        fabrics: ranks.fabrics.clone(),
         busy: AtomicBool::new(false),
     });
     let mut link: ToCoordinator =
@@ -164,7 +166,7 @@ impl Follower {
         if let Err(why) = told {
             return Ok(why);
         }
-        let mut lead = Peer { line: lead, memory: None };
+        let (mut lead, mut fabric) = (Peer { line: lead, memory: None }, None);
         loop {
             let message = match lead.line.next().await {
                 Ok(message) => message,
@@ -173,7 +175,11 @@ impl Follower {
             self.busy.store(true, Ordering::Relaxed);
             let done = match message {
                 BetweenRanks::State(state) => self.clone().take_state(&lead, state).await,
-                BetweenRanks::Step(step) => self.clone().take_step(&lead, step).await,
+                BetweenRanks::Step(step) => self.clone().take_step(&lead, fabric.clone(), step).await,
+                BetweenRanks::Fabric(offer) => {
+                    fabric = self.join(&offer);
+                    Ok(BetweenRanks::Opened(fabric.is_some()))
+                }
                 BetweenRanks::Memory(offer) => {
                     lead.memory = Exchange::open(&offer).map(Arc::new);
                     Ok(BetweenRanks::Opened(lead.memory.is_some()))
@@ -196,6 +202,19 @@ impl Follower {
         }
     }
 
+    /// A place on the lead's fabric, where this rank has one of the kind.
+    fn join(&self, offer: &RankFabric) -> Option<SharedFabric> {
+        let RankFabric { kind, invitation, rank, world } = offer;
+        let fabrics = self.fabrics.as_ref().filter(|fabrics| fabrics.kind() == kind && !invitation.is_empty())?;
+        match fabrics.join(invitation, *rank as usize, *world as usize) {
+            Ok(fabric) => Some(SharedFabric::new(fabrics.kind(), fabric)),
+            Err(why) => {
+                warn!(target: "cohort::learner", kind, why, "no_fabric");
+                None
+            }
+        }
+    }
+
     /// A failure of this rank alone: the lead hears of it and ends the line.
     async fn tell(&self, lead: &Line, error: &StepError) -> Result<(), CollectiveError> {
         let failed = RankFailed { error: error.to_string(), fatal: error.is_fatal(), fault: error.fault() };
@@ -214,7 +233,12 @@ impl Follower {
         Ok(BetweenRanks::Holds(Some(Holding { version: state.holding.version, digest: label.digest })))
     }
 
-    async fn take_step(self: Arc<Self>, lead: &Peer, order: RankStep) -> Result<BetweenRanks, StepError> {
+    async fn take_step(
+        self: Arc<Self>,
+        lead: &Peer,
+        fabric: Option<SharedFabric>,
+        order: RankStep,
+    ) -> Result<BetweenRanks, StepError> {
         let base = order.intent.base;
         let held = self.held().await.map_err(engine_gone)?;
         if held.map(|held| held.version) != Some(base) {
@@ -234,7 +258,7 @@ impl Follower {
             }
             None => None,
         };
-        let mut group = Stream::follower(lead.clone(), rank as usize, world as usize);
+        let mut group = Stream::follower(lead.clone(), rank as usize, world as usize).on(fabric);
         let (follower, version) = (self.clone(), base.next());
         let stepped = self.engine.advance(version.0, move |engine| {
             let mut watch = |_, _| follower.pulse.beat();

@@ -16,14 +16,16 @@
 //! - **F4** a rank of an older membership has no voice: each membership has connections of its own, and a step is one
 //!   membership's.
 //!
-//! Files: `team` the lead's side, `follower` a follower's.
+//! Files: `team` the lead's side, `weave` the fabric between its ranks' devices, `follower` a follower's side.
 mod follower;
 mod team;
+mod weave;
 
 pub(crate) use follower::run as run_follower;
 pub use team::Team;
 pub(crate) use team::{TeamArgs, TeamError};
 
+use crate::collective::Fabrics;
 use cohort_actors::transport::{Dialer, Listener};
 use std::fmt::Debug;
 use std::sync::Arc;
@@ -43,4 +45,6 @@ pub struct Ranks {
     pub count: u16,
     /// How they find each other.
     pub rendezvous: Arc<dyn Rendezvous>,
+    /// The network between their devices, where they have one.
+    pub fabrics: Option<Arc<dyn Fabrics>>,
 }

@@ -1,6 +1,7 @@
 //! The lead's side: who is there, who needs state, who takes which part of a step.
+use super::weave::Weave;
 use crate::batching::Plan;
-use crate::collective::{Collective, CollectiveError, Exchange, Line, Peer, Pulse, Stream};
+use crate::collective::{Collective, CollectiveError, Exchange, Fabrics, Line, Peer, Pulse, Stream};
 use crate::shards;
 use cohort_actors::transport::{Connection, Listener};
 use cohort_actors::{AcceptTerms, accept_worker};
@@ -30,7 +31,9 @@ const END: &str = "the end of the step";
 #[derive(Debug)]
 pub(crate) struct Member {
     index: u16,
-    line: Arc<Line>,
+    pub(super) line: Arc<Line>,
+    /// The newest version that it speaks.
+    pub(super) protocol: u16,
     /// What it holds; `None`: it has not said so yet.
     holds: Mutex<Option<Option<Holding>>>,
     /// Memory shared with it, where it is on this host; set when it has said what it holds.
@@ -86,6 +89,8 @@ pub(crate) struct TeamArgs {
     pub(crate) pulse: Pulse,
     /// How long a rank may stand still.
     pub(crate) patience: Duration,
+    /// The network between the ranks' devices.
+    pub(crate) fabrics: Option<Arc<dyn Fabrics>>,
 }
 
 /// The followers of this lead.
@@ -96,6 +101,7 @@ pub struct Team {
     joined: Notify,
     /// Somebody was waited for in vain and has not come since.
     incomplete: AtomicBool,
+    weave: tokio::sync::Mutex<Weave>,
     _accepting: JoinSet<()>,
 }
 
@@ -114,6 +120,7 @@ impl Team {
                 }
             });
             Self {
+                weave: tokio::sync::Mutex::new(Weave::new(args.fabrics.clone())),
                 args,
                 members: Mutex::default(),
                 joined: Notify::new(),
@@ -134,7 +141,8 @@ impl Team {
             Ok(admitted) => {
                 let who = admitted.worker();
                 let line = Line::open(who.to_string(), admitted.connection, &self.args.pulse, self.args.patience, true);
-                let member = Member { index: who.index, line: Arc::new(line), holds: Mutex::new(None), memory: OnceLock::new() };
+                let (line, protocol) = (Arc::new(line), admitted.hello.protocol_max);
+                let member = Member { index: who.index, line, protocol, holds: Mutex::new(None), memory: OnceLock::new() };
                 let older = self.lock().insert(who.index, Arc::new(member));
                 if let Some(older) = older {
                     older.line.close("it connected again");
@@ -212,9 +220,15 @@ impl Team {
         Ok(members)
     }
 
-    /// Gives each of them its part of a step.
-    pub(crate) async fn begin(&self, members: &[Arc<Member>], request: &StepRequest, plan: &Plan) -> Result<(), CollectiveError> {
+    /// Gives each of them its part of a step; gives the group that takes it.
+    pub(crate) async fn begin(
+        &self,
+        members: &[Arc<Member>],
+        request: &StepRequest,
+        plan: &Plan,
+    ) -> Result<Stream, CollectiveError> {
         let world = members.len() + 1;
+        let fabric = self.weave.lock().await.of(members).await?;
         for (rank, member) in (1..).zip(members) {
             let own = shards::of_rank(self.args.shards, rank, world);
             let groups = shards::groups(request.groups.len(), self.args.shards, &own);
@@ -229,7 +243,7 @@ impl Team {
             };
             member.line.send_bulk(&BetweenRanks::Step(step), STEP).await?;
         }
-        Ok(())
+        Ok(group(members).on(fabric))
     }
 
     /// The step is done: what each of them now holds. One that is lost meanwhile joins again later; its loss takes nothing
@@ -245,11 +259,13 @@ impl Team {
                 Err(error) => self.dismiss(member, &error),
             }
         }
+        self.weave.lock().await.worked();
         Ok(())
     }
 
     /// After an error: every follower joins anew, or is replaced.
-    pub(crate) fn disband(&self, why: &CollectiveError) {
+    pub(crate) async fn disband(&self, why: &CollectiveError) {
+        self.weave.lock().await.abandoned(why);
         warn!(target: "cohort::learner", %why, "step_abandoned");
         for member in std::mem::take(&mut *self.lock()).into_values() {
             member.line.close(&format!("the step is abandoned: {why}"));
@@ -264,11 +280,11 @@ impl Team {
             members.remove(&member.index);
         }
     }
+}
 
-    /// The group of the lead and these followers.
-    pub(crate) fn group(members: &[Arc<Member>]) -> Stream {
-        Stream::lead(members.iter().map(|member| member.peer()).collect())
-    }
+/// The group of the lead and these followers, whose sums travel on the lines.
+fn group(members: &[Arc<Member>]) -> Stream {
+    Stream::lead(members.iter().map(|member| member.peer()).collect())
 }
 
 /// Why no group came about.
@@ -297,7 +313,7 @@ async fn hand_over(engine: &EngineHandle, holding: Holding, to: &[Arc<Member>]) 
         info!(target: "cohort::learner", rank = member.line.peer(), version = holding.version.0, updates, "state_sent");
         member.line.send(&BetweenRanks::State(RankState { holding, updates }), STATE).await?;
     }
-    let mut group = Team::group(to);
+    let mut group = group(to);
     let sets = if updates > 0 { vec![weights, first, second] } else { vec![weights] };
     let sent = tokio::task::spawn_blocking(move || {
         let mut tensors = sets.into_iter().flat_map(|WeightSet(tensors)| tensors.into_values());

@@ -1,6 +1,7 @@
 //! Collective calls between threads, each rank connected with the lead over the in-process transport.
+use crate::loom::{Loom, OfLoom};
 use cohort_actors::transport::{Connection, Dialer, Listener, inproc};
-use cohort_learner::collective::{Collective, CollectiveError, Exchange, Line, Peer, Pulse, Stream};
+use cohort_learner::collective::{Collective, CollectiveError, Exchange, Fabrics, Line, Peer, Pulse, SharedFabric, Stream};
 use std::sync::Arc;
 use std::time::Duration;
 use tokio::runtime::Runtime;
@@ -144,4 +145,39 @@ fn a_rank_that_does_something_else_is_named() {
     assert!(results[0].is_fatal(), "{}", results[0]);
     assert!(results[0].to_string().starts_with("learner-1 does not keep step during the sum over ranks: it sent 3 values"));
     drop(group.runtime);
+}
+
+/// The same ranks, whose sums travel on a fabric.
+fn on_a_loom(mut group: Group) -> Group {
+    let (loom, world) = (OfLoom(Arc::new(Loom::default())), group.ranks.len());
+    let invitation = loom.invite().unwrap();
+    let join = |rank| SharedFabric::new(loom.kind(), loom.join(&invitation, rank, world).unwrap());
+    group.ranks = group.ranks.into_iter().enumerate().map(|(rank, stream)| stream.on(Some(join(rank)))).collect();
+    group
+}
+
+#[test]
+fn a_fabric_on_which_nothing_moves_is_left_within_the_patience() {
+    let mut group = on_a_loom(group(3, Duration::from_secs(3), false));
+    // Rank 2 lives, beats, and never comes. Rank 1 sees that the lead waits, and waits with it.
+    let results = on_all(&mut group.ranks[..2], |rank, group| group.all_reduce(&mut numbers(rank, 10)).unwrap_err());
+    assert!(matches!(&results[0], CollectiveError::Stuck { rank, .. } if rank == "loom"), "{}", results[0]);
+    assert!(results[1].to_string().contains("loom made no progress for 3s"), "{}", results[1]);
+}
+
+#[test]
+fn a_rank_whose_death_breaks_the_fabric_is_named() {
+    let mut group = on_a_loom(group(3, Duration::from_secs(20), false));
+    let lost = group.connections[1].clone();
+    let errors = on_all(&mut group.ranks, |rank, group| match rank {
+        2 => {
+            lost.close("killed");
+            None
+        }
+        _ => Some(group.all_reduce(&mut numbers(rank, 10)).unwrap_err()),
+    });
+    let said = errors[0].as_ref().unwrap().to_string();
+    assert!(said.starts_with("learner-2 was lost during the sum over ranks") && said.contains("killed"), "{said}");
+    let said = errors[1].as_ref().unwrap().to_string();
+    assert!(said.starts_with("learner-0 was lost") && said.contains("learner-2"), "{said}");
 }

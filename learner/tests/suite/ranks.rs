@@ -1,11 +1,13 @@
 //! Learner ranks as whole workers in one process, with a scripted coordinator: equal bits for any number of ranks, and for
 //! every way in which one of them is lost.
+use crate::loom::{Loom, OfLoom};
 use crate::toy::{Hook, Toy, goal_request};
 use cohort_actors::transport::inproc::{InprocAddress, InprocListener};
 use cohort_actors::transport::{Deadlines, Dialer, Listener};
 use cohort_actors::{AcceptTerms, PeerLink, Shutdown, accept_worker};
 use cohort_engine::native::NativeEngine;
 use cohort_engine::{Backend, EngineHandle, EngineOptions, LocalRing};
+use cohort_learner::collective::Fabrics;
 use cohort_learner::config::{CorrectionConfig, TrainingConfig};
 use cohort_learner::schedule::Decay;
 use cohort_learner::{LearnerArgs, LearnerError, Ranks, Rendezvous, run_worker};
@@ -14,6 +16,7 @@ use cohort_protocol::messages::handshake::Hello;
 use cohort_protocol::messages::learner::{CoordinatorToLearner, LearnerToCoordinator, Load, LoadFrom, StepRequest};
 use cohort_protocol::{Epoch, PolicyVersion, Role, RunId, StepCommit, WorkerId, version};
 use std::path::Path;
+use std::sync::atomic::Ordering;
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 use tokio::sync::mpsc;
@@ -82,6 +85,7 @@ struct Session {
     coordinator: InprocAddress,
     listener: InprocListener,
     meeting: Arc<Place>,
+    fabrics: Option<Arc<dyn Fabrics>>,
     lead: Option<Link>,
     workers: Vec<(u16, JoinHandle<Result<(), LearnerError>>)>,
     followers: Vec<Link>,
@@ -106,7 +110,11 @@ fn start(engine: EngineHandle, index: u16, session: &Session, run_dir: &Path) ->
         training: session.training.clone(),
         model: model(),
         run_dir: run_dir.to_path_buf(),
-        ranks: (session.count > 1).then(|| Ranks { count: session.count, rendezvous: session.meeting.clone() }),
+        ranks: (session.count > 1).then(|| Ranks {
+            count: session.count,
+            rendezvous: session.meeting.clone(),
+            fabrics: session.fabrics.clone(),
+        }),
     };
     tokio::spawn(run_worker(args, Arc::new(session.coordinator.dialer()), Shutdown::new()))
 }
@@ -114,6 +122,11 @@ fn start(engine: EngineHandle, index: u16, session: &Session, run_dir: &Path) ->
 impl Session {
     /// The lead alone so far, with the base model loaded.
     async fn new(count: u16, training: TrainingConfig, make: Make) -> Self {
+        Self::on(None, count, training, make).await
+    }
+
+    /// As [`Self::new`], where the ranks have a fabric.
+    async fn on(loom: Option<&Arc<Loom>>, count: u16, training: TrainingConfig, make: Make) -> Self {
         let coordinator = InprocAddress::new("coordinator", Deadlines::default());
         let folder = tempfile::tempdir().unwrap();
         let mut session = Self {
@@ -122,6 +135,7 @@ impl Session {
             listener: coordinator.listen(),
             coordinator,
             meeting: Arc::new(Place(InprocAddress::new("learner-0", Deadlines::default()))),
+            fabrics: loom.map(|loom| -> Arc<dyn Fabrics> { Arc::new(OfLoom(loom.clone())) }),
             lead: None,
             workers: Vec::new(),
             followers: Vec::new(),
@@ -195,10 +209,16 @@ impl Session {
     async fn step(&self, request: &StepRequest) -> StepCommit {
         self.ask(request).await;
         match self.answer().await {
-            LearnerToCoordinator::Stepped(stepped) => stepped.commit,
+            LearnerToCoordinator::Stepped(stepped) => bare(stepped.commit),
             other => panic!("{other:?}"),
         }
     }
+}
+
+/// Without what says how it was computed.
+fn bare(mut commit: StepCommit) -> StepCommit {
+    commit.metrics.retain(|(name, _)| !name.starts_with("perf/"));
+    commit
 }
 
 fn engine(make: Make) -> EngineHandle {
@@ -273,7 +293,7 @@ async fn a_step_that_loses_a_follower_is_taken_again_to_the_same_bits() {
     session.kill(1);
     session.join(1, engine(toy)).await;
     match session.answer().await {
-        LearnerToCoordinator::Stepped(stepped) => assert_eq!(stepped.commit, alone[0]),
+        LearnerToCoordinator::Stepped(stepped) => assert_eq!(bare(stepped.commit), alone[0]),
         other => panic!("{other:?}"),
     }
     drop(go);
@@ -333,4 +353,64 @@ async fn a_rank_that_computes_something_else_stops_the_run() {
         }
         other => panic!("{other:?}"),
     }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn sums_on_a_fabric_have_the_same_bits() {
+    let training = config(4);
+    let alone = commits(1, &training, native).await;
+    for count in [2, 4] {
+        let loom = Arc::new(Loom::default());
+        let mut session = Session::on(Some(&loom), count, training.clone(), native).await;
+        for index in 1..count {
+            session.join(index, engine(native)).await;
+        }
+        for (request, want) in requests(3, &training).iter().zip(&alone) {
+            assert_eq!(session.step(request).await, *want, "{count} ranks");
+        }
+        assert_eq!(loom.made.load(Ordering::Relaxed), 1, "one outlasts the steps");
+        assert!(loom.sums.load(Ordering::Relaxed) >= 3);
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_rank_lost_while_the_others_wait_on_the_fabric_is_named_and_another_fabric_is_made() {
+    let training = config(2);
+    let alone = commits(1, &training, toy).await;
+    let requests = requests(2, &training);
+    let loom = Arc::new(Loom::default());
+    let mut session = Session::on(Some(&loom), 2, training, toy).await;
+    let (engine_of_first, mut begun, go) = halting();
+    session.join(1, engine_of_first).await;
+    session.ask(&requests[0]).await;
+    timeout(Duration::from_secs(30), begun.recv()).await.expect("it takes part").unwrap();
+    session.kill(1);
+    session.join(1, engine(toy)).await;
+    match session.answer().await {
+        LearnerToCoordinator::Stepped(stepped) => assert_eq!(bare(stepped.commit), alone[0]),
+        other => panic!("{other:?}"),
+    }
+    drop(go);
+    assert_eq!(session.step(&requests[1]).await, alone[1]);
+    assert_eq!(loom.made.load(Ordering::Relaxed), 2, "of the same process");
+    assert!(loom.sums.load(Ordering::Relaxed) > 0);
+}
+
+/// Breaks once: made anew. Breaks in two steps in a row, or no rank but the lead has one: the lines carry the sums.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_fabric_that_does_not_work_is_left_alone_and_no_bit_changes() {
+    let training = config(2);
+    let alone = commits(1, &training, toy).await;
+    let requests = requests(3, &training);
+    let run = async |(breaks, lead_only, made, used): (u32, bool, u32, bool)| {
+        let loom = Arc::new(Loom { breaks: breaks.into(), lead_only, ..Loom::default() });
+        let mut session = Session::on(Some(&loom), 2, training.clone(), toy).await;
+        session.join(1, engine(toy)).await;
+        for (request, want) in requests.iter().zip(&alone) {
+            assert_eq!(session.step(request).await, *want, "{breaks} {lead_only}");
+        }
+        let counts = (loom.made.load(Ordering::Relaxed), loom.sums.load(Ordering::Relaxed) > 0);
+        assert_eq!(counts, (made, used), "{breaks} {lead_only}");
+    };
+    tokio::join!(run((1, false, 2, true)), run((9, false, 2, false)), run((0, true, 1, false)));
 }

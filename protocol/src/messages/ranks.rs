@@ -58,6 +58,19 @@ pub struct RankMemory {
     pub mark: u64,
 }
 
+/// A network between the devices of the ranks, on which sums travel from the next step on.
+#[derive(Debug, Clone, PartialEq, Eq, Encode, Decode)]
+pub struct RankFabric {
+    /// Which kind, such as `nccl`.
+    pub kind: String,
+    /// By what the ranks find each other on it, at most 1 KiB; empty: there is none any more, sums travel on the line.
+    pub invitation: Vec<u8>,
+    /// This rank's place on it, from 1 (the lead is 0).
+    pub rank: u32,
+    /// Ranks on it.
+    pub world: u32,
+}
+
 /// A rank could not do its part.
 #[derive(Debug, Clone, PartialEq, Eq, Encode, Decode)]
 pub struct RankFailed {
@@ -93,7 +106,9 @@ wire_messages! {
         9 => Failed(RankFailed),
         /// Lead, to one that has joined: memory for its values.
         10 => Memory(RankMemory),
-        /// Follower: whether it could open it; if not, values travel as messages.
+        /// Follower: whether it could open it, or take its place on a fabric; if not, values travel as messages.
         11 => Opened(bool),
+        /// Lead, before a step, from version 5 on: the fabric of its ranks has changed.
+        12 => Fabric(RankFabric),
     } removed []
 }

@@ -150,6 +150,7 @@ float __shfl_xor_sync(unsigned, float value, unsigned apart) {
 #include "../../rmsnorm/cuda.cu"
 #include "../../rope/cuda.cu"
 #include "../../swiglu/cuda.cu"
+#include "../../tree/cuda.cu"
 #include "faults.cu"
 
 namespace {
@@ -193,6 +194,7 @@ const Named KERNELS_BY_NAME[] = {
     KERNEL(rope_append),
     KERNEL(swiglu_forward),
     KERNEL(swiglu_backward),
+    KERNEL(tree_sum),
     KERNEL(fault_lost_barrier),
     KERNEL(fault_two_writers),
     KERNEL(fault_outside),
