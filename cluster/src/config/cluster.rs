@@ -53,7 +53,7 @@ impl ClusterConfig {
         if self.listen.is_none() && !self.nodes.is_empty() {
             return Err(problem("nodes", "other hosts need cluster.listen, as \"0.0.0.0:7400\", to join"));
         }
-        for (index, NodeConfig { address, rollout, reward, learner }) in self.nodes.iter().enumerate() {
+        for (index, NodeConfig { address, rollout, reward, learner, .. }) in self.nodes.iter().enumerate() {
             if address.trim().is_empty() || *rollout == 0 && *reward == 0 && *learner == 0 {
                 let why = "needs an address, and at least one rollout, reward or learner worker";
                 return Err(problem(&format!("nodes[{index}]"), why));
@@ -102,33 +102,6 @@ impl ClusterConfig {
                      \"0.0.0.0:7400\", for hosts that bring {key} workers"
                 );
                 return Err(problem(key, why));
-            }
-        }
-        Ok(())
-    }
-
-    /// Whether every learner rank can have a place.
-    fn check_ranks(&self) -> Result<(), Problem> {
-        let (ranks, here) = (self.learner.get(), self.ranks_here());
-        if here > ranks {
-            let why = format!("is {here}, and cluster.learner, the ranks of the whole run, {ranks}: set it to {ranks} or fewer");
-            return Err(problem("learner_here", why));
-        }
-        if here < ranks && self.listen.is_none() {
-            let why = format!(
-                "leaves {} of {ranks} learner ranks to other hosts, which need cluster.listen, as \"0.0.0.0:7400\", to join",
-                ranks - here
-            );
-            return Err(problem("learner_here", why));
-        }
-        for (index, node) in self.nodes.iter().enumerate() {
-            if node.learner > self.followers() {
-                let why = format!(
-                    "offers places for {} learner ranks; the lead is on the head node, and cluster.learner = {ranks} leaves {}",
-                    node.learner,
-                    self.followers()
-                );
-                return Err(problem(&format!("nodes[{index}].learner"), why));
             }
         }
         Ok(())

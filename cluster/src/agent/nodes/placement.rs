@@ -177,6 +177,7 @@ mod tests {
     fn every_offered_place_has_its_worker_and_a_host_takes_its_own_along() {
         let mut placement = head();
         assert_eq!(placement.on(HEAD).len(), 3);
+        assert_eq!(MOVABLE.map(|role| placement.lacks(role)), [false; 3], "a learner without followers lacks none");
         placement.join(1, [(Role::Rollout, 4)]);
         assert_eq!(placement.on(1), (2..6).map(rollout).collect::<Vec<_>>());
         placement.join(2, [(Role::Rollout, 1), (Role::Coordinator, 3)]);
