@@ -23,7 +23,7 @@ use cohort_engine::SharedRing;
 use cohort_protocol::{Role, WorkerId};
 use serde_json::{Value, json};
 use std::collections::BTreeSet;
-use std::sync::Arc;
+use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 use tokio::sync::mpsc;
 use tokio::task::JoinHandle;
@@ -158,6 +158,7 @@ impl Head {
             handover: name,
             gate: None,
             sample_with: None,
+            devices: Mutex::new(options.devices.clone()),
             coordinator: doors::reachable(address),
             authority: Some(authority),
         };
@@ -199,6 +200,7 @@ impl Head {
         let wanted: BTreeSet<WorkerId> = workers.into_iter().collect();
         for &who in self.here.difference(&wanted) {
             self.supervisor.remove(ChildId::from(who.to_string())).await;
+            self.children.gone(who);
         }
         for &who in wanted.difference(&self.here) {
             self.add(who).await?;
@@ -324,7 +326,7 @@ impl Head {
     fn write_status(&self, here: &[ProcessStatus]) -> Result<(), AgentError> {
         let elsewhere: Vec<Elsewhere> = self.hosts.elsewhere.borrow().clone();
         let paths = &self.options.paths;
-        children::write_status(paths, here, &elsewhere)
+        children::write_status(paths, here, &elsewhere, |name| self.children.device(name))
             .map_err(|error| AgentError::RunDirectory(LedgerError::io("write", &paths.agent(), error)))
     }
 }

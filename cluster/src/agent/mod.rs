@@ -57,6 +57,7 @@ pub use worker::{WorkerOptions, run as run_worker};
 
 use crate::cli::Exit;
 use crate::config::Config;
+use crate::devices::Assignment;
 use crate::ledger::{LedgerError, RunPaths};
 use cohort_actors::Escalation;
 use cohort_actors::certs::CertError;
@@ -153,4 +154,6 @@ pub struct AgentOptions {
     pub slots: u32,
     /// Hosts of the same allocation that are to take part.
     pub invites: Option<Invites>,
+    /// Which worker of this host computes where.
+    pub devices: Assignment,
 }

@@ -31,6 +31,12 @@ impl ClusterConfig {
         if self.launcher.first().is_none_or(String::is_empty) {
             return Err(problem("launcher", "is no command: its first word is the program"));
         }
+        if !self.processes && (!self.devices.is_empty() || self.colocate) {
+            let key = if self.colocate { "colocate" } else { "devices" };
+            let why = "says which worker computes where, and a run in one process has one engine: set cluster.processes = true, or \
+                       launch with --processes";
+            return Err(problem(key, why));
+        }
         if let Some(bounds) = self.autoscale {
             if bounds.rollout_min > bounds.rollout_max {
                 let why =
@@ -123,5 +129,14 @@ mod tests {
             assert_eq!(ClusterConfig { processes: false, ..joined }.check().unwrap_err().0, "cluster.listen");
         }
         assert_eq!(ClusterConfig::default().check(), Ok(()));
+    }
+
+    #[test]
+    fn devices_are_for_workers_that_are_processes() {
+        let named = ClusterConfig { devices: vec!["0".into()], ..ClusterConfig::default() };
+        assert_eq!(named.check().unwrap_err().0, "cluster.devices");
+        let shared = ClusterConfig { colocate: true, ..ClusterConfig::default() };
+        assert_eq!(shared.check().unwrap_err().0, "cluster.colocate");
+        assert_eq!(ClusterConfig { processes: true, ..named }.check(), Ok(()));
     }
 }
