@@ -3,7 +3,7 @@ use super::autoscale::{Autoscale, Seen};
 use super::children::{self, Children};
 use super::control::{self, Call, Place, Request};
 use super::doors::{self, Doors, Ports};
-use super::invitation::Left;
+use super::invitation::{Invites, Left};
 use super::launcher::{self, Launcher};
 use super::nodes::enrolment::Enrolment;
 use super::nodes::patience::{Patience, Waiting};
@@ -23,6 +23,7 @@ use cohort_engine::SharedRing;
 use cohort_protocol::{Role, WorkerId};
 use serde_json::{Value, json};
 use std::collections::BTreeSet;
+use std::net::SocketAddr;
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 use tokio::sync::mpsc;
@@ -109,23 +110,10 @@ impl Head {
         // The lead is not placed: it is here.
         let offers = vec![(Role::Reward, reward), (Role::Rollout, rollout), (Role::Learner, ranks - 1)];
         let followers = cluster.followers();
-        let invited = match (&options.invites, listen) {
-            (Some(invites), Some(listen)) => {
-                let named = invites.head.as_ref().map(|name| format!("{name}:{}", listen.port()));
-                let head = named.unwrap_or_else(|| launcher::advertised(cluster, listen));
-                let left = invites.leave(&enrolment, head).map_err(std::io::Error::other);
-                Some(left.map_err(system("leave an invitation for the other hosts"))?)
-            }
-            _ => None,
-        };
         let patience = Patience::new(Duration::from_secs(cluster.join_patience_s.get().into()));
         let told = progress.clone();
-        let joined_at = listen.map(|listen| launcher::advertised(cluster, listen)).unwrap_or_default();
-        if let Some(listen) = listen {
-            let (run, cluster, logs) = (options.run, cluster.clone(), options.logs.clone());
-            let launcher = Launcher { run, cluster, listen, logs, enrolment: enrolment.clone(), progress: progress.clone() };
-            serving.extend(launcher.start());
-        }
+        let Summoned { joined_at, invited, starting } = summon(&options, listen, &enrolment, &progress)?;
+        serving.extend(starting);
         let (run, authority_too) = (options.run, authority.clone());
         let hosts = super::nodes::start(HostsArgs {
             run,
@@ -329,6 +317,38 @@ impl Head {
         children::write_status(paths, here, &elsewhere, |name| self.children.device(name))
             .map_err(|error| AgentError::RunDirectory(LedgerError::io("write", &paths.agent(), error)))
     }
+}
+
+/// Hosts that are called to take part.
+#[derive(Default)]
+struct Summoned {
+    /// Where they join.
+    joined_at: String,
+    /// The invitation of those that a scheduler starts.
+    invited: Option<Left>,
+    /// Those that are started by a command.
+    starting: Vec<JoinHandle<()>>,
+}
+
+/// Calls the hosts that the configuration or a scheduler names, where others can join at all.
+fn summon(
+    options: &AgentOptions,
+    listen: Option<SocketAddr>,
+    enrolment: &Arc<Enrolment>,
+    progress: &Arc<dyn ProgressSink>,
+) -> Result<Summoned, AgentError> {
+    let Some(listen) = listen else { return Ok(Summoned::default()) };
+    let (run, cluster, logs) = (options.run, options.config.cluster.clone(), options.logs.clone());
+    let joined_at = launcher::advertised(&cluster, listen);
+    let invite = |invites: &Invites| {
+        let named = invites.head.as_ref().map(|name| format!("{name}:{}", listen.port()));
+        let left = invites.leave(enrolment, named.unwrap_or_else(|| joined_at.clone()));
+        let system = |source| AgentError::System { what: "leave an invitation for the other hosts", source };
+        left.map_err(std::io::Error::other).map_err(system)
+    };
+    let invited = options.invites.as_ref().map(invite).transpose()?;
+    let launcher = Launcher { run, cluster, listen, logs, enrolment: enrolment.clone(), progress: progress.clone() };
+    Ok(Summoned { joined_at, invited, starting: launcher.start() })
 }
 
 /// Passes the news on, and what the number of workers hangs on to the agent.
