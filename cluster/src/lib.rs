@@ -1,7 +1,7 @@
 //! The program: from a configuration to a trained policy. Decides (`controller`), accounts (`ledger`), supervises
 //! (`agent`), talks to people (`cli`, `progress`).
 //!
-//! Files: `allocation/` what a scheduler says; `config/` files, flags and profiles to typed sections; `cli/` one file a subcommand; `preflight` what a run will
+//! Files: `allocation/` what a scheduler says; `devices/` which worker computes on which; `config/` files, flags and profiles to typed sections; `cli/` one file a subcommand; `preflight` what a run will
 //! need; `progress` what it tells; `controller/` what happens next, pure; `ledger/` what has happened, durable.
 
 #[macro_use]
@@ -13,6 +13,7 @@ pub mod cli;
 pub mod config;
 pub mod controller;
 pub mod coordinator;
+pub mod devices;
 mod http;
 pub mod ledger;
 pub mod logging;

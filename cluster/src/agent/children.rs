@@ -3,6 +3,7 @@ use super::AgentError;
 use super::nodes::Elsewhere;
 use crate::cli::Exit;
 use crate::coordinator::DRAIN_LIMIT;
+use crate::devices::{Assignment, VISIBLE};
 use crate::ledger::RunPaths;
 use crate::run::sampler::SampleWith;
 use cohort_actors::certs::RunAuthority;
@@ -15,11 +16,11 @@ use std::ffi::OsString;
 use std::io::Write;
 use std::net::SocketAddr;
 use std::path::PathBuf;
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 /// Time to drain, save and write the report before it is killed: what draining may take, and as long again.
-pub(super) const GRACE_COORDINATOR: Duration = DRAIN_LIMIT.saturating_add(Duration::from_secs(30));
+pub(crate) const GRACE_COORDINATOR: Duration = DRAIN_LIMIT.saturating_add(Duration::from_secs(30));
 /// Time a worker has to leave.
 const GRACE_WORKER: Duration = Duration::from_secs(3);
 
@@ -39,6 +40,9 @@ pub(crate) struct ChildReport {
     /// The host it runs on, where that is not the head node.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub host: Option<String>,
+    /// The graphics processor that it sees, where it was given one; of this host's processes.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub device: Option<String>,
 }
 
 /// How the processes of a host are started.
@@ -54,12 +58,28 @@ pub(super) struct Children {
     pub gate: Option<String>,
     /// What samplers compute with, where that is not the run's.
     pub sample_with: Option<SampleWith>,
+    /// Which worker computes where.
+    pub devices: Mutex<Assignment>,
     pub coordinator: SocketAddr,
     /// Makes certificates; where there is none, they are in the directory already.
     pub authority: Option<Arc<RunAuthority>>,
 }
 
 impl Children {
+    fn devices(&self) -> MutexGuard<'_, Assignment> {
+        self.devices.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// A worker is gone for good: its device is free.
+    pub(super) fn gone(&self, who: WorkerId) {
+        self.devices().release(who);
+    }
+
+    /// The device of a process, by its name.
+    pub(super) fn device(&self, name: &str) -> Option<String> {
+        self.devices().of(name).map(str::to_owned)
+    }
+
     /// A worker's process.
     pub(super) fn spec(&self, who: WorkerId) -> Result<ProcessSpec, AgentError> {
         if let Some(authority) = &self.authority {
@@ -85,6 +105,8 @@ impl Children {
         if let Some(with) = self.sample_with.filter(|_| who.role == Role::Rollout) {
             args.extend(["--sample-with".to_owned(), with.to_string()]);
         }
+        let env: Vec<(OsString, OsString)> =
+            self.devices().take(who).map(|device| (VISIBLE.into(), device.into())).into_iter().collect();
         let mut args: Vec<OsString> = args.into_iter().map(OsString::from).collect();
         args.extend([OsString::from("--run-dir"), self.dir.clone().into()]);
         Ok(ProcessSpec {
@@ -92,7 +114,7 @@ impl Children {
             restart: Restart::Transient,
             program: self.program.clone(),
             args,
-            env: Vec::new(),
+            env,
             log: Some(self.logs.join(format!("{who}.log"))),
             inherit: Vec::new(),
             grace: if coordinates { GRACE_COORDINATOR } else { GRACE_WORKER },
@@ -152,16 +174,33 @@ pub(super) fn state_of(child: &ProcessStatus) -> ChildState {
 }
 
 /// Writes `agent.json` whole or not at all: this host's processes, then those of the others.
-pub(super) fn write_status(paths: &RunPaths, here: &[ProcessStatus], elsewhere: &[Elsewhere]) -> std::io::Result<()> {
-    let report =
-        |ChildState { name, pid, phase, restarts, last_exit }, host| ChildReport { name, pid, phase, restarts, last_exit, host };
-    let mut reports: Vec<ChildReport> = here.iter().map(|child| report(state_of(child), None)).collect();
+pub(super) fn write_status(
+    paths: &RunPaths,
+    here: &[ProcessStatus],
+    elsewhere: &[Elsewhere],
+    device: impl Fn(&str) -> Option<String>,
+) -> std::io::Result<()> {
+    let report = |ChildState { name, pid, phase, restarts, last_exit }, host, device| ChildReport {
+        name,
+        pid,
+        phase,
+        restarts,
+        last_exit,
+        host,
+        device,
+    };
+    let own = |child| {
+        let state = state_of(child);
+        let device = device(&state.name);
+        report(state, None, device)
+    };
+    let mut reports: Vec<ChildReport> = here.iter().map(own).collect();
     for Elsewhere { host, connected, children } in elsewhere {
         reports.extend(children.iter().cloned().map(|mut child| {
             if !connected {
                 child.phase = "out of reach".to_owned();
             }
-            report(child, Some(host.to_string()))
+            report(child, Some(host.to_string()), None)
         }));
     }
     let path = paths.agent();

@@ -3,7 +3,7 @@ use super::autoscale::{Autoscale, Seen};
 use super::children::{self, Children};
 use super::control::{self, Call, Place, Request};
 use super::doors::{self, Doors, Ports};
-use super::invitation::Left;
+use super::invitation::{Invites, Left};
 use super::launcher::{self, Launcher};
 use super::nodes::enrolment::Enrolment;
 use super::nodes::patience::{Patience, Waiting};
@@ -26,7 +26,8 @@ use cohort_engine::SharedRing;
 use cohort_protocol::{Role, WorkerId};
 use serde_json::{Value, json};
 use std::collections::BTreeSet;
-use std::sync::Arc;
+use std::net::SocketAddr;
+use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 use tokio::sync::mpsc;
 use tokio::task::JoinHandle;
@@ -118,23 +119,10 @@ impl Head {
         // The lead is not placed: it is here.
         let offers = vec![(Role::Reward, reward), (Role::Rollout, rollout), (Role::Learner, ranks - 1)];
         let followers = cluster.followers();
-        let invited = match (&options.invites, listen) {
-            (Some(invites), Some(listen)) => {
-                let named = invites.head.as_ref().map(|name| format!("{name}:{}", listen.port()));
-                let head = named.unwrap_or_else(|| launcher::advertised(cluster, listen));
-                let left = invites.leave(&enrolment, head).map_err(std::io::Error::other);
-                Some(left.map_err(system("leave an invitation for the other hosts"))?)
-            }
-            _ => None,
-        };
         let patience = Patience::new(Duration::from_secs(cluster.join_patience_s.get().into()));
         let told = progress.clone();
-        let joined_at = listen.map(|listen| launcher::advertised(cluster, listen)).unwrap_or_default();
-        if let Some(listen) = listen {
-            let (run, cluster, logs) = (options.run, cluster.clone(), options.logs.clone());
-            let launcher = Launcher { run, cluster, listen, logs, enrolment: enrolment.clone(), progress: progress.clone() };
-            serving.extend(launcher.start());
-        }
+        let Summoned { joined_at, invited, starting } = summon(&options, listen, &enrolment, &progress)?;
+        serving.extend(starting);
         let (run, authority_too) = (options.run, authority.clone());
         let hosts = super::nodes::start(HostsArgs {
             run,
@@ -167,6 +155,7 @@ impl Head {
             handover: name,
             gate: None,
             sample_with: None,
+            devices: Mutex::new(options.devices.clone()),
             coordinator: doors::reachable(address),
             authority: Some(authority.clone()),
         };
@@ -209,6 +198,7 @@ impl Head {
         let wanted: BTreeSet<WorkerId> = workers.into_iter().collect();
         for &who in self.here.difference(&wanted) {
             self.supervisor.remove(ChildId::from(who.to_string())).await;
+            self.children.gone(who);
         }
         for &who in wanted.difference(&self.here) {
             self.add(who).await?;
@@ -296,7 +286,8 @@ impl Head {
             match news {
                 Waiting::Begun(role) => {
                     let text = format!(
-                        "no host has {role} workers: waiting up to {} s for one (cluster join {head} --roles {role}=1)",
+                        "no host has {} workers: waiting up to {} s for one (cluster join {head} --roles {role}=1)",
+                        if role == Role::Learner { "enough learner".to_owned() } else { role.to_string() },
                         waited.as_secs()
                     );
                     tracing::info!(target: "cohort::agent", text, "waits_for_hosts");
@@ -349,9 +340,41 @@ impl Head {
     fn write_status(&self, here: &[ProcessStatus]) -> Result<(), AgentError> {
         let elsewhere: Vec<Elsewhere> = self.hosts.elsewhere.borrow().clone();
         let paths = &self.options.paths;
-        children::write_status(paths, here, &elsewhere)
+        children::write_status(paths, here, &elsewhere, |name| self.children.device(name))
             .map_err(|error| AgentError::RunDirectory(LedgerError::io("write", &paths.agent(), error)))
     }
+}
+
+/// Hosts that are called to take part.
+#[derive(Default)]
+struct Summoned {
+    /// Where they join.
+    joined_at: String,
+    /// The invitation of those that a scheduler starts.
+    invited: Option<Left>,
+    /// Those that are started by a command.
+    starting: Vec<JoinHandle<()>>,
+}
+
+/// Calls the hosts that the configuration or a scheduler names, where others can join at all.
+fn summon(
+    options: &AgentOptions,
+    listen: Option<SocketAddr>,
+    enrolment: &Arc<Enrolment>,
+    progress: &Arc<dyn ProgressSink>,
+) -> Result<Summoned, AgentError> {
+    let Some(listen) = listen else { return Ok(Summoned::default()) };
+    let (run, cluster, logs) = (options.run, options.config.cluster.clone(), options.logs.clone());
+    let joined_at = launcher::advertised(&cluster, listen);
+    let invite = |invites: &Invites| {
+        let named = invites.head.as_ref().map(|name| format!("{name}:{}", listen.port()));
+        let left = invites.leave(enrolment, named.unwrap_or_else(|| joined_at.clone()));
+        let system = |source| AgentError::System { what: "leave an invitation for the other hosts", source };
+        left.map_err(std::io::Error::other).map_err(system)
+    };
+    let invited = options.invites.as_ref().map(invite).transpose()?;
+    let launcher = Launcher { run, cluster, listen, logs, enrolment: enrolment.clone(), progress: progress.clone() };
+    Ok(Summoned { joined_at, invited, starting: launcher.start() })
 }
 
 /// Passes the news on, and what the number of workers hangs on to the agent.

@@ -20,6 +20,8 @@ use super::membership::Membership;
 use super::nodes::tokens::Token;
 use super::weights::gate::{self, Call};
 use super::weights::{holder, shelf::Shelf, store::Store, taker::Taker};
+use crate::config::Config;
+use crate::devices::Assignment;
 use crate::http::{self, HttpOptions, Pulse};
 use crate::ledger::{RunLock, RunPaths};
 use crate::run::sampler::SampleWith;
@@ -39,8 +41,8 @@ use std::fs::OpenOptions;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::os::fd::OwnedFd;
 use std::path::{Path, PathBuf};
-use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex};
 use std::time::Duration;
 use tokio::sync::mpsc;
 use tokio::task::JoinHandle;
@@ -63,6 +65,8 @@ pub struct JoinOptions {
     pub offers: Vec<(Role, u16)>,
     /// What its rollout workers compute with, where that is not the run's.
     pub sample_with: Option<SampleWith>,
+    /// Devices that its workers compute on; none: those that it may use.
+    pub devices: Vec<String>,
     /// The host's name, for people.
     pub host: String,
     /// Where health and metrics are served.
@@ -261,7 +265,7 @@ impl<'a> Joined<'a> {
                 Ok(()) = status.changed() => {
                     let now = status.borrow_and_update().clone();
                     // For people on this host; what matters goes to the head node.
-                    let _ = children::write_status(&self.paths, &now, &[]);
+                    let _ = children::write_status(&self.paths, &now, &[], |name| self.site.as_ref()?.children.device(name));
                     self.say(NodeToHead::Children(now.iter().map(children::state_of).collect())).await;
                 }
                 Some(call) = self.calls.1.recv() => self.called(call).await,
@@ -367,6 +371,7 @@ impl<'a> Joined<'a> {
             handover: name,
             gate: Some(gate),
             sample_with: self.options.sample_with,
+            devices: Mutex::new(self.devices(&facts)?),
             coordinator: SocketAddr::new(self.options.head.ip(), facts.coordinator_port),
             authority: None,
         };
@@ -375,12 +380,24 @@ impl<'a> Joined<'a> {
         Ok(())
     }
 
+    /// Which of this host's workers computes where.
+    fn devices(&self, facts: &RunFacts) -> Result<Assignment, JoinError> {
+        let mut config: Config = toml::from_str(&facts.config).map_err(|e| JoinError::Config(e.to_string()))?;
+        if let Some(with) = self.options.sample_with {
+            with.apply(&mut config).map_err(JoinError::Config)?;
+        }
+        let computing = |role| matches!(role, Role::Learner | Role::Rollout);
+        let workers = self.options.offers.iter().filter(|(role, _)| computing(*role)).map(|(_, n)| u32::from(*n)).sum();
+        Ok(Assignment::of_run(&config, &self.options.devices, workers)?)
+    }
+
     async fn assign(&mut self, workers: Vec<WorkerId>) -> Result<(), JoinError> {
         let wanted: BTreeSet<WorkerId> = workers.into_iter().collect();
         let gone: Vec<WorkerId> = self.workers.difference(&wanted).copied().collect();
         for who in gone {
             self.workers.remove(&who);
             self.supervisor.remove(ChildId::from(who.to_string())).await;
+            self.site.iter().for_each(|site| site.children.gone(who));
         }
         self.keys.retain(|who, _| who.role == Role::Node || wanted.contains(who));
         for who in wanted {

@@ -1,5 +1,6 @@
 //! Why a host left early or never joined, with the remedy.
 use crate::cli::Exit;
+use crate::devices::DeviceError;
 use crate::ledger::LedgerError;
 use cohort_actors::certs::CertError;
 use cohort_actors::transport::EndpointError;
@@ -42,6 +43,12 @@ pub enum JoinError {
     /// The weight ring.
     #[error(transparent)]
     Ring(#[from] RingError),
+    /// The run's configuration is none that this build reads.
+    #[error("the run's configuration: {0}; use one build for all hosts of a run")]
+    Config(String),
+    /// This host's devices.
+    #[error(transparent)]
+    Devices(#[from] DeviceError),
     /// The directory is in use.
     #[error(transparent)]
     Directory(#[from] LedgerError),

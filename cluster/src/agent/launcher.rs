@@ -108,7 +108,9 @@ fn command(cluster: &ClusterConfig, node: &NodeConfig, head: &str, run: RunId) -
     let fill = |word: &String| {
         word.replace("{address}", &node.address).replace("{head}", head).replace("{roles}", &roles).replace("{dir}", &dir)
     };
-    cluster.launcher.iter().map(fill).collect()
+    let devices = (!node.devices.is_empty()).then(|| format!("--devices={}", node.devices.join(",")));
+    let word = |word: &String| if word == "{devices}" { devices.clone() } else { Some(fill(word)) };
+    cluster.launcher.iter().filter_map(word).collect()
 }
 
 /// Where other hosts find the head node: as configured; else where it listens; else its name.
@@ -133,7 +135,7 @@ mod tests {
 
     #[test]
     fn the_template_is_filled_in_word_by_word() {
-        let node = NodeConfig { address: "gpu-2".into(), rollout: 4, reward: 1, learner: 2 };
+        let node = NodeConfig { address: "gpu-2".into(), rollout: 4, reward: 1, learner: 2, ..NodeConfig::default() };
         let words = command(&ClusterConfig::default(), &node, "gpu-1:7400", RunId(0xab));
         let text = words.join(" ");
         assert_eq!(words.first().map(String::as_str), Some("ssh"));
@@ -143,6 +145,10 @@ mod tests {
             ),
             "{text}"
         );
+        let named = NodeConfig { devices: vec!["0".into(), "2".into()], ..node.clone() };
+        let words = command(&ClusterConfig::default(), &named, "gpu-1:7400", RunId(0xab));
+        assert_eq!(words.last().map(String::as_str), Some("--devices=0,2"));
+        assert!(!text.contains("devices"), "none are named: {text}");
         let srun = ["srun", "--nodelist={address}", "cluster", "join", "{head}"].map(str::to_owned).to_vec();
         let words = command(&ClusterConfig { launcher: srun, ..ClusterConfig::default() }, &node, "a b:1", RunId(1));
         assert_eq!(words, ["srun", "--nodelist=gpu-2", "cluster", "join", "a b:1"], "a word stays one word");

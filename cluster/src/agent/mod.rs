@@ -44,6 +44,8 @@ mod watched;
 pub mod weights;
 mod worker;
 
+#[cfg(test)]
+pub(crate) use children::GRACE_COORDINATOR;
 pub(crate) use children::{ChildReport, certificates};
 pub use head::run;
 pub(crate) use invitation::Invitation;
@@ -56,6 +58,7 @@ pub use worker::{WorkerOptions, run as run_worker};
 
 use crate::cli::Exit;
 use crate::config::Config;
+use crate::devices::Assignment;
 use crate::ledger::{LedgerError, RunPaths};
 use cohort_actors::Escalation;
 use cohort_actors::certs::CertError;
@@ -97,8 +100,8 @@ pub enum AgentError {
     /// No host brought what the run lacks. Stop.
     #[error(
         "no host with {role} workers has joined for {} s (cluster.join_patience_s): start one with `cluster join {head} --roles \
-         {role}=1`, or set cluster.{role} to 1 or more, and go on with `cluster launch --resume {}`",
-        waited.as_secs(), run.display()
+         {role}=1`, or set {} higher, and go on with `cluster launch --resume {}`",
+        waited.as_secs(), if *role == Role::Learner { "cluster.learner_here".to_owned() } else { format!("cluster.{role}") }, run.display()
     )]
     Lonely {
         /// What is lacking.
@@ -152,4 +155,6 @@ pub struct AgentOptions {
     pub slots: u32,
     /// Hosts of the same allocation that are to take part.
     pub invites: Option<Invites>,
+    /// Which worker of this host computes where.
+    pub devices: Assignment,
 }

@@ -231,7 +231,8 @@ mod tests {
             let rest = SLURM.into_iter().filter(|(n, _)| *n != name);
             rest.chain([(name, value)]).collect::<Vec<_>>()
         };
-        let cases: [(Vec<(&str, &str)>, &str, &str); 11] = [
+        type Variables<'a> = Vec<(&'a str, &'a str)>;
+        let cases: [(Variables<'_>, &str, &str); 11] = [
             (with("SLURM_PROCID", "two"), "SLURM_PROCID=\"two\"", "whole number"),
             (with("SLURM_PROCID", "3"), "SLURM_PROCID=\"3\"", "SLURM_NTASKS=3"),
             (with("SLURM_NTASKS", ""), "SLURM_PROCID=\"2\"", "without SLURM_NTASKS"),

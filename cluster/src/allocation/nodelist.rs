@@ -25,9 +25,6 @@ pub fn expand(list: &str) -> Result<Vec<String>, String> {
             prefixes = prefixes.iter().flat_map(of).collect();
             rest = tail;
         }
-        if rest.contains(']') {
-            return Err(format!("has a bracket that was not opened in {item:?}"));
-        }
         names.extend(prefixes.into_iter().map(|prefix| prefix + rest));
         if names.len() > MOST {
             return Err(format!("stands for more than {MOST} hosts"));
@@ -43,6 +40,7 @@ fn split(list: &str) -> Result<Vec<&str>, String> {
         match c {
             '[' if inside => return Err(format!("has a bracket within a bracket at character {at}")),
             '[' => inside = true,
+            ']' if !inside => return Err(format!("has a bracket that was not opened, at character {at}")),
             ']' => inside = false,
             ',' if !inside => {
                 items.push(&list[start..at]);
@@ -108,6 +106,7 @@ mod tests {
             ("a,,b", "empty"),
             ("a[1-2", "not closed"),
             ("a]1", "not opened"),
+            ("][0]", "not opened"),
             ("a[[1]]", "within a bracket"),
             ("a[3-1]", "backwards"),
             ("a[x]", "\"x\""),

@@ -2,6 +2,7 @@
 use super::overrides::ConfigArgs;
 use super::{CliError, Exit, json_line};
 use crate::config::{Config, Resolved};
+use crate::devices::{self, Assignment, Gpu, Inventory};
 use crate::ledger::place::check_local;
 use crate::preflight::{Memory, Need, memory_text};
 use cohort_model::{DeviceKind, ModelFiles};
@@ -70,7 +71,7 @@ fn checks(resolved: &Resolved) -> Vec<Check> {
     let config = &resolved.config;
     let model = ModelFiles::open(&config.model.path);
     let root = existing(&config.cluster.run_root);
-    let mut checks = vec![kernels(), device(config)];
+    let mut checks = vec![kernels(), device(config), gpus(config, &devices::look())];
     match &model {
         Ok(files) => {
             let spec = &files.spec;
@@ -117,8 +118,33 @@ fn device(config: &Config) -> Check {
     }
     match cohort_engine::candle::gpus() {
         Ok(0) => check("device", Status::Error, "cuda: no GPU", FIX),
-        Ok(count) => check("device", Status::Ok, format!("cuda: the first of {count}"), FIX),
+        Ok(count) => check("device", Status::Ok, format!("cuda: {count} to compute on"), FIX),
         Err(error) => check("device", Status::Error, format!("cuda: {error}"), FIX),
+    }
+}
+
+/// What the driver says there is, and whether a run of processes has a device for each of its workers.
+fn gpus(config: &Config, found: &Inventory) -> Check {
+    let fix = "name devices by cluster.devices, run fewer workers, or let them share by cluster.colocate = true";
+    let listed = match &found.unknown {
+        Some(why) => format!("not known: {why}"),
+        None if found.gpus.is_empty() => "none".to_owned(),
+        None => {
+            let gpu = |gpu: &Gpu| format!("{} ({}, {})", gpu.name, memory_text(gpu.memory_bytes), gpu.uuid);
+            found.gpus.iter().map(gpu).collect::<Vec<_>>().join(", ")
+        }
+    };
+    let cluster = &config.cluster;
+    if config.model.device != DeviceKind::Cuda || !cluster.processes {
+        return check("gpus", Status::Ok, listed, fix);
+    }
+    let visible = std::env::var(devices::VISIBLE).ok();
+    let workers = u32::from(cluster.ranks_here()) + u32::from(cluster.rollout);
+    let fits = devices::offered(&cluster.devices, visible.as_deref(), found)
+        .and_then(|offered| Assignment::new(offered).check(workers, cluster.colocate));
+    match fits {
+        Ok(()) => check("gpus", Status::Ok, listed, fix),
+        Err(error) => check("gpus", Status::Error, format!("{listed}; {error}"), fix),
     }
 }
 
@@ -223,4 +249,28 @@ fn text(report: &Report, out: &mut dyn Write) -> Result<(), CliError> {
         n => writeln!(out, "\n{n} to fix before a launch")?,
     }
     Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn devices_are_listed_and_held_against_the_workers_that_need_one() {
+        let gpu = |n| Gpu { uuid: format!("GPU-{n}"), name: "H100".into(), memory_bytes: 80 << 30 };
+        let two = Inventory { gpus: vec![gpu(0), gpu(1)], unknown: None };
+        let mut config = Config::default();
+        let listed = gpus(&config, &two);
+        assert!(listed.status == Status::Ok && listed.found.contains("H100 (80.0 GiB, GPU-1)"), "{listed:?}");
+        config.model.device = DeviceKind::Cuda;
+        (config.cluster.processes, config.cluster.rollout) = (true, 2);
+        config.cluster.devices = vec!["0".into()];
+        let refused = gpus(&config, &two);
+        assert!(refused.status == Status::Error && refused.found.contains("3 learner and rollout workers"), "{refused:?}");
+        config.cluster.colocate = true;
+        assert_eq!(gpus(&config, &two).status, Status::Ok);
+        let nobody = Inventory { gpus: Vec::new(), unknown: Some("no libnvidia-ml.so.1".into()) };
+        let unknown = gpus(&config, &nobody);
+        assert!(unknown.status == Status::Ok && unknown.found.contains("not known"), "no error: {unknown:?}");
+    }
 }

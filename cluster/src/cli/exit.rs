@@ -187,6 +187,7 @@ impl From<RunError> for CliError {
             RunError::Wiring(error) => return error.into(),
             RunError::Config(error) => return error.into(),
             RunError::Ledger(error) | RunError::Coordinator(CoordinatorError::Ledger(error)) => return error.into(),
+            RunError::Devices(_) => Exit::Usage,
             RunError::Exists { .. } | RunError::NotARun { .. } => Exit::RunDirectory,
             RunError::Changed { .. }
             | RunError::Edited { .. }

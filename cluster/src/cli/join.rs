@@ -25,6 +25,10 @@ pub(super) struct Args {
     /// admit it (rollout.other_numerics)
     #[arg(long, value_name = "KEY=VALUE,..")]
     sample_with: Option<SampleWith>,
+    /// Graphics processors that its workers compute on, one each, as 0,1 or GPU-..; with model.device = "cuda" [default: those that
+    /// this process may use]
+    #[arg(long, value_name = "DEVICE,..", value_delimiter = ',')]
+    devices: Vec<String>,
     /// This host's own folder: its certificate, logs [default: joined-RUN of the token, with -RANK in an allocation]
     #[arg(long, value_name = "DIR")]
     dir: Option<PathBuf>,
@@ -75,7 +79,8 @@ pub(super) fn run(args: Args, out: &mut dyn Write) -> Result<Exit, CliError> {
         ));
     }
     let http = args.http.map(|address| HttpOptions { address, token_file: args.http_token_file });
-    let options = JoinOptions { head, token, dir, offers: args.roles.0, sample_with: args.sample_with, host, http };
+    let options =
+        JoinOptions { head, token, dir, offers: args.roles.0, sample_with: args.sample_with, devices: args.devices, host, http };
     stay(options, out)
 }
 
@@ -134,7 +139,7 @@ pub(super) fn resolve(head: &str) -> Result<SocketAddr, CliError> {
 impl From<JoinError> for CliError {
     fn from(error: JoinError) -> Self {
         let exit = match &error {
-            JoinError::NoToken { .. } | JoinError::Token(_) => Exit::Usage,
+            JoinError::NoToken { .. } | JoinError::Token(_) | JoinError::Devices(_) | JoinError::Config(_) => Exit::Usage,
             JoinError::OtherRun { .. } | JoinError::Directory(_) => Exit::RunDirectory,
             JoinError::Link(LinkError::Refused { .. }) => Exit::Usage,
             JoinError::GaveUp { exit, .. } => *exit,

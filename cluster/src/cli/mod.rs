@@ -201,4 +201,6 @@ fn json_line<T: Serialize>(out: &mut dyn Write, report: &T) -> Result<(), CliErr
 }
 
 #[cfg(test)]
+mod deployed;
+#[cfg(test)]
 mod tests;

@@ -115,6 +115,7 @@ fn options(allocation: &Allocation, folder: &Path, config: &Config, invitation: 
         dir: folder.join("hosts").join(format!("{:016x}-{}", run.0, allocation.rank)),
         offers: offers(allocation, config),
         sample_with: None,
+        devices: Vec::new(),
         host: agent::host_name(),
         http: None,
     })

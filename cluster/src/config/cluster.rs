@@ -31,6 +31,12 @@ impl ClusterConfig {
         if self.launcher.first().is_none_or(String::is_empty) {
             return Err(problem("launcher", "is no command: its first word is the program"));
         }
+        if !self.processes && (!self.devices.is_empty() || self.colocate) {
+            let key = if self.colocate { "colocate" } else { "devices" };
+            let why = "says which worker computes where, and a run in one process has one engine: set cluster.processes = true, or \
+                       launch with --processes";
+            return Err(problem(key, why));
+        }
         if let Some(bounds) = self.autoscale {
             if bounds.rollout_min > bounds.rollout_max {
                 let why =
@@ -57,7 +63,7 @@ impl ClusterConfig {
         if self.listen.is_none() && !self.nodes.is_empty() {
             return Err(problem("nodes", "other hosts need cluster.listen, as \"0.0.0.0:7400\", to join"));
         }
-        for (index, NodeConfig { address, rollout, reward, learner }) in self.nodes.iter().enumerate() {
+        for (index, NodeConfig { address, rollout, reward, learner, .. }) in self.nodes.iter().enumerate() {
             if address.trim().is_empty() || *rollout == 0 && *reward == 0 && *learner == 0 {
                 let why = "needs an address, and at least one rollout, reward or learner worker";
                 return Err(problem(&format!("nodes[{index}]"), why));
@@ -66,20 +72,6 @@ impl ClusterConfig {
         if self.listen.is_some() && !self.processes {
             let why = "other hosts can only join a run of processes: set cluster.processes = true, or launch with --processes";
             return Err(problem("listen", why));
-        }
-        Ok(())
-    }
-
-    /// Somebody must be able to generate, and somebody to grade: this host, or others that can come.
-    fn check_workers(&self) -> Result<(), Problem> {
-        for (key, count, does) in [("rollout", self.rollout, "generate"), ("reward", self.reward, "grade")] {
-            if count == 0 && self.listen.is_none() {
-                let why = format!(
-                    "is 0 and no other host can join: nobody could ever {does}; set it to 1 or more, or cluster.listen, as \
-                     \"0.0.0.0:7400\", for hosts that bring {key} workers"
-                );
-                return Err(problem(key, why));
-            }
         }
         Ok(())
     }
@@ -110,6 +102,20 @@ impl ClusterConfig {
         }
         Ok(())
     }
+
+    /// Somebody must be able to generate, and somebody to grade: this host, or others that can come.
+    fn check_workers(&self) -> Result<(), Problem> {
+        for (key, count, does) in [("rollout", self.rollout, "generate"), ("reward", self.reward, "grade")] {
+            if count == 0 && self.listen.is_none() {
+                let why = format!(
+                    "is 0 and no other host can join: nobody could ever {does}; set it to 1 or more, or cluster.listen, as \
+                     \"0.0.0.0:7400\", for hosts that bring {key} workers"
+                );
+                return Err(problem(key, why));
+            }
+        }
+        Ok(())
+    }
 }
 
 #[cfg(test)]
@@ -127,5 +133,14 @@ mod tests {
             assert_eq!(ClusterConfig { processes: false, ..joined }.check().unwrap_err().0, "cluster.listen");
         }
         assert_eq!(ClusterConfig::default().check(), Ok(()));
+    }
+
+    #[test]
+    fn devices_are_for_workers_that_are_processes() {
+        let named = ClusterConfig { devices: vec!["0".into()], ..ClusterConfig::default() };
+        assert_eq!(named.check().unwrap_err().0, "cluster.devices");
+        let shared = ClusterConfig { colocate: true, ..ClusterConfig::default() };
+        assert_eq!(shared.check().unwrap_err().0, "cluster.colocate");
+        assert_eq!(ClusterConfig { processes: true, ..named }.check(), Ok(()));
     }
 }

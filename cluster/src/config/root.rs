@@ -5,8 +5,8 @@ use super::sections::{ClusterConfig, LoggingConfig};
 use super::tree::Node;
 use cohort_learner::config::{CorrectionConfig, LossConfig, TrainingConfig};
 use cohort_learner::training::Training;
-use cohort_model::Quantization;
 use cohort_model::config::{EngineKind, ModelConfig};
+use cohort_model::{DeviceKind, Quantization};
 use cohort_reward_workers::{Registry, RewardError, RewardsConfig};
 use cohort_rollout::{AgentConfig, EnvironmentConfig, OtherNumerics, RolloutConfig, RolloutError, registry};
 use schemars::JsonSchema;
@@ -93,6 +93,10 @@ impl Config {
     /// What the sections say about themselves: the path of the first bad value, and why it is bad.
     pub(super) fn check(&self) -> Result<(), (String, String)> {
         self.cluster.check()?;
+        if !self.cluster.devices.is_empty() && self.model.device != DeviceKind::Cuda {
+            let why = "names graphics processors, and model.device = \"cpu\": set model.device = \"cuda\", or leave it out";
+            return Err(("cluster.devices".to_owned(), why.to_owned()));
+        }
         self.check_engine()?;
         Training::try_from(&self.training).map_err(|error| (error.path.clone(), format!("{} {}", error.value, error.rule)))?;
         if !registry::AGENTS.contains(&self.agent.r#type.as_str()) {

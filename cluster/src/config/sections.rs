@@ -26,6 +26,12 @@ pub struct ClusterConfig {
     pub capacity: NonZeroU16,
     /// Compute threads of each engine; 0 takes all cores.
     pub threads: u16,
+    /// Graphics processors of this host that its workers compute on, as `CUDA_VISIBLE_DEVICES` takes them: numbers in the driver's order or
+    /// `GPU-..`; nothing: those that this process may use. Only with `model.device = "cuda"`, where every learner rank and rollout worker gets one.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub devices: Vec<String>,
+    /// More learner ranks and rollout workers than devices share them, on every host; otherwise that is refused. Costs memory and speed.
+    pub colocate: bool,
     /// Run coordinator and workers as processes of their own that talk over the network, instead of inside the launching process.
     pub processes: bool,
     /// Where other hosts join, as `0.0.0.0:7400` or `10.0.0.1:7400`; nothing: the run keeps to this host. Needs
@@ -43,7 +49,8 @@ pub struct ClusterConfig {
     #[serde(skip_serializing_if = "Vec::is_empty")]
     pub nodes: Vec<NodeConfig>,
     /// The command that starts a host's agent, word by word; it must end up in `cluster join` on that host with its standard
-    /// input, from which the token is read. `{address}`, `{head}`, `{roles}` and `{dir}` are filled in. Under Slurm:
+    /// input, from which the token is read. `{address}`, `{head}`, `{roles}` and `{dir}` are filled in, and `{devices}`, which becomes
+    /// `--devices=..`, or no word where the host names none. Under Slurm:
     /// `["srun", "--nodes=1", "--ntasks=1", "--nodelist={address}", "cluster", "join", "{head}", "--token-file", "-",
     /// "--roles", "{roles}", "--dir", "{dir}"]`.
     pub launcher: Vec<String>,
@@ -75,6 +82,8 @@ impl Default for ClusterConfig {
             learner_here: None,
             capacity: ONE.saturating_add(7),
             threads: 0,
+            devices: Vec::new(),
+            colocate: false,
             processes: false,
             listen: None,
             transport: TransportChoice::Auto,
@@ -98,6 +107,7 @@ impl Default for ClusterConfig {
                 "{roles}",
                 "--dir",
                 "{dir}",
+                "{devices}",
             ]
             .map(str::to_owned)
             .to_vec(),
@@ -151,6 +161,9 @@ pub struct NodeConfig {
     pub reward: u16,
     /// Learner ranks that it offers to run.
     pub learner: u16,
+    /// Its graphics processors for them, as `cluster.devices` names those of the head node.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub devices: Vec<String>,
 }
 
 /// How a log line is written.

@@ -22,6 +22,8 @@ use std::time::{Duration, Instant};
 use tokio::net::TcpListener;
 use tokio::task::JoinHandle;
 
+/// Alive, and ready: served without a token.
+pub(crate) const PROBES: [&str; 2] = ["/livez", "/readyz"];
 /// An agent whose loop has not turned for so long is not alive.
 const PULSE: Duration = Duration::from_secs(10);
 
@@ -112,7 +114,7 @@ pub(crate) async fn serve(
     let address = listener.local_addr()?;
     let served = Arc::new(Served { paths, pulse, ready, token });
     let router =
-        Router::new().route("/livez", get(livez)).route("/readyz", get(readyz)).route("/metrics", get(show)).with_state(served);
+        Router::new().route(PROBES[0], get(livez)).route(PROBES[1], get(readyz)).route("/metrics", get(show)).with_state(served);
     let task = tokio::spawn(async move {
         if let Err(error) = axum::serve(listener, router).await {
             tracing::error!(target: "cohort::http", %error, "http_ended");

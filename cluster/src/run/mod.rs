@@ -24,6 +24,7 @@ use crate::agent::{self, AgentError, AgentOptions, Invites};
 use crate::cli::Exit;
 use crate::config::{ConfigError, Resolved};
 use crate::coordinator::CoordinatorError;
+use crate::devices::{Assignment, DeviceError};
 use crate::ledger::LedgerError;
 use crate::logging;
 use crate::progress::{LaunchReport, Progress, ProgressSink};
@@ -58,6 +59,9 @@ pub enum RunError {
     /// A setting cannot be made to work.
     #[error(transparent)]
     Wiring(#[from] WiringError),
+    /// This host's devices.
+    #[error(transparent)]
+    Devices(#[from] DeviceError),
     /// The resolved configuration cannot be written.
     #[error(transparent)]
     Config(#[from] ConfigError),
@@ -158,6 +162,12 @@ pub fn launch(resolved: &Resolved, options: &LaunchOptions, progress: Arc<dyn Pr
     let system = |what| move |source| RunError::System { what, source };
     crash::arm_from_env().map_err(|error| RunError::System { what: "arm crash points", source: std::io::Error::other(error) })?;
     let config = Arc::new(resolved.config.clone());
+    let cluster = &config.cluster;
+    let devices = if cluster.processes {
+        Assignment::of_run(&config, &cluster.devices, u32::from(cluster.ranks_here()) + u32::from(cluster.rollout))?
+    } else {
+        Assignment::default()
+    };
     let prepared = directory::prepare(resolved, options)?;
     let log = logging::to_run(&config.logging, &prepared.paths).map_err(system("open the log file"))?;
     for line in &options.recognised {
@@ -177,7 +187,7 @@ pub fn launch(resolved: &Resolved, options: &LaunchOptions, progress: Arc<dyn Pr
             let (run, paths) = (prepared.run(), prepared.paths.clone());
             let logs = log.parent().unwrap_or(paths.root()).to_owned();
             let invites = options.invites.clone();
-            let options = AgentOptions { config, run, paths, logs, slots: source::RING_SLOTS, invites };
+            let options = AgentOptions { config, run, paths, logs, slots: source::RING_SLOTS, invites, devices };
             agent::run(options, progress, shutdown).await.map_err(RunError::from)
         } else {
             inproc::run(&wiring, &prepared.paths, begun, progress, shutdown).await

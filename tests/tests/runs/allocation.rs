@@ -77,9 +77,9 @@ fn tasks_that_slurm_starts_make_one_run_with_the_weights_of_one_host() -> Result
 fn ranks_meet_at_the_masters_port_in_a_folder_of_their_own() -> Result<()> {
     let (folder, bench) = bench()?;
     let reference = finish(&mut bench.launch("calm", &[]))?.weights()?;
-    let free = |port: &u16| (0..3).all(|n| UdpSocket::bind(("0.0.0.0", port + n)).is_ok());
+    let free = |port: &u16| (0..4).all(|n| UdpSocket::bind(("0.0.0.0", port + n)).is_ok());
     let first = u16::try_from(20_000 + std::process::id() % 20_000)?;
-    let port = (first..first + 3000).step_by(3).find(free).context("no free ports")?.to_string();
+    let port = (first..first + 3000).step_by(4).find(free).context("no free ports")?.to_string();
     let place = |command: &mut Command, rank: &str| {
         command.envs([("RANK", rank), ("LOCAL_RANK", rank), ("WORLD_SIZE", "2")]);
         command.envs([("MASTER_ADDR", "127.0.0.1"), ("MASTER_PORT", &port)]);

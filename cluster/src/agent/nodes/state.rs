@@ -107,9 +107,9 @@ impl HostsState {
         self.placement.count(role)
     }
 
-    /// Roles that no host has a worker of, though every run needs some.
+    /// Roles without which the run stands still, and for whose workers there is no place.
     pub fn lacking(&self) -> Vec<Role> {
-        MOVABLE.into_iter().filter(|&role| self.placement.count(role) == 0).collect()
+        MOVABLE.into_iter().filter(|&role| self.placement.lacks(role)).collect()
     }
 
     /// Processes of other hosts, by host.
