@@ -138,7 +138,8 @@ fn ports_and_probes_are_those_of_the_configuration() {
     let (manifests, config) = (manifests(), config());
     let listen = config.cluster.listen.unwrap().port();
     let http = u64::from(config.cluster.http.unwrap().port());
-    let own: Vec<(u64, &str)> = (0..4).map(|n| (u64::from(listen + n), "UDP")).chain([(http, "TCP")]).collect();
+    let doors = ["UDP", "TCP"].into_iter().flat_map(|protocol| (0..4).map(move |n| (u64::from(listen + n), protocol)));
+    let own: Vec<(u64, &str)> = doors.chain([(http, "TCP")]).collect();
     let ports = |list: &'_ [Value], key: &str| -> Vec<(u64, String)> {
         let port = |p: &Value| (p[key].as_u64().unwrap(), p["protocol"].as_str().unwrap().to_owned());
         list.iter().map(port).collect()
@@ -149,8 +150,11 @@ fn ports_and_probes_are_those_of_the_configuration() {
     assert_eq!(ports(items(service, "/spec/ports"), "port"), own);
     let head = find("Job", "cohort-head");
     assert_eq!(ports(items(head, "/spec/template/spec/containers/0/ports"), "containerPort"), own);
-    let door = &find("NetworkPolicy", "cohort-head")["spec"]["ingress"][0]["ports"][0];
-    assert_eq!((door["port"].as_u64(), door["endPort"].as_u64()), (Some(listen.into()), Some((listen + 3).into())));
+    let doors = items(find("NetworkPolicy", "cohort-head"), "/spec/ingress/0/ports");
+    assert_eq!(doors.iter().map(|door| door["protocol"].as_str()).collect::<Vec<_>>(), [Some("UDP"), Some("TCP")]);
+    for door in doors {
+        assert_eq!((door["port"].as_u64(), door["endPort"].as_u64()), (Some(listen.into()), Some((listen + 3).into())));
+    }
     for (pod, spec) in pods(&manifests) {
         let container = &spec["containers"][0];
         let served = ports(items(container, "/ports"), "containerPort");
