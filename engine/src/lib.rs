@@ -6,7 +6,7 @@
 //!
 //! Files: `backend` the seam; `input` what a call may be given; `handle` the roles' side; `driver` the engine's thread; `scheduler` who is in the next step, `beginnings` what
 //! its sequences have in common;
-//! `sampler` one token from logits; `stream` tokens as they come; `parts` weights on their way out; `ring` weights by version, in memory or shared by a host; `stub` canned text.
+//! `sampler` one token from logits; `stream` tokens as they come; `fabric` between the devices of several engines; `parts` weights on their way out; `ring` weights by version, in memory or shared by a host; `stub` canned text.
 
 /// Whether this build can compute on a CUDA device.
 pub const HAS_CUDA: bool = cfg!(feature = "cuda");
@@ -15,6 +15,7 @@ pub mod backend;
 mod beginnings;
 pub mod candle;
 mod driver;
+pub mod fabric;
 pub mod handle;
 mod input;
 pub mod native;

@@ -23,7 +23,7 @@ const STEPS: [(&str, &str); 4] = [
     ),
     (
         "NCCL moves the sums of one rank, and is aborted where another does not come, on a GPU where there is one",
-        "test --package cohort-learner --lib nccl",
+        "test --package cohort-engine --lib nccl",
     ),
 ];
 

@@ -6,12 +6,9 @@ use cohort_actors::parent;
 use cohort_engine::candle::CandleEngine;
 use cohort_engine::native::NativeEngine;
 use cohort_engine::stub::StubBackend;
-use cohort_engine::{Backend, EngineError, EngineHandle, EngineOptions, WeightRing};
-use cohort_learner::collective::Fabrics;
+use cohort_engine::{Backend, EngineError, EngineHandle, EngineOptions, WeightRing, fabric};
 use cohort_learner::config::ConfigError;
 use cohort_learner::{LearnerArgs, Ranks, Rendezvous};
-#[cfg(feature = "cuda")]
-use cohort_model::config::DeviceKind;
 use cohort_model::config::EngineKind;
 use cohort_model::{Lora, ModelConfig, ModelError, ModelFiles, Quantization};
 use cohort_protocol::messages::handshake::Hello;
@@ -206,6 +203,7 @@ impl Wiring {
         rendezvous: Arc<dyn Rendezvous>,
     ) -> Result<LearnerArgs, WiringError> {
         let count = self.config.cluster.learner.get();
+        let fabrics = fabric::between(self.config.model.device);
         Ok(LearnerArgs {
             hello: self.hello(WorkerId { role: Role::Learner, index })?,
             engine,
@@ -214,17 +212,8 @@ impl Wiring {
             training: self.config.training.clone(),
             model: self.files.clone(),
             run_dir: self.run_dir.clone(),
-            ranks: (count > 1).then_some(Ranks { count, rendezvous, fabrics: self.fabrics() }),
+            ranks: (count > 1).then_some(Ranks { count, rendezvous, fabrics }),
         })
-    }
-
-    /// The network between the learner ranks' devices.
-    fn fabrics(&self) -> Option<Arc<dyn Fabrics>> {
-        #[cfg(feature = "cuda")]
-        if self.config.model.device == DeviceKind::Cuda {
-            return Some(Arc::new(cohort_learner::collective::Nccl));
-        }
-        None
     }
 
     /// How a backend is made on its thread.

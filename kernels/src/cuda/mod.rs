@@ -15,6 +15,8 @@ pub(crate) mod devices;
 mod gpu;
 #[cfg(test)]
 pub(crate) mod host;
+#[cfg(feature = "cuda")]
+pub mod nccl;
 
 #[cfg(feature = "cuda")]
 pub use gpu::{Gpu, GpuError};

@@ -1,13 +1,9 @@
-//! A network between the devices of a group's ranks, on which sums travel while the lines keep order and names.
+//! Sums on a [`Fabric`] between the ranks' devices, while the lines keep order and names.
 //!
-//! Invariants
-//! - **B1** a call on it ends: it looks up ([`Keep`]) at least every 10 ms, and what it then hears ends it. What looks up
-//!   watches the lines, which notice a dead rank, and how long nothing has moved.
-//! - **B2** after an error it is of no more use; another one is made, in the same process.
-//! - **B3** a sum has the bits of the tree ([`cohort_kernels::tree`]), as on the lines: which of them carried it is no part of a
-//!   run's numerics.
+//! Invariant **B4**: whoever waits on the fabric watches the lines, which notice a dead rank, and how long nothing has moved.
 use super::{CollectiveError, Peer};
-use std::fmt;
+use cohort_engine::fabric::{Fabric, FabricError};
+use std::ops::ControlFlow;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
@@ -17,44 +13,6 @@ const SIGN: Duration = Duration::from_millis(500);
 const BLAME: Duration = Duration::from_secs(4);
 /// Between two looks for it.
 const BLAME_LOOK: Duration = Duration::from_millis(20);
-
-/// What a call does between its waits, told whether anything has moved since the last time; its error ends the call.
-pub type Keep<'a> = dyn FnMut(bool) -> Result<(), CollectiveError> + 'a;
-
-/// One rank's end of a fabric.
-pub trait Fabric: Send + fmt::Debug {
-    /// Replaces `data`, equally long on every rank, by the sum of all ranks' in the tree. The first call connects the ranks,
-    /// and waits until all of them have made it.
-    ///
-    /// # Errors
-    /// [`FabricError`]; `data` then holds anything.
-    fn all_reduce(&mut self, data: &mut [f32], keep: &mut Keep<'_>) -> Result<(), FabricError>;
-}
-
-/// Makes fabrics of one kind.
-pub trait Fabrics: Send + Sync + fmt::Debug {
-    /// Its name, by which another process knows whether it has the same.
-    fn kind(&self) -> &'static str;
-    /// By what the ranks of a new group find each other.
-    ///
-    /// # Errors
-    /// Why there can be none.
-    fn invite(&self) -> Result<Vec<u8>, String>;
-    /// Takes a place in the group of an invitation, without waiting for the others.
-    ///
-    /// # Errors
-    /// Why this rank cannot.
-    fn join(&self, invitation: &[u8], rank: usize, world: usize) -> Result<Box<dyn Fabric>, String>;
-}
-
-/// Why a call on a fabric ended without its result.
-#[derive(Debug)]
-pub enum FabricError {
-    /// What looks up said so.
-    Ended(CollectiveError),
-    /// It failed.
-    Broken(String),
-}
 
 /// An end of a fabric that outlasts one step.
 #[derive(Debug, Clone)]
@@ -81,9 +39,18 @@ impl SharedFabric {
         let mut watch = Watch::new(self.kind, peers, leads, during);
         // A fabric that a panicking thread left is broken, and says so.
         let mut end = self.end.lock().unwrap_or_else(PoisonError::into_inner);
-        end.all_reduce(data, &mut |moved| watch.look(moved)).map_err(|error| match error {
-            FabricError::Ended(why) => why,
-            FabricError::Broken(why) => watch.blame(why),
+        let mut ended = None;
+        let summed = end.all_reduce(data, &mut |moved| match watch.look(moved) {
+            Ok(()) => ControlFlow::Continue(()),
+            Err(why) => {
+                ended = Some(why);
+                ControlFlow::Break(())
+            }
+        });
+        summed.map_err(|error| match (ended, error) {
+            (Some(why), _) => why,
+            (None, FabricError::Broken(why)) => watch.blame(why),
+            (None, FabricError::Ended) => watch.blame("it ended by itself".to_owned()),
         })
     }
 }
@@ -106,7 +73,7 @@ impl<'a> Watch<'a> {
         Self { kind, peers, leads, during, moved: now, lead: None, signed: now }
     }
 
-    /// B1.
+    /// B4.
     fn look(&mut self, moved: bool) -> Result<(), CollectiveError> {
         let now = Instant::now();
         self.peers.iter().try_for_each(|peer| peer.line.check(self.during))?;

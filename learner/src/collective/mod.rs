@@ -1,5 +1,5 @@
 //! What the ranks of a learner do together. [`Collective`] is the seam; [`Solo`] is one rank alone, [`Stream`] are ranks
-//! connected with the lead by a [`Line`] each. Where their devices have a network of their own, sums travel on that [`Fabric`].
+//! connected with the lead by a [`Line`] each. Where their devices have a network of their own, sums travel on that ([`SharedFabric`]).
 //!
 //! Invariants
 //! - **K1** every call ends: with the result, or with an error that names the rank that is lost, stuck or to blame. What a rank
@@ -9,16 +9,12 @@
 mod fabric;
 mod line;
 mod memory;
-#[cfg(feature = "cuda")]
-mod nccl;
 mod solo;
 mod stream;
 
-pub use fabric::{Fabric, FabricError, Fabrics, Keep, SharedFabric};
+pub use fabric::SharedFabric;
 pub use line::{Line, Pulse};
 pub use memory::Exchange;
-#[cfg(feature = "cuda")]
-pub use nccl::Nccl;
 pub use solo::Solo;
 pub use stream::{Peer, Stream};
 

@@ -6,7 +6,7 @@
 //! - **W2** the coordinator is told that it lives, with a counter that stands still when its engine does.
 use super::Ranks;
 use crate::algo::Denominators;
-use crate::collective::{Collective, CollectiveError, Exchange, Fabrics, Line, Peer, Pulse, SharedFabric, Stream};
+use crate::collective::{Collective, CollectiveError, Exchange, Line, Peer, Pulse, SharedFabric, Stream};
 use crate::error::LearnerError;
 use crate::patience::{Patience, Stillness};
 use crate::step::{self, StepError};
@@ -15,6 +15,7 @@ use crate::worker::{BEAT, LearnerArgs};
 use cohort_actors::crash::{FOLLOWER_STEPPED, crash_point};
 use cohort_actors::transport::Dialer;
 use cohort_actors::{LinkError, LinkOptions, Shutdown, WorkerLink};
+use cohort_engine::fabric::Fabrics;
 use cohort_engine::{Backend, EngineError, EngineHandle};
 use cohort_model::{Tensor, WeightSet};
 use cohort_protocol::PolicyVersion;

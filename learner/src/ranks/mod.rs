@@ -25,8 +25,8 @@ pub(crate) use follower::run as run_follower;
 pub use team::Team;
 pub(crate) use team::{TeamArgs, TeamError};
 
-use crate::collective::Fabrics;
 use cohort_actors::transport::{Dialer, Listener};
+use cohort_engine::fabric::Fabrics;
 use std::fmt::Debug;
 use std::sync::Arc;
 

@@ -1,10 +1,11 @@
 //! The lead's side: who is there, who needs state, who takes which part of a step.
 use super::weave::Weave;
 use crate::batching::Plan;
-use crate::collective::{Collective, CollectiveError, Exchange, Fabrics, Line, Peer, Pulse, Stream};
+use crate::collective::{Collective, CollectiveError, Exchange, Line, Peer, Pulse, Stream};
 use crate::shards;
 use cohort_actors::transport::{Connection, Listener};
 use cohort_actors::{AcceptTerms, accept_worker};
+use cohort_engine::fabric::Fabrics;
 use cohort_engine::{EngineError, EngineHandle};
 use cohort_model::WeightSet;
 use cohort_protocol::messages::handshake::Hello;

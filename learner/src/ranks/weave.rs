@@ -5,7 +5,8 @@
 //! - **V1** a fabric is used by the ranks that it was made for, over the connections on which they were told of it.
 //! - **V2** ranks without one work as well: sums then travel on the lines.
 use super::team::Member;
-use crate::collective::{CollectiveError, Fabrics, Line, SharedFabric};
+use crate::collective::{CollectiveError, Line, SharedFabric};
+use cohort_engine::fabric::Fabrics;
 use cohort_protocol::messages::ranks::{BetweenRanks, RankFabric};
 use cohort_protocol::version::RANK_FABRIC;
 use std::sync::{Arc, Weak};

@@ -1,7 +1,8 @@
 //! Collective calls between threads, each rank connected with the lead over the in-process transport.
 use crate::loom::{Loom, OfLoom};
 use cohort_actors::transport::{Connection, Dialer, Listener, inproc};
-use cohort_learner::collective::{Collective, CollectiveError, Exchange, Fabrics, Line, Peer, Pulse, SharedFabric, Stream};
+use cohort_engine::fabric::Fabrics;
+use cohort_learner::collective::{Collective, CollectiveError, Exchange, Line, Peer, Pulse, SharedFabric, Stream};
 use std::sync::Arc;
 use std::time::Duration;
 use tokio::runtime::Runtime;

@@ -1,5 +1,5 @@
 //! A fabric within one process: ranks lay their values down on a table and take up the sum when all have.
-use cohort_learner::collective::{Fabric, FabricError, Fabrics, Keep};
+use cohort_engine::fabric::{Fabric, FabricError, Fabrics, Keep};
 use std::collections::HashMap;
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::sync::{Arc, Condvar, Mutex};
@@ -81,7 +81,9 @@ impl Fabric for End {
                 return Ok(());
             }
             laid = self.table.changed.wait_timeout(laid, Duration::from_millis(5)).unwrap().0;
-            keep(false).map_err(FabricError::Ended)?;
+            if keep(false).is_break() {
+                return Err(FabricError::Ended);
+            }
         }
     }
 }
