@@ -103,12 +103,13 @@ pub struct RunFacts {
     pub slots: u32,
 }
 
-/// A certificate for a worker of this host.
+/// A certificate for a worker of this host, or the wish that it ask for a new one. A host of version 4 or older passes over
+/// such a wish.
 #[derive(Debug, Clone, PartialEq, Encode, Decode)]
 pub struct Certificate {
     /// Whose.
     pub worker: WorkerId,
-    /// DER.
+    /// DER; empty: ask for a new one.
     pub der: Vec<u8>,
 }
 

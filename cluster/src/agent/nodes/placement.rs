@@ -85,9 +85,9 @@ impl Placement {
         u16::try_from(self.shares(role).values().sum::<u32>()).unwrap_or(u16::MAX)
     }
 
-    /// Whether the run stands still for want of places: no worker of a role, or a learner rank without one.
-    pub(crate) fn lacks(&self, role: Role) -> bool {
-        self.count(role) < if role == Role::Learner { self.followers } else { 1 }
+    /// Roles for want of whose workers the run stands still. The lead alone learns as well as with followers.
+    pub(crate) fn lacking(&self) -> Vec<Role> {
+        SCALABLE.into_iter().filter(|&role| self.count(role) == 0).collect()
     }
 
     /// Brings every host to what it is to run: surplus workers go, the highest names first; new ones take the smallest free
@@ -177,7 +177,7 @@ mod tests {
     fn every_offered_place_has_its_worker_and_a_host_takes_its_own_along() {
         let mut placement = head();
         assert_eq!(placement.on(HEAD).len(), 3);
-        assert_eq!(MOVABLE.map(|role| placement.lacks(role)), [false; 3], "a learner without followers lacks none");
+        assert_eq!(placement.lacking(), []);
         placement.join(1, [(Role::Rollout, 4)]);
         assert_eq!(placement.on(1), (2..6).map(rollout).collect::<Vec<_>>());
         placement.join(2, [(Role::Rollout, 1), (Role::Coordinator, 3)]);
@@ -210,10 +210,11 @@ mod tests {
         placement.follow(3);
         placement.join(HEAD, [(Role::Learner, 1)]);
         assert_eq!(placement.on(HEAD), [rank(1)], "P3: two wait for a host");
+        placement.join(HEAD, [(Role::Reward, 1), (Role::Learner, 1)]);
+        assert_eq!(placement.lacking(), [Role::Rollout], "the lead needs no followers");
+        placement.join(HEAD, [(Role::Learner, 1)]);
         placement.join(1, [(Role::Learner, 1)]);
-        assert_eq!(MOVABLE.map(|role| placement.lacks(role)), [true; 3], "nobody generates or grades either");
         placement.join(2, [(Role::Learner, 4)]);
-        assert!(!placement.lacks(Role::Learner));
         assert_eq!((placement.on(1), placement.on(2)), (vec![rank(2)], vec![rank(3)]));
         placement.leave(1);
         assert_eq!((placement.on(HEAD), placement.on(2)), (vec![rank(1)], vec![rank(2), rank(3)]));

@@ -7,7 +7,7 @@
 //!   that says that it leaves, leaves at once.
 //! - **H3** a host is told its workers whenever they change, all of them; a certificate is given for those and its own place only.
 use super::event::{Command, ConnId, Event};
-use super::placement::{HEAD, MOVABLE, Placement};
+use super::placement::{HEAD, Placement};
 use crate::agent::weights::spread::{Host, Spread};
 use cohort_protocol::messages::node::{
     Certificate, ChildState, ChunkName, HeadToNode, Manifest, NodeReady, NodeToHead, Replace, RunFacts,
@@ -109,7 +109,7 @@ impl HostsState {
 
     /// Roles without which the run stands still, and for whose workers there is no place.
     pub fn lacking(&self) -> Vec<Role> {
-        MOVABLE.into_iter().filter(|&role| self.placement.lacks(role)).collect()
+        self.placement.lacking()
     }
 
     /// Processes of other hosts, by host.
