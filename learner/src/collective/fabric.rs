@@ -4,7 +4,7 @@
 use super::{CollectiveError, Peer};
 use cohort_engine::fabric::{Fabric, FabricError};
 use std::ops::ControlFlow;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
 /// Between two signs that the lead waits.
@@ -37,8 +37,10 @@ impl SharedFabric {
         during: &'static str,
     ) -> Result<(), CollectiveError> {
         let mut watch = Watch::new(self.kind, peers, leads, during);
-        // A fabric that a panicking thread left is broken, and says so.
-        let mut end = self.end.lock().unwrap_or_else(PoisonError::into_inner);
+        let Ok(mut end) = self.end.lock() else {
+            let why = "a thread panicked in the middle of an earlier sum".to_owned();
+            return Err(CollectiveError::Fabric { fabric: self.kind, during, why });
+        };
         let mut ended = None;
         let summed = end.all_reduce(data, &mut |moved| match watch.look(moved) {
             Ok(()) => ControlFlow::Continue(()),

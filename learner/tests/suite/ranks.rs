@@ -280,12 +280,8 @@ fn halting() -> (EngineHandle, mpsc::UnboundedReceiver<()>, std::sync::mpsc::Sen
     (EngineHandle::start(move || Ok(Box::new(toy)), EngineOptions::default()).unwrap(), begun, tell)
 }
 
-#[tokio::test(flavor = "multi_thread")]
-async fn a_step_that_loses_a_follower_is_taken_again_to_the_same_bits() {
-    let training = config(2);
-    let alone = commits(1, &training, toy).await;
-    let requests = requests(2, &training);
-    let mut session = Session::new(2, training, toy).await;
+/// Rank 1 dies in the middle of the first step and is replaced; both steps have the bits of `alone`.
+async fn lose_a_follower(session: &mut Session, requests: &[StepRequest], alone: &[StepCommit]) {
     let (engine_of_first, mut begun, go) = halting();
     session.join(1, engine_of_first).await;
     session.ask(&requests[0]).await;
@@ -298,6 +294,15 @@ async fn a_step_that_loses_a_follower_is_taken_again_to_the_same_bits() {
     }
     drop(go);
     assert_eq!(session.step(&requests[1]).await, alone[1]);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_step_that_loses_a_follower_is_taken_again_to_the_same_bits() {
+    let training = config(2);
+    let alone = commits(1, &training, toy).await;
+    let requests = requests(2, &training);
+    let mut session = Session::new(2, training, toy).await;
+    lose_a_follower(&mut session, &requests, &alone).await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -380,18 +385,7 @@ async fn a_rank_lost_while_the_others_wait_on_the_fabric_is_named_and_another_fa
     let requests = requests(2, &training);
     let loom = Arc::new(Loom::default());
     let mut session = Session::on(Some(&loom), 2, training, toy).await;
-    let (engine_of_first, mut begun, go) = halting();
-    session.join(1, engine_of_first).await;
-    session.ask(&requests[0]).await;
-    timeout(Duration::from_secs(30), begun.recv()).await.expect("it takes part").unwrap();
-    session.kill(1);
-    session.join(1, engine(toy)).await;
-    match session.answer().await {
-        LearnerToCoordinator::Stepped(stepped) => assert_eq!(bare(stepped.commit), alone[0]),
-        other => panic!("{other:?}"),
-    }
-    drop(go);
-    assert_eq!(session.step(&requests[1]).await, alone[1]);
+    lose_a_follower(&mut session, &requests, &alone).await;
     assert_eq!(loom.made.load(Ordering::Relaxed), 2, "of the same process");
     assert!(loom.sums.load(Ordering::Relaxed) > 0);
 }
