@@ -2,6 +2,7 @@
 use crate::config::Config;
 use crate::run::source::RING_SLOTS;
 use cohort_learner::training::Training;
+use cohort_model::config::EngineKind;
 use cohort_model::family::{Mlp, Positions};
 use cohort_model::{DecoderSpec, DtypeKind, Lora, Quantization};
 use serde::Serialize;
@@ -18,6 +19,8 @@ pub struct Need {
     pub moments: u64,
     /// What the forward pass of one micro-batch keeps for its backward pass.
     pub activations: u64,
+    /// What sampling computes and keeps for the learner.
+    pub recorded: u64,
     /// Keys and values of the sequences that are generated at once.
     pub kv: u64,
     /// The frozen model that a KL term compares with.
@@ -44,6 +47,7 @@ impl Need {
             gradients: parameters,
             moments,
             activations: 4 * activation_values(spec) * micro_batch_tokens,
+            recorded: 0,
             kv: 4 * 2 * (spec.layers * spec.kv_heads * spec.head_dim) as u64 * kv_tokens,
             reference: 0,
             workers: 0,
@@ -80,6 +84,7 @@ impl Need {
             let own = full + frozen + trained + if dtype == DtypeKind::Bf16 { plain } else { 0 };
             (engine.gradients, engine.moments) = (trained, 2 * trained);
             return Self {
+                recorded: Self::recorded(spec, config),
                 kv: Self::kv_of_engine(spec, config) * samplers,
                 parameters: if apart { own } else { own + quantized },
                 reference: if referenced { plain } else { 0 },
@@ -89,6 +94,7 @@ impl Need {
             };
         }
         Self {
+            recorded: Self::recorded(spec, config),
             kv: Self::kv_of_engine(spec, config) * samplers,
             activations: if config.training.recompute_activations {
                 // What goes into every block, and one block's own.
@@ -142,6 +148,26 @@ impl Need {
         Self::of(spec, 0, tokens).kv
     }
 
+    /// Bytes that an engine which samples and learns may take for what its sampling computed; 0 where no training pass could
+    /// use it.
+    #[must_use]
+    pub fn recording_budget(config: &Config) -> u64 {
+        let c = &config.training;
+        let drops = config.model.lora.as_ref().is_some_and(|lora| lora.dropout > 0.0);
+        let one_engine = !config.cluster.processes && config.model.engine == EngineKind::Native;
+        let exact = config.rollout.quantization == Quantization::None && c.max_staleness == 0 && !drops;
+        if one_engine && exact { u64::from(c.reuse_sampling_mb) << 20 } else { 0 }
+    }
+
+    /// What of that a step can fill.
+    fn recorded(spec: &DecoderSpec, config: &Config) -> u64 {
+        let c = &config.training;
+        let turns = u64::from(config.environment.max_turns) * u64::from(config.agent.max_new_tokens);
+        let tokens = (PROMPT_TOKENS + turns).min(spec.max_context as u64);
+        let step = u64::from(c.groups_per_step) * u64::from(c.group_size) * tokens;
+        Self::recording_budget(config).min(step.saturating_mul(4 * activation_values(spec)))
+    }
+
     /// All of it.
     #[must_use]
     pub fn total(&self) -> u64 {
@@ -150,12 +176,13 @@ impl Need {
 
     /// The parts with their names, in order.
     #[must_use]
-    pub fn parts(&self) -> [(&'static str, u64); 9] {
+    pub fn parts(&self) -> [(&'static str, u64); 10] {
         [
             ("parameters", self.parameters),
             ("gradients", self.gradients),
             ("moments", self.moments),
             ("activations", self.activations),
+            ("kept of sampling", self.recorded),
             ("keys and values", self.kv),
             ("reference model", self.reference),
             ("rollout processes", self.workers),
@@ -240,6 +267,8 @@ impl Memory {
             "run fewer rollout workers, or leave --processes out: in one process all share one copy of the weights"
         } else if n.activations >= n.kv && n.activations > n.parameters {
             "lower training.micro_batch_tokens, or set training.recompute_activations = true"
+        } else if n.recorded >= n.kv && n.recorded > n.parameters {
+            "lower training.reuse_sampling_mb: what is not kept is computed again, to the same bits"
         } else if n.kv > n.parameters {
             "lower cluster.capacity or training.group_size"
         } else {

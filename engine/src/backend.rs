@@ -6,6 +6,7 @@
 //! - **B2** `backward` and `update` are deterministic for equal inputs in equal order, for any number of threads.
 //! - **B3** a failed call leaves weights, moments and KV as they were before it.
 use crate::parts::{self, Visit, WeightSource};
+use cohort_kernels::logprob::RowStats;
 use cohort_model::spec::TensorSpec;
 use cohort_model::{DecoderSpec, WeightSet};
 use std::ops::ControlFlow;
@@ -67,6 +68,19 @@ pub struct Forward {
     pub logp: Vec<f32>,
     /// Entropy of the same distribution, nats.
     pub entropy: Vec<f32>,
+    /// Tokens of a training pass that were not computed for it: sampling had kept what their blocks computed.
+    pub recalled: usize,
+}
+
+/// What sampling found of the logits after a sequence's last token.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub struct Scored {
+    /// The token that was drawn.
+    pub token: u32,
+    /// Its log-softmax(logits / temperature), natural log.
+    pub logp: f32,
+    /// Of the whole row of logits, with the temperature.
+    pub stats: RowStats,
 }
 
 /// Gradients of a scalar loss with respect to [`Forward`]'s values. `[N]`
@@ -164,6 +178,13 @@ pub trait Backend: Send {
     /// Appends tokens to each sequence and writes the logits after its last token: `logits[i * vocab..][..vocab]` for
     /// `work[i]`. A `KvId` may occur once. Errors: [`EngineError::Capacity`] past `max_context` or out of memory.
     fn extend(&mut self, work: &[Extend<'_>], logits: &mut [f32]) -> Result<(), EngineError>;
+
+    /// Tells an engine that keeps what sampling computes what was drawn after the last token of each memory.
+    fn note_scored(&mut self, scored: &[(KvId, Scored)]) {
+        let _ = scored;
+    }
+    /// Makes the next training passes compute all that they need, whatever sampling kept, and frees that.
+    fn forget_sampling(&mut self) {}
 
     /// Whether a training pass draws at random (dropout of adapters), so that its log-probs are not those of sampling.
     fn draws(&self) -> bool {

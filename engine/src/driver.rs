@@ -4,7 +4,7 @@ use crate::sampler::{Constraint, Decoding, Drawn, sample};
 use crate::scheduler::{Feed, Limits, Relief, Scheduler, SessionId};
 use crate::stream::Sampled;
 use crate::watched::Watched;
-use crate::{Backend, EngineError, Extend, KvId};
+use crate::{Backend, EngineError, Extend, KvId, Scored};
 use cohort_kernels::Path;
 use crossbeam::channel::{Receiver, TryRecvError};
 use std::collections::HashMap;
@@ -297,7 +297,7 @@ impl Driver {
 
     fn sample_all(&mut self, feeds: &[Feed], version: u64) {
         let samples_exactly = self.core.backend.is_exact();
-        let mut failed = Vec::new();
+        let (mut failed, mut scored) = (Vec::new(), Vec::with_capacity(feeds.len()));
         for (feed, drawn) in feeds.iter().zip(self.draw(feeds)) {
             self.scheduler.fed(feed);
             let exact = samples_exactly && !self.scheduler.is_stale(feed.session);
@@ -316,7 +316,8 @@ impl Driver {
                 failed.push((feed.session, error));
                 continue;
             }
-            let Drawn { token, logp, logp_sampled } = drawn;
+            let Drawn { token, logp, logp_sampled, stats } = drawn;
+            scored.extend(self.memories.get(&feed.session).map(|kv| (*kv, Scored { token, logp, stats })));
             let sampled = Sampled { token, logp, logp_sampled, version, exact };
             job.made.push(&sampled);
             if let Some(sink) = &job.sink {
@@ -332,6 +333,7 @@ impl Driver {
                 let _ = job.reply.send(Ok(job.made));
             }
         }
+        self.core.backend.note_scored(&scored);
         for (session, error) in failed {
             self.fail(session, error);
         }

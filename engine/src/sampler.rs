@@ -222,6 +222,8 @@ pub(crate) struct Drawn {
     pub(crate) logp: f32,
     /// Under the distribution really drawn from: equal to `logp` where nothing changes that, 0 when greedy.
     pub(crate) logp_sampled: f32,
+    /// Of all logits.
+    pub(crate) stats: RowStats,
 }
 
 /// Draws the token at `position` of a context from the logits before it. `logits: [vocab]`
@@ -229,7 +231,7 @@ pub(crate) struct Drawn {
 /// Errors: [`EngineError::NonFinite`] when the logits make no distribution; those of the constraint.
 pub(crate) fn sample(path: Path, logits: &[f32], rule: &Rule<'_>, position: u32) -> Result<Drawn, EngineError> {
     let stats = finite(logprob::row(path, logits, rule.temperature), "logits", position)?;
-    let drawn = |token: u32, logp_sampled| Drawn { token, logp: stats.logp(logits[token as usize]), logp_sampled };
+    let drawn = |token: u32, logp_sampled| Drawn { token, logp: stats.logp(logits[token as usize]), logp_sampled, stats };
     if rule.is_plain() {
         let (token, logp_sampled) = choose(path, logits, &stats, rule, position);
         return Ok(drawn(token, logp_sampled));

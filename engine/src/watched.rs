@@ -1,6 +1,6 @@
 //! A backend that remembers whether its weights were touched, so that stale keys and values are never decoded from.
 use crate::parts::Visit;
-use crate::{AdamW, Backend, EngineError, Extend, Forward, KvId, PackedBatch, Upstream};
+use crate::{AdamW, Backend, EngineError, Extend, Forward, KvId, PackedBatch, Scored, Upstream};
 use cohort_model::spec::TensorSpec;
 use cohort_model::{DecoderSpec, WeightSet};
 use std::ops::ControlFlow;
@@ -72,6 +72,12 @@ impl Backend for Watched<'_> {
     }
     fn extend(&mut self, work: &[Extend<'_>], logits: &mut [f32]) -> Result<(), EngineError> {
         self.inner.extend(work, logits)
+    }
+    fn note_scored(&mut self, scored: &[(KvId, Scored)]) {
+        self.inner.note_scored(scored);
+    }
+    fn forget_sampling(&mut self) {
+        self.inner.forget_sampling();
     }
     fn draws(&self) -> bool {
         self.inner.draws()

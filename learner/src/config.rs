@@ -43,6 +43,14 @@ pub struct TrainingConfig {
     /// Keep only what goes into each block for the backward pass and compute the rest again: a fraction of the activations'
     /// memory for one more forward pass; the bits stay the same. Needs `model.engine = "native"`. Default false.
     pub recompute_activations: bool,
+    /// Megabytes for what sampling computes in the learner's own process: a micro-batch whose tokens are all there is not computed
+    /// forward again; the bits stay the same. Where a step does not fit, what was sampled last is kept. Only with
+    /// `max_staleness = 0`, `model.engine = "native"` and rollout workers that share the learner's engine; 0 turns it off.
+    /// Default 1024.
+    pub reuse_sampling_mb: u32,
+    /// Every so many steps the learner computes its forward pass in full all the same, so that equal log-probs are seen and do not
+    /// only follow. 0 never does. Default 50.
+    pub recheck_interval: u32,
     /// Key of every random draw of the run. Default 42.
     pub seed: u64,
     /// From rewards to advantages.
@@ -76,6 +84,8 @@ impl Default for TrainingConfig {
             logical_shards: 1,
             share_prompts: true,
             recompute_activations: false,
+            reuse_sampling_mb: 1024,
+            recheck_interval: 50,
             seed: 42,
             advantage: AdvantageConfig::default(),
             loss: LossConfig::default(),

@@ -59,6 +59,9 @@ pub fn take(
 ) -> Result<Vec<Tally>, StepFailure> {
     // Nobody computes before everybody stands.
     ranks.barrier().map_err(|error| StepFailure::untouched(error.into()))?;
+    if training.rechecks(intent.step) {
+        engine.forget_sampling();
+    }
     let mut epochs = Vec::new();
     let mut proximal = training.correction.as_deref().map(Proximal::new);
     for epoch in 0..training.inner_epochs {

@@ -30,6 +30,8 @@ pub struct Training {
     pub packing: Packing,
     /// Parts of a step whose gradients are summed in one tree, at least 1.
     pub logical_shards: usize,
+    /// Steps whose forward pass is computed though sampling has done so: every so many; 0 for none.
+    pub recheck_interval: u64,
     /// Key of every random draw.
     pub seed: u64,
     /// AdamW's constants.
@@ -51,6 +53,12 @@ impl Training {
     #[must_use]
     pub fn learning_rate(&self, step: StepId, epoch: u32) -> f64 {
         self.schedule.rate(step.0.saturating_sub(1) * u64::from(self.inner_epochs) + u64::from(epoch))
+    }
+
+    /// Whether a step computes its forward pass whatever sampling kept of it.
+    #[must_use]
+    pub fn rechecks(&self, step: StepId) -> bool {
+        self.recheck_interval > 0 && step.0.is_multiple_of(self.recheck_interval)
     }
 
     /// What decides the bits of a step besides the engine's own numerics, one line.
@@ -110,6 +118,7 @@ impl TryFrom<&TrainingConfig> for Training {
             inner_epochs: c.inner_epochs,
             packing: Packing { micro_batch_tokens: c.micro_batch_tokens as usize, share_prompts: c.share_prompts },
             logical_shards: c.logical_shards as usize,
+            recheck_interval: c.recheck_interval.into(),
             seed: c.seed,
             optimizer: optimizer(c)?,
             advantage: advantage::build(&c.advantage, !matches!(c.loss, LossConfig::DrGrpo { .. })),

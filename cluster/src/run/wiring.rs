@@ -226,6 +226,8 @@ impl Wiring {
         let kv_bytes = kv_budget(Need::kv_of_engine(&spec, &self.config));
         let ModelConfig { engine: kind, device, dtype, .. } = self.config.model;
         let recompute = self.config.training.recompute_activations;
+        let recorded =
+            if purpose == Use::All { usize::try_from(Need::recording_budget(&self.config)).unwrap_or(usize::MAX) } else { 0 };
         let quantization = match purpose {
             Use::All | Use::Sampling => self.config.rollout.quantization,
             Use::Learning | Use::Reference => Quantization::None,
@@ -242,8 +244,8 @@ impl Wiring {
             Ok(match (stub, kind, device) {
                 (Some((script, weights)), _, _) => Box::new(StubBackend::new(spec, script, weights)?),
                 (None, EngineKind::Native, _) => {
-                    let engine =
-                        NativeEngine::new(spec, threads, kv_bytes)?.of(dtype).sampling(quantization).recomputing(recompute);
+                    let engine = NativeEngine::new(spec, threads, kv_bytes)?.of(dtype).sampling(quantization);
+                    let engine = engine.recomputing(recompute).recording(recorded);
                     Box::new(match (adapters, purpose) {
                         (Some((lora, frozen)), _) => engine.adapted(&lora, &frozen)?,
                         (None, Use::All | Use::Learning) => engine,

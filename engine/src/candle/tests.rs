@@ -131,7 +131,7 @@ const RATE: f32 = 1e-2;
 fn pass(mut engine: CandleEngine) -> Pass {
     let n = batch().targets();
     let (d_logp, d_entropy): (Vec<f32>, Vec<f32>) = (0..n).map(|i| ((i as f32).sin(), (i as f32).cos() * 0.5)).unzip();
-    let Forward { logp, entropy } = engine.forward(&batch(), true).unwrap();
+    let Forward { logp, entropy, .. } = engine.forward(&batch(), true).unwrap();
     engine.backward(Upstream { d_logp: &d_logp, d_entropy: Some(&d_entropy) }).unwrap();
     let gradients = engine.gradients().unwrap();
     let mut logits = vec![0.0; 2 * 37];

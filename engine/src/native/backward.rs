@@ -7,7 +7,8 @@ use super::forward::Pending;
 use super::layout::Part;
 use super::lora::{self, Adapters, LowRank, Pass};
 use super::norm::{self, Place};
-use super::workspace::{BackwardSpace, Kept, KeptBlock, Workspace};
+use super::record::Record;
+use super::workspace::{BackwardSpace, Keeping, Kept, KeptBlock, Workspace};
 use crate::Upstream;
 use cohort_kernels::attention::{self, BackwardSpan};
 use cohort_kernels::linear::{self, Output, RowPacked};
@@ -37,7 +38,7 @@ impl Gradients<'_> {
 pub(super) fn backward(
     model: Model<'_>,
     pending: &mut Pending,
-    kept: &mut Kept,
+    (kept, record): (&mut Kept, Option<&Record>),
     work: &mut Workspace,
     space: &mut BackwardSpace,
     upstream: Upstream<'_>,
@@ -48,8 +49,10 @@ pub(super) fn backward(
     space.reserve(model, rows);
     ends(model, pending, work, &mut space.dx[..rows * width], upstream, &mut gradients);
     for layer in (0..model.spec.layers).rev() {
-        if kept.recompute && layer + 1 < model.spec.layers {
-            repeat(model, layer, &pending.batch, kept, work);
+        match (record, &pending.recalled) {
+            (Some(record), Some(recalled)) => record.recall(model.cpu, layer, recalled, kept.block(model, layer, rows, true)),
+            _ if kept.one_block && layer + 1 < model.spec.layers => repeat(model, layer, &pending.batch, kept, work),
+            _ => {}
         }
         let mut block = Block { model, layer, rows, batch: &pending.batch, gradients: &mut gradients };
         let mut kept = kept.block(model, layer, rows, true);
@@ -71,7 +74,7 @@ pub(super) fn backward(
 fn repeat(model: Model<'_>, layer: usize, batch: &Batch, kept: &mut Kept, work: &mut Workspace) {
     let stream = work.stream(model, batch.rows());
     stream.copy_from_slice(kept.entry(layer, stream.len()));
-    let (x, pages, mut activations) = work.split(model, batch.rows(), Some((kept, layer)));
+    let (x, pages, mut activations) = work.split(model, batch.rows(), Keeping::Block(kept, layer));
     block::forward(model, layer, batch, &mut Memory::Layer(pages), x, &mut activations);
 }
 

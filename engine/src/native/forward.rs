@@ -2,12 +2,15 @@
 use super::block::{self, Batch, Memory, Model};
 use super::kv::KvStore;
 use super::norm::{self, Place};
-use super::workspace::{Kept, Workspace};
+use super::packing::Packed;
+use super::record::{self, Record};
+use super::workspace::{Keeping, Kept, Workspace};
 use crate::{EngineError, Extend, KvId, PackedSequence};
 use cohort_kernels::Buffer;
 use cohort_kernels::head::{self, Target};
 use cohort_kernels::linear::{self, Output, Projection};
 use cohort_kernels::logprob::RowStats;
+use std::collections::HashMap;
 
 /// Rows of a pass without gradients: long prompts are cut, which changes no bits (B1) and bounds memory.
 pub(super) const PASS_ROWS: usize = 1024;
@@ -23,12 +26,23 @@ pub(super) struct Pending {
     pub(super) stream: Buffer,
     pub(super) hidden: Buffer,
     pub(super) rstd: Vec<f32>,
+    /// Where sampling kept what the blocks computed of each row, if it was not computed for this pass.
+    pub(super) recalled: Option<Vec<usize>>,
 }
 
 /// Log-prob and entropy of each target.
 pub(super) struct Scores {
     pub(super) logp: Vec<f32>,
     pub(super) entropy: Vec<f32>,
+}
+
+impl Scores {
+    fn new(scored: &[(RowStats, f32)]) -> Self {
+        Self {
+            logp: scored.iter().map(|(_, logp)| *logp).collect(),
+            entropy: scored.iter().map(|(stats, _)| stats.entropy).collect(),
+        }
+    }
 }
 
 /// Runs sequences through the network. With `kept`, the blocks' activations stay there and the rest is returned. `keys` are
@@ -40,60 +54,79 @@ pub(super) fn score(
     mut kept: Option<&mut Kept>,
     keys: &[u64],
 ) -> (Scores, Pending) {
-    let (mut batch, mut keys) = (Batch::new(), keys.iter());
-    let (mut rows, mut targets) = (Vec::new(), Vec::new());
-    // Of a family that the caller cut, the first one left is computed whole, and later ones share what it shared.
-    let (mut family, mut common) = (0, 0);
-    for sequence in sequences {
-        let first = batch.rows();
-        let shared = if sequence.shared as usize <= common { sequence.shared as usize } else { 0 };
-        if shared == 0 {
-            family = first;
-            common = if sequence.shared == 0 { sequence.tokens.len() } else { sequence.shared as usize };
+    let Packed { batch, rows, targets, .. } = Packed::new(sequences, keys);
+    match &mut kept {
+        Some(kept) => {
+            work.reserve(model, batch.rows());
+            kept.reserve_all(model, batch.rows());
         }
-        for target in &sequence.targets {
-            let from = *target as usize - 1;
-            rows.push(if from < shared { family + from } else { first + from - shared });
-            targets.push(Target { token: sequence.tokens[*target as usize], temperature: sequence.temperature });
-        }
-        batch.push(&sequence.tokens[shared..], shared, (shared > 0).then_some(family));
-        if let Some(key) = keys.next() {
-            batch.key(*key);
-        }
-    }
-    work.reserve(model, batch.rows(), kept.is_some());
-    if let Some(kept) = &mut kept {
-        kept.reserve_all(model, batch.rows());
+        None => work.reserve_passing(model, batch.rows(), false),
     }
     block::embed(model, &batch, work.stream(model, batch.rows()));
     for layer in 0..model.spec.layers {
         if let Some(kept) = &mut kept {
             kept.enter(layer, work.stream(model, batch.rows()));
         }
-        let (x, pages, mut activations) = work.split(model, batch.rows(), kept.as_mut().map(|kept| (&mut **kept, layer)));
+        let keeping = kept.as_mut().map_or(Keeping::Nothing, |kept| Keeping::Block(kept, layer));
+        let (x, pages, mut activations) = work.split(model, batch.rows(), keeping);
         block::forward(model, layer, &batch, &mut Memory::Layer(pages), x, &mut activations);
     }
-    let (stream, hidden, rstd) = last_norm(model, &work.x, &rows);
-    let head = (model.head(), model.spec.vocab);
-    let scored = head::forward(model.cpu, &mut work.head, (&hidden, model.spec.hidden), head, &targets);
-    let scores = Scores {
-        logp: scored.iter().map(|(_, logp)| *logp).collect(),
-        entropy: scored.iter().map(|(stats, _)| stats.entropy).collect(),
-    };
+    let width = model.spec.hidden;
+    let Ends { stream, hidden, rstd } = Ends::new(model, rows.iter().map(|row| &work.x[row * width..][..width]));
+    let scored = head::forward(model.cpu, &mut work.head, (&hidden, width), (model.head(), model.spec.vocab), &targets);
+    let scores = Scores::new(&scored);
     let stats = scored.into_iter().map(|(stats, _)| stats).collect();
-    (scores, Pending { batch, rows, targets, stats, stream, hidden, rstd })
+    (scores, Pending { batch, rows, targets, stats, stream, hidden, rstd, recalled: None })
+}
+
+/// What a pass of training needs, from what sampling kept of its rows; `None` where it kept not all of them.
+pub(super) fn recall(
+    model: Model<'_>,
+    work: &mut Workspace,
+    record: &Record,
+    sequences: &[PackedSequence],
+) -> Option<(Scores, Pending)> {
+    let needed = |sequence: &PackedSequence| sequence.targets.last().map_or(0, |last| *last as usize);
+    let Packed { batch, parts, rows, targets } = Packed::new(sequences, &[]);
+    let ends: HashMap<usize, usize> = parts.iter().map(|part| (part.sequence, part.end)).collect();
+    let find = |(index, sequence): (usize, &PackedSequence)| {
+        let end = ends.get(&index).map_or(needed(sequence), |end| needed(sequence).max(*end));
+        record.find(&sequence.tokens[..end])
+    };
+    let found: Vec<&[usize]> = sequences.iter().enumerate().map(find).collect::<Option<_>>()?;
+    let recalled: Vec<usize> = parts.iter().flat_map(|part| found[part.sequence][part.start..part.end].iter().copied()).collect();
+    // Each target's own row knows what was drawn after it; the family's has the same stream.
+    let own = sequences.iter().zip(&found).flat_map(|(s, rows)| s.targets.iter().map(|target| rows[*target as usize - 1]));
+    let own: Vec<usize> = own.collect();
+    let Ends { stream, hidden, rstd } = Ends::new(model, own.iter().map(|row| record.stream(*row)));
+    let drawn = |(row, target): (&usize, &Target)| {
+        let scored = record.drawn(*row)?;
+        let same = scored.token == target.token && scored.stats.temperature.to_bits() == target.temperature.to_bits();
+        same.then_some((scored.stats, scored.logp))
+    };
+    let scored = own.iter().zip(&targets).map(drawn).collect::<Option<Vec<_>>>().unwrap_or_else(|| {
+        head::forward(model.cpu, &mut work.head, (&hidden, model.spec.hidden), (model.head(), model.spec.vocab), &targets)
+    });
+    let scores = Scores::new(&scored);
+    let stats = scored.into_iter().map(|(stats, _)| stats).collect();
+    Some((scores, Pending { batch, rows, targets, stats, stream, hidden, rstd, recalled: Some(recalled) }))
 }
 
 /// Chosen rows of the residual stream, the same after the last norm, and its scales.
-fn last_norm(model: Model<'_>, x: &[f32], rows: &[usize]) -> (Buffer, Buffer, Vec<f32>) {
-    let width = model.spec.hidden;
-    let mut stream = Buffer::zeroed(rows.len() * width);
-    for (target, row) in stream.chunks_exact_mut(width).zip(rows) {
-        target.copy_from_slice(&x[row * width..][..width]);
+struct Ends {
+    stream: Buffer,
+    hidden: Buffer,
+    rstd: Vec<f32>,
+}
+
+impl Ends {
+    fn new<'a>(model: Model<'_>, rows: impl ExactSizeIterator<Item = &'a [f32]>) -> Self {
+        let (count, width) = (rows.len(), model.spec.hidden);
+        let (mut stream, mut hidden, mut rstd) = (Buffer::zeroed(count * width), Buffer::zeroed(count * width), vec![0.0; count]);
+        stream.chunks_exact_mut(width).zip(rows).for_each(|(target, row)| target.copy_from_slice(row));
+        norm::forward(model, Place::Final, &stream, &mut hidden, &mut rstd);
+        Self { stream, hidden, rstd }
     }
-    let (mut hidden, mut rstd) = (Buffer::zeroed(rows.len() * width), vec![0.0; rows.len()]);
-    norm::forward(model, Place::Final, &stream, &mut hidden, &mut rstd);
-    (stream, hidden, rstd)
 }
 
 /// Part of the work of an `extend`: what goes through the network together.
@@ -133,21 +166,31 @@ pub(super) fn extend(
     model: Model<'_>,
     space: &mut Workspace,
     kv: &mut KvStore,
+    mut record: Option<&mut Record>,
     work: &[Extend<'_>],
     logits: &mut [f32],
 ) -> Result<(), EngineError> {
     let mut rest = &mut *logits;
     for pass in passes(kv, work) {
         let rows = pass.batch.rows();
-        space.reserve(model, rows, false);
+        let mut recorded = record.as_deref_mut().map(|record| recorded(record, &pass)).unwrap_or_default();
+        space.reserve_passing(model, rows, !recorded.is_empty());
         block::embed(model, &pass.batch, space.stream(model, rows));
         let mut pages: Vec<_> = pass.memories.iter().map(|id| kv.take(*id)).collect();
         for layer in 0..model.spec.layers {
-            let (x, _, mut activations) = space.split(model, rows, None);
+            let keeping = if recorded.is_empty() { Keeping::Nothing } else { Keeping::ForNow };
+            let (x, _, mut activations) = space.split(model, rows, keeping);
             block::forward(model, layer, &pass.batch, &mut Memory::Pages(&mut pages), x, &mut activations);
+            if !recorded.is_empty() {
+                record::keep(model.cpu, layer, &mut recorded, space.computed(model, rows));
+            }
+        }
+        if !recorded.is_empty() {
+            record::keep_stream(&mut recorded, space.stream(model, rows));
         }
         pass.memories.iter().zip(pages).for_each(|(id, pages)| kv.put_back(*id, pages));
-        let (_, hidden, _) = last_norm(model, &space.x, &pass.last);
+        let width = model.spec.hidden;
+        let Ends { hidden, .. } = Ends::new(model, pass.last.iter().map(|row| &space.x[row * width..][..width]));
         let (y, others) = rest.split_at_mut(pass.last.len() * model.spec.vocab);
         rest = others;
         let head = Projection { weight: model.head(), out: model.spec.vocab, y };
@@ -161,6 +204,19 @@ pub(super) fn extend(
     }
     work.iter().for_each(|item| kv.commit(item.kv, item.tokens.len()));
     Ok(())
+}
+
+/// The rows of a pass that are kept, by row; empty where none is.
+fn recorded<'a>(record: &'a mut Record, pass: &Pass) -> Vec<Option<&'a mut [f32]>> {
+    let Batch { tokens, runs, .. } = &pass.batch;
+    let mut rows = Vec::with_capacity(tokens.len());
+    for (kv, run) in pass.memories.iter().zip(runs) {
+        match record.append(*kv, run.start, &tokens[run.row..][..run.rows]) {
+            Some(own) => rows.extend(own.into_iter().map(Some)),
+            None => rows.resize(rows.len() + run.rows, None),
+        }
+    }
+    if rows.iter().all(Option::is_none) { Vec::new() } else { record.rows_mut(&rows) }
 }
 
 /// Whether no value is NaN or infinite.

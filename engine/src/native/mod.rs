@@ -11,8 +11,8 @@
 //!   its own, and what was sampled is marked as inexact ([`Backend::is_exact`]). Only an engine that keeps nothing else scores with
 //!   them too.
 //!
-//! Files: `layout` where tensors lie; `weights` parameters in either format; `quantized` their int8 copies; `kv` pages; `block` one block forward; `norm` the residual stream's norms; `forward`
-//! passes; `workspace` buffers; `backward` the way back; `optimizer` gradients, moments, update; `lora` adapters beside frozen parameters.
+//! Files: `layout` where tensors lie; `weights` parameters in either format; `quantized` their int8 copies; `kv` pages; `block` one block forward; `norm` the residual stream's norms; `packing` rows of a training pass; `forward`
+//! passes; `record` what sampling keeps for training; `workspace` buffers; `backward` the way back; `optimizer` gradients, moments, update; `lora` adapters beside frozen parameters.
 mod backward;
 mod block;
 mod forward;
@@ -21,14 +21,16 @@ mod layout;
 mod lora;
 mod norm;
 mod optimizer;
+mod packing;
 mod quantized;
+mod record;
 #[cfg(test)]
 mod tests;
 mod weights;
 mod workspace;
 
 use crate::parts::{self, Visit};
-use crate::{AdamW, Backend, EngineError, Extend, Forward, KvId, PackedBatch, PackedSequence, Upstream, input};
+use crate::{AdamW, Backend, EngineError, Extend, Forward, KvId, PackedBatch, PackedSequence, Scored, Upstream, input};
 use backward::Gradients;
 use block::Model;
 use cohort_kernels::rope::RopeTable;
@@ -41,6 +43,7 @@ use kv::KvStore;
 use layout::Layout;
 use lora::Adapters;
 use optimizer::Training;
+use record::Record;
 use std::ops::ControlFlow;
 use weights::{Kind, Weights};
 use workspace::{BackwardSpace, Kept, Workspace};
@@ -55,6 +58,9 @@ pub struct NativeEngine {
     kv: KvStore,
     workspace: Workspace,
     kept: Kept,
+    /// What sampling computed, where a learner is going to want it, and the block of it at hand.
+    record: Option<Record>,
+    recalled: Kept,
     backward: BackwardSpace,
     pending: Option<Pending>,
     training: Training,
@@ -62,6 +68,21 @@ pub struct NativeEngine {
     adapters: Option<Adapters>,
     /// Keys of the next training pass's draws.
     keys: Vec<u64>,
+}
+
+/// The parts of the engine that a pass reads; a macro since the other fields stay free to change meanwhile.
+macro_rules! model {
+    ($engine:expr, $quantized:expr) => {
+        Model {
+            cpu: &$engine.cpu,
+            spec: &$engine.spec,
+            layout: &$engine.layout,
+            weights: &$engine.weights,
+            quantized: $quantized,
+            rope: &$engine.rope,
+            adapters: $engine.adapters.as_ref(),
+        }
+    };
 }
 
 /// Priority of the compute threads below the control threads.
@@ -93,6 +114,8 @@ impl NativeEngine {
             spec,
             workspace: Workspace::default(),
             kept: Kept::default(),
+            record: None,
+            recalled: Kept::default(),
             backward: BackwardSpace::default(),
             pending: None,
             training: Training::default(),
@@ -142,7 +165,7 @@ impl NativeEngine {
     /// Replaces what is trained.
     fn take(&mut self, set: &WeightSet, digest: Option<u64>) -> Result<(), EngineError> {
         self.trained_layout().check(set)?;
-        self.pending = None;
+        self.forget_passes();
         let (cpu, layout) = (&self.cpu, &self.layout);
         let Some(adapters) = &mut self.adapters else {
             self.weights.import(cpu, layout, set, digest);
@@ -175,8 +198,39 @@ impl NativeEngine {
     /// memory and another forward pass, the same bits.
     #[must_use]
     pub fn recomputing(mut self, recompute: bool) -> Self {
-        self.kept.recompute = recompute;
+        self.kept.one_block = recompute;
         self
+    }
+
+    /// The same engine that keeps what sampling computes, as far as so many bytes go: a training pass whose rows are all there
+    /// does not compute its forward pass, and has the same bits. Nothing where sampling is in int8, or the bytes are 0.
+    #[must_use]
+    pub fn recording(mut self, budget_bytes: usize) -> Self {
+        let model = model!(self, None);
+        let mut row = Kept::default();
+        row.reserve(model, 1, 1, true);
+        let block = row.block(model, 0, 1, true).parts().map(|part| part.len()).iter().sum();
+        let wanted = budget_bytes > 0 && self.is_exact();
+        self.record = wanted.then(|| Record::new(self.spec.layers, block, self.spec.hidden, budget_bytes));
+        self.recalled.one_block = true;
+        self
+    }
+
+    /// A training pass from what sampling kept, where it kept all of it and the pass draws nothing.
+    fn recall(&mut self, batch: &PackedBatch) -> Option<Forward> {
+        let record = self.record.as_ref().filter(|record| self.keys.is_empty() && !record.is_empty())?;
+        let (scores, pending) = forward::recall(model!(self, None), &mut self.workspace, record, &batch.sequences)?;
+        let recalled = pending.batch.rows();
+        self.pending = Some(pending);
+        Some(Forward { logp: scores.logp, entropy: scores.entropy, recalled })
+    }
+
+    /// The weights change: nothing that was computed with them counts any more.
+    fn forget_passes(&mut self) {
+        self.pending = None;
+        if let Some(record) = &mut self.record {
+            record.clear();
+        }
     }
 
     /// Flips one bit of one weight: a test hook, by which the exactness check is shown to notice the smallest difference.
@@ -199,7 +253,7 @@ impl NativeEngine {
                 Ok(())
             })?,
         }
-        self.pending = None;
+        self.forget_passes();
         Ok(())
     }
 
@@ -226,21 +280,6 @@ fn check_spec(spec: &DecoderSpec) -> Result<(), EngineError> {
     Err(EngineError::Input(format!(
         "no decoder has these numbers: {spec:?}; sizes must be positive, head_dim even where it turns, kv_heads a divisor of heads"
     )))
-}
-
-/// The parts of the engine that a pass reads; a macro since the other fields stay free to change meanwhile.
-macro_rules! model {
-    ($engine:expr, $quantized:expr) => {
-        Model {
-            cpu: &$engine.cpu,
-            spec: &$engine.spec,
-            layout: &$engine.layout,
-            weights: &$engine.weights,
-            quantized: $quantized,
-            rope: &$engine.rope,
-            adapters: $engine.adapters.as_ref(),
-        }
-    };
 }
 
 impl Backend for NativeEngine {
@@ -299,7 +338,11 @@ impl Backend for NativeEngine {
     }
 
     fn kv_fork(&mut self, from: KvId, len: usize) -> Result<KvId, EngineError> {
-        self.kv.fork(from, len)
+        let to = self.kv.fork(from, len)?;
+        if let Some(record) = &mut self.record {
+            record.fork(from, to, len);
+        }
+        Ok(to)
     }
 
     fn kv_len(&self, kv: KvId) -> usize {
@@ -308,10 +351,16 @@ impl Backend for NativeEngine {
 
     fn kv_truncate(&mut self, kv: KvId, len: usize) {
         self.kv.truncate(kv, len);
+        if let Some(record) = &mut self.record {
+            record.truncate(kv, len);
+        }
     }
 
     fn kv_close(&mut self, kv: KvId) {
         self.kv.close(kv);
+        if let Some(record) = &mut self.record {
+            record.end(kv);
+        }
     }
 
     fn extend(&mut self, work: &[Extend<'_>], logits: &mut [f32]) -> Result<(), EngineError> {
@@ -320,8 +369,28 @@ impl Backend for NativeEngine {
         self.kv.reserve(&growth)?;
         let longest = growth.iter().map(|(kv, tokens)| self.kv.len(*kv) + tokens).max();
         self.reserve_positions(longest.unwrap_or(0));
+        if self.record.as_ref().is_some_and(Record::is_empty) {
+            // The next training pass will not need it, or takes it anew.
+            self.kept.release();
+        }
         let model = model!(self, self.weights.for_sampling());
-        forward::extend(model, &mut self.workspace, &mut self.kv, work, logits)
+        let done = forward::extend(model, &mut self.workspace, &mut self.kv, self.record.as_mut(), work, logits);
+        if let (Err(_), Some(record)) = (&done, &mut self.record) {
+            work.iter().for_each(|item| record.truncate(item.kv, self.kv.len(item.kv)));
+        }
+        done
+    }
+
+    fn note_scored(&mut self, scored: &[(KvId, Scored)]) {
+        if let Some(record) = &mut self.record {
+            scored.iter().for_each(|(kv, scored)| record.note(*kv, *scored));
+        }
+    }
+
+    fn forget_sampling(&mut self) {
+        if let Some(record) = &mut self.record {
+            record.release();
+        }
     }
 
     fn draws(&self) -> bool {
@@ -344,6 +413,9 @@ impl Backend for NativeEngine {
             self.weights.arena()?;
         }
         self.reserve_positions(batch.sequences.iter().map(|s| s.tokens.len()).max().unwrap_or(0));
+        if train && let Some(forward) = self.recall(batch) {
+            return Ok(forward);
+        }
         let mut result = Forward::default();
         let mut rest = &batch.sequences[..];
         while !rest.is_empty() {
@@ -385,8 +457,16 @@ impl Backend for NativeEngine {
         }
         let layout = self.adapters.as_ref().map_or(&self.layout, |adapters| &adapters.layout);
         let gradients = Gradients { arena: self.training.gradients_mut(layout), adapters: self.adapters.as_ref() };
-        let (kept, work, space) = (&mut self.kept, &mut self.workspace, &mut self.backward);
-        backward::backward(model!(self, None), pending, kept, work, space, upstream, gradients);
+        let (model, work, space) = (model!(self, None), &mut self.workspace, &mut self.backward);
+        let kept = match &pending.recalled {
+            Some(rows) => {
+                self.recalled.reserve(model, 1, rows.len(), true);
+                work.reserve(model, rows.len());
+                &mut self.recalled
+            }
+            None => &mut self.kept,
+        };
+        backward::backward(model, pending, (kept, self.record.as_ref()), work, space, upstream, gradients);
         self.pending = None;
         Ok(())
     }
@@ -408,7 +488,7 @@ impl Backend for NativeEngine {
                 adapters.merge(cpu, layout, &mut self.weights)?;
             }
         }
-        self.pending = None;
+        self.forget_passes();
         Ok(())
     }
 

@@ -22,11 +22,11 @@ pub(super) struct Workspace {
 }
 
 /// Activations that a block's backward pass reads. `[blocks][rows, width]` each: of every block, or of one at a time where
-/// they are computed again on the way back.
+/// they are computed again, or fetched from what sampling kept, on the way back.
 #[derive(Debug, Default)]
 pub(super) struct Kept {
     /// Keep what goes into each block, and of the rest only the block at hand.
-    pub(super) recompute: bool,
+    pub(super) one_block: bool,
     /// What went into each block, where they are computed again. `[layers][rows, hidden]`
     entries: Buffer,
     /// Residual stream before attention and before the MLP.
@@ -62,6 +62,30 @@ pub(super) struct KeptBlock<'a> {
     pub(super) up: &'a mut [f32],
 }
 
+impl KeptBlock<'_> {
+    /// All of it, `[rows, width]` each, some of no width; the order is that of rows kept elsewhere
+    /// ([`Record`](super::record::Record)).
+    pub(super) fn parts(&mut self) -> [&mut [f32]; 14] {
+        let Raw { q, k, q_rstd, k_rstd } = &mut self.raw;
+        [
+            self.input,
+            self.middle,
+            self.input_rstd,
+            self.mlp_rstd,
+            q,
+            k,
+            q_rstd,
+            k_rstd,
+            self.q,
+            self.k,
+            self.v,
+            self.attended,
+            self.gate,
+            self.up,
+        ]
+    }
+}
+
 fn part(buffer: &mut Buffer, block: usize, len: usize) -> &mut [f32] {
     &mut buffer[block * len..][..len]
 }
@@ -83,15 +107,20 @@ impl Kept {
     /// Room for a pass of `rows` rows that is going to be reversed.
     pub(super) fn reserve_all(&mut self, model: Model<'_>, rows: usize) {
         let layers = model.spec.layers;
-        if self.recompute {
+        if self.one_block {
             self.entries.reserve(layers * rows * model.spec.hidden);
         }
-        self.reserve(model, if self.recompute { 1 } else { layers }, rows, true);
+        self.reserve(model, if self.one_block { 1 } else { layers }, rows, true);
+    }
+
+    /// Gives the memory back.
+    pub(super) fn release(&mut self) {
+        *self = Self { one_block: self.one_block, ..Self::default() };
     }
 
     /// What goes into a block, kept if it will be wanted again.
     pub(super) fn enter(&mut self, layer: usize, x: &[f32]) {
-        if self.recompute {
+        if self.one_block {
             part(&mut self.entries, layer, x.len()).copy_from_slice(x);
         }
     }
@@ -101,8 +130,8 @@ impl Kept {
         part(&mut self.entries, layer, len)
     }
 
-    /// Room for `blocks` blocks of `rows` rows; without residuals for passes that are never reversed.
-    fn reserve(&mut self, model: Model<'_>, blocks: usize, rows: usize, residuals: bool) {
+    /// Room for `blocks` blocks of `rows` rows; without residuals for passes that are neither reversed nor recorded.
+    pub(super) fn reserve(&mut self, model: Model<'_>, blocks: usize, rows: usize, residuals: bool) {
         let (spec, (wide, narrow), total) = (model.spec, model.widths(), blocks * rows);
         if residuals {
             self.input.reserve(total * spec.hidden);
@@ -128,7 +157,7 @@ impl Kept {
         let (spec, (wide, narrow)) = (model.spec, model.widths());
         let stream = if residuals { rows * spec.hidden } else { 0 };
         let raw = raw_rows(model, rows);
-        let block = if self.recompute { 0 } else { block };
+        let block = if self.one_block { 0 } else { block };
         KeptBlock {
             input: part(&mut self.input, block, stream),
             middle: part(&mut self.middle, block, stream),
@@ -150,15 +179,33 @@ impl Kept {
     }
 }
 
+/// What becomes of a block's activations.
+pub(super) enum Keeping<'a> {
+    /// Nothing reads them again.
+    Nothing,
+    /// They are read before the next block ([`Workspace::computed`]).
+    ForNow,
+    /// They stay, as this block of these.
+    Block(&'a mut Kept, usize),
+}
+
 impl Workspace {
-    /// Room for a pass of `rows` rows; `train` keeps the blocks' activations elsewhere.
-    pub(super) fn reserve(&mut self, model: Model<'_>, rows: usize, train: bool) {
+    /// Room for a pass of `rows` rows whose blocks' activations are kept elsewhere.
+    pub(super) fn reserve(&mut self, model: Model<'_>, rows: usize) {
         self.x.reserve(rows * model.spec.hidden);
         self.norm.reserve(rows * model.spec.hidden);
         self.product.reserve(rows * model.spec.intermediate);
-        if !train {
-            self.block.reserve(model, 1, rows, false);
-        }
+    }
+
+    /// Room for a pass that keeps no activations; one that is recorded has the residuals of the block at hand.
+    pub(super) fn reserve_passing(&mut self, model: Model<'_>, rows: usize, recorded: bool) {
+        self.reserve(model, rows);
+        self.block.reserve(model, 1, rows, recorded);
+    }
+
+    /// The block that a recorded pass has just computed.
+    pub(super) fn computed(&mut self, model: Model<'_>, rows: usize) -> KeptBlock<'_> {
+        self.block.block(model, 0, rows, true)
     }
 
     /// The residual stream of a pass.
@@ -166,17 +213,17 @@ impl Workspace {
         &mut self.x[..rows * model.spec.hidden]
     }
 
-    /// The residual stream, the layer's pages and a block's activations; kept ones go to block `layer` of `kept`.
+    /// The residual stream, the layer's pages and a block's activations.
     pub(super) fn split<'a>(
         &'a mut self,
         model: Model<'_>,
         rows: usize,
-        kept: Option<(&'a mut Kept, usize)>,
+        keeping: Keeping<'a>,
     ) -> (&'a mut [f32], &'a mut Buffer, Activations<'a>) {
-        let residuals = kept.is_some();
-        let block = match kept {
-            Some((kept, layer)) => kept.block(model, layer, rows, true),
-            None => self.block.block(model, 0, rows, false),
+        let residuals = !matches!(keeping, Keeping::Nothing);
+        let block = match keeping {
+            Keeping::Block(kept, layer) => kept.block(model, layer, rows, true),
+            Keeping::Nothing | Keeping::ForNow => self.block.block(model, 0, rows, residuals),
         };
         let activations = Activations {
             norm: &mut self.norm[..rows * model.spec.hidden],

@@ -95,6 +95,7 @@ fn micro_batch(
     }
     let forward = engine.forward(&part.batch, true).map_err(engine_error("forward"))?;
     check_forward(part, &forward)?;
+    metrics.sum("perf/recalled_tokens", forward.recalled as f64);
     if objective.compare && !draws {
         compare(part, &forward, metrics);
     }

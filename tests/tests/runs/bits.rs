@@ -2,7 +2,7 @@
 //! process or in many, killed at any named point or not, resumed or not. After each run the accounts balance.
 use super::bench;
 use anyhow::{Result, ensure};
-use cohort_tests::launch::{GROUPS, PATIENCE, finish, processes_of, start, until};
+use cohort_tests::launch::{GROUPS, PATIENCE, finish, metric, processes_of, start, until};
 use rusqlite::Connection;
 use std::path::Path;
 use std::time::Duration;
@@ -41,6 +41,26 @@ fn workers_threads_and_processes_do_not_change_a_bit() -> Result<()> {
     let hashed = bench.command("hash").arg(bench.run_dir("one").join("checkpoints/step-30")).arg("--json").output()?;
     let hashed: serde_json::Value = serde_json::from_slice(&hashed.stdout)?;
     assert_eq!(hashed["weights"], reference.as_str(), "`hash` and `launch` name the same weights");
+    Ok(())
+}
+
+#[test]
+fn what_sampling_computed_is_not_computed_again_and_does_not_change_a_bit() -> Result<()> {
+    let (_folder, bench) = bench()?;
+    let run = |name: &str, settings: [&str; 2]| -> Result<(String, Vec<f64>)> {
+        let options = ["--steps", "12", "--workers", "rollout=2", "--set", settings[0], "--set", settings[1]];
+        let weights = finish(&mut bench.launch(name, &options))?.weights()?;
+        Ok((weights, metric(&bench.run_dir(name), "perf/recalled_tokens")?))
+    };
+    let (reference, recalled) = run("computed", ["training.reuse_sampling_mb=0", "training.recheck_interval=5"])?;
+    assert_eq!(recalled, [0.0; 12]);
+    let (weights, recalled) = run("recalled", ["training.reuse_sampling_mb=64", "training.recheck_interval=5"])?;
+    assert_eq!(weights, reference);
+    let computed: Vec<usize> = (1..=12).zip(&recalled).filter(|(_, tokens)| **tokens == 0.0).map(|(step, _)| step).collect();
+    assert_eq!(computed, [5, 10], "no other step than those to be rechecked: {recalled:?}");
+    let (weights, recalled) = run("part", ["training.reuse_sampling_mb=1", "training.micro_batch_tokens=100"])?;
+    let (reference, _) = run("parts", ["training.reuse_sampling_mb=0", "training.micro_batch_tokens=100"])?;
+    assert_eq!(weights, reference, "with {recalled:?} tokens recalled");
     Ok(())
 }
 

@@ -23,33 +23,35 @@ const NEW: u32 = 64;
 
 /// Seconds of sampling plus learning, in one process with one engine.
 pub(crate) async fn step(subject: &Subject) -> Result<Value> {
-    let engine = subject.engine()?;
     let config = TrainingConfig { group_size: SAMPLES as u16, groups_per_step: PROMPTS as u32, ..TrainingConfig::default() };
+    let engine = subject.recording_engine(config.reuse_sampling_mb as usize)?;
     let training = Arc::new(Training::try_from(&config)?);
     let prompts: Vec<Vec<u32>> =
         subject.prompts(PROMPTS, PROMPT).into_iter().flat_map(|p| std::iter::repeat_n(p, SAMPLES)).collect();
-    let (mut whole, mut sampling) = (Vec::new(), Vec::new());
+    let (mut whole, mut sampling, mut recalled) = (Vec::new(), Vec::new(), 0.0);
     for run in 0..=subject.runs as u64 {
         let start = Instant::now();
         let done = generate(&engine, &prompts, NEW).await?;
         let sampled = since(start);
-        learn(&engine, &training, request(run, &prompts, &done)?).await?;
+        recalled = learn(&engine, &training, request(run, &prompts, &done)?).await?;
         if run > 0 {
             whole.push(since(start));
             sampling.push(sampled);
         }
     }
-    Ok(json!({ "step_s": median(whole), "sampling_s": median(sampling), "peak_mib": peak_mib() }))
+    let (step, sampling) = (median(whole), median(sampling));
+    Ok(json!({ "step_s": step, "sampling_s": sampling, "recalled_tokens": recalled, "peak_mib": peak_mib() }))
 }
 
-async fn learn(engine: &EngineHandle, training: &Arc<Training>, request: StepRequest) -> Result<()> {
+/// Tokens whose forward pass sampling had computed already.
+async fn learn(engine: &EngineHandle, training: &Arc<Training>, request: StepRequest) -> Result<f64> {
     let training = training.clone();
     let version = request.intent.step.0;
     let stepped = engine
         .advance(version, move |backend| cohort_learner::step::run(backend, &training, &request, None, &mut |_, _| ()))
         .await?;
-    stepped.map_err(|failure| anyhow::anyhow!("{}", failure.error))?;
-    Ok(())
+    let (metrics, _) = stepped.map_err(|failure| anyhow::anyhow!("{}", failure.error))?;
+    Ok(metrics.iter().find(|(name, _)| name == "perf/recalled_tokens").map_or(0.0, |(_, tokens)| *tokens))
 }
 
 fn request(run: u64, prompts: &[Vec<u32>], done: &[Completion]) -> Result<StepRequest> {

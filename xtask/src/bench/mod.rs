@@ -72,11 +72,19 @@ pub(crate) struct Subject {
 impl Subject {
     /// An engine of its own with the model's weights.
     pub(crate) fn engine(&self) -> Result<EngineHandle> {
+        self.recording_engine(0)
+    }
+
+    /// One that keeps what sampling computes, as far as so many megabytes go, as a run's does where it learns and samples.
+    pub(crate) fn recording_engine(&self, megabytes: usize) -> Result<EngineHandle> {
         let (spec, threads, weights) = (self.spec.clone(), self.threads, self.files.weights()?);
         let (dtype, device, quantization) = (self.dtype, self.device, self.quantization);
         let make = move || {
             let mut engine: Box<dyn Backend> = match device {
-                DeviceKind::Cpu => Box::new(NativeEngine::new(spec, threads, 2 << 30)?.of(dtype).sampling(quantization)),
+                DeviceKind::Cpu => {
+                    let engine = NativeEngine::new(spec, threads, 2 << 30)?.of(dtype).sampling(quantization);
+                    Box::new(engine.recording(megabytes << 20))
+                }
                 DeviceKind::Cuda => Box::new(CandleEngine::new(spec, device, 2 << 30)?),
             };
             engine.import(&weights)?;

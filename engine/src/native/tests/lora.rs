@@ -5,13 +5,13 @@ use super::*;
 use cohort_model::lora::Target;
 use cohort_model::{Lora, LoraConfig};
 
-fn lora(spec: &DecoderSpec, modules: &[&str]) -> Lora {
+pub(super) fn lora(spec: &DecoderSpec, modules: &[&str]) -> Lora {
     let target_modules = modules.iter().map(|name| (*name).to_owned()).collect();
     Lora::of(&LoraConfig { rank: 3, alpha: 6.0, target_modules, ..LoraConfig::default() }, spec, "test").unwrap()
 }
 
 /// Adapters as training leaves them: B is not zero.
-fn values(spec: &DecoderSpec, lora: &Lora) -> WeightSet {
+pub(super) fn values(spec: &DecoderSpec, lora: &Lora) -> WeightSet {
     let mut next = noise(99);
     let mut set = lora.initial(spec, 4);
     for tensor in set.0.values_mut() {
