@@ -16,7 +16,7 @@ parser.add_argument("--rounds", type=int, default=5)
 parser.add_argument("--runs", type=int, default=5)
 parser.add_argument("--threads", type=int, default=2)
 parser.add_argument("--dtype", default="f32", choices=["f32", "bf16"])
-parser.add_argument("--works", default="decode:1,decode:8,decode:16,decode:32,train,grpo")
+parser.add_argument("--works", default="decode:1,decode:8,decode:16,decode:32,prefill,train,grpo")
 args = parser.parse_args()
 
 
@@ -46,22 +46,24 @@ def peer(work, batch):
 rows, ceilings = [], []
 for name in args.works.split(","):
     work, _, batch = name.partition(":")
-    unit = "step_s" if work == "grpo" else "tokens_per_s"
-    row = {"work": name, "unit": unit, "ours": [], "peer": [], "ratio": [], "ours_mib": None, "peer_mib": None}
+    units = ["step_s", "start_to_first_step_s"] if work == "grpo" else ["tokens_per_s"]
+    own = [{"work": name, "unit": unit, "ours": [], "peer": [], "ratio": [], "ours_mib": None, "peer_mib": None} for unit in units]
     for _ in range(args.rounds):
         (mine, ceiling), theirs = ours(work, batch), peer(work, batch)
-        row["ours"].append(mine[unit])
-        row["peer"].append(theirs[unit])
-        row["ratio"].append(theirs[unit] / mine[unit] if work == "grpo" else mine[unit] / theirs[unit])
-        row["ours_mib"], row["peer_mib"] = mine.get("peak_mib"), theirs.get("peak_mib")
         ceilings.append(ceiling)
-        print(f"{name}: ours {row['ours'][-1]:.4g}, peer {row['peer'][-1]:.4g} {unit}", file=sys.stderr, flush=True)
-    rows.append(row)
+        for row in own:
+            a, b = mine[row["unit"]], theirs[row["unit"]]
+            row["ours"].append(a)
+            row["peer"].append(b)
+            row["ratio"].append(b / a if work == "grpo" else a / b)
+            row["ours_mib"], row["peer_mib"] = mine.get("peak_mib"), theirs.get("peak_mib")
+            print(f"{name}: ours {a:.4g}, peer {b:.4g} {row['unit']}", file=sys.stderr, flush=True)
+    rows += own
 
 print("| work | ours | peer | ratio, median (least to most) | peak memory, ours | peer |")
 print("|---|---|---|---|---|---|")
 for row in rows:
-    unit = {"step_s": "s", "tokens_per_s": "tokens/s"}[row["unit"]]
+    unit = {"step_s": "s", "start_to_first_step_s": "s to the first step's end", "tokens_per_s": "tokens/s"}[row["unit"]]
     ratio = f"{statistics.median(row['ratio']):.2f} ({min(row['ratio']):.2f} to {max(row['ratio']):.2f})"
     memory = [f"{m:.0f} MiB" if m else "-" for m in (row["ours_mib"], row["peer_mib"])]
     print(f"| {row['work']} | {statistics.median(row['ours']):.4g} {unit} | {statistics.median(row['peer']):.4g} {unit} "

@@ -79,12 +79,21 @@ pub(crate) async fn prefill(subject: &Subject) -> Result<Value> {
 
 /// All prompts side by side, greedy, no stop.
 pub(crate) async fn generate(engine: &EngineHandle, prompts: &[Vec<u32>], new: u32) -> Result<Vec<Completion>> {
+    draw(engine, prompts, |key| Decoding { greedy: true, ..Decoding::plain(1.0, new, key) }, 0).await
+}
+
+/// All prompts side by side, decoded as `how` says under the key of each.
+pub(crate) async fn draw(
+    engine: &EngineHandle,
+    prompts: &[Vec<u32>],
+    how: impl Fn(DrawKey) -> Decoding,
+    seed: u64,
+) -> Result<Vec<Completion>> {
     let mut tasks = Vec::new();
     for (sample, prompt) in prompts.iter().enumerate() {
         let mut session = engine.session();
         let prompt = prompt.clone();
-        let key = DrawKey { seed: 0, group: 0, sample: sample as u16 };
-        let decoding = Decoding { greedy: true, ..Decoding::plain(1.0, new, key) };
+        let decoding = how(DrawKey { seed, group: 0, sample: sample as u16 });
         tasks.push(tokio::spawn(async move { session.generate(&prompt, decoding).await }));
     }
     let mut done = Vec::new();

@@ -1,8 +1,8 @@
 //! One whole GRPO step: 2 prompts of 43 tokens x 8 completions of exactly 64 tokens, then the learner's step.
-use super::decode::generate;
-use super::{Subject, median, peak_mib, since};
+use super::decode::draw;
+use super::{Subject, age, median, peak_mib, since};
 use anyhow::Result;
-use cohort_engine::{Completion, EngineHandle};
+use cohort_engine::{Completion, Decoding, EngineHandle};
 use cohort_learner::advantage;
 use cohort_learner::aggregator::payload_digest;
 use cohort_learner::config::{AdvantageConfig, TrainingConfig};
@@ -29,18 +29,21 @@ pub(crate) async fn step(subject: &Subject) -> Result<Value> {
     let prompts: Vec<Vec<u32>> =
         subject.prompts(PROMPTS, PROMPT).into_iter().flat_map(|p| std::iter::repeat_n(p, SAMPLES)).collect();
     let (mut whole, mut sampling, mut recalled) = (Vec::new(), Vec::new(), 0.0);
+    let mut first = f64::NAN;
     for run in 0..=subject.runs as u64 {
         let start = Instant::now();
-        let done = generate(&engine, &prompts, NEW).await?;
+        let done = draw(&engine, &prompts, |key| Decoding::plain(1.0, NEW, key), run).await?;
         let sampled = since(start);
         recalled = learn(&engine, &training, request(run, &prompts, &done)?).await?;
-        if run > 0 {
+        if run == 0 {
+            first = age();
+        } else {
             whole.push(since(start));
             sampling.push(sampled);
         }
     }
     let (step, sampling) = (median(whole), median(sampling));
-    Ok(json!({ "step_s": step, "sampling_s": sampling, "recalled_tokens": recalled, "peak_mib": peak_mib() }))
+    Ok(json!({ "step_s": step, "sampling_s": sampling, "start_to_first_step_s": first, "recalled_tokens": recalled, "peak_mib": peak_mib() }))
 }
 
 /// Tokens whose forward pass sampling had computed already.

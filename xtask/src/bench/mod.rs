@@ -160,9 +160,6 @@ pub(crate) fn run(args: &BenchArgs) -> Result<()> {
     report.insert("dtype".into(), json!(args.dtype.name()));
     report.insert("quantization".into(), json!(args.quantization.name()));
     report.insert("device".into(), json!(args.device));
-    if device == DeviceKind::Cpu {
-        report.insert("ceilings".into(), ceilings::measure(args.threads));
-    }
     let mut add = |name: &str, value: Value| {
         eprintln!("{name}: {value}");
         report.insert(name.into(), value);
@@ -188,6 +185,9 @@ pub(crate) fn run(args: &BenchArgs) -> Result<()> {
     }
     if wanted("grpo") {
         add("grpo", runtime.block_on(grpo::step(&subject))?);
+    }
+    if device == DeviceKind::Cpu {
+        report.insert("ceilings".into(), ceilings::measure(args.threads));
     }
     if args.json {
         println!("{}", Value::Object(report));
@@ -225,6 +225,16 @@ pub(crate) fn median(mut seconds: Vec<f64>) -> f64 {
 /// Seconds since `start`.
 pub(crate) fn since(start: Instant) -> f64 {
     start.elapsed().as_secs_f64()
+}
+
+/// Seconds since this process was started.
+pub(crate) fn age() -> f64 {
+    let read = |path| std::fs::read_to_string(path).unwrap_or_default();
+    // Behind the name in parentheses the start is the 20th field, in ticks of 10 ms since the machine started.
+    let stat = read("/proc/self/stat");
+    let started = stat.rsplit(')').next().and_then(|rest| rest.split_whitespace().nth(19)?.parse::<f64>().ok());
+    let up = read("/proc/uptime").split_whitespace().next().and_then(|s| s.parse::<f64>().ok());
+    up.zip(started).map_or(f64::NAN, |(up, started)| up - started / 100.0)
 }
 
 /// Peak resident memory of this process so far, MiB.
