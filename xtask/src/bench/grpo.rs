@@ -43,7 +43,9 @@ pub(crate) async fn step(subject: &Subject) -> Result<Value> {
         }
     }
     let (step, sampling) = (median(whole), median(sampling));
-    Ok(json!({ "step_s": step, "sampling_s": sampling, "start_to_first_step_s": first, "recalled_tokens": recalled, "peak_mib": peak_mib() }))
+    Ok(
+        json!({ "step_s": step, "sampling_s": sampling, "start_to_first_step_s": first, "recalled_tokens": recalled, "peak_mib": peak_mib() }),
+    )
 }
 
 /// Tokens whose forward pass sampling had computed already.
