@@ -340,8 +340,14 @@ impl Head {
     fn write_status(&self, here: &[ProcessStatus]) -> Result<(), AgentError> {
         let elsewhere: Vec<Elsewhere> = self.hosts.elsewhere.borrow().clone();
         let paths = &self.options.paths;
-        children::write_status(paths, here, &elsewhere, |name| self.children.device(name))
-            .map_err(|error| AgentError::RunDirectory(LedgerError::io("write", &paths.agent(), error)))
+        match children::write_status(paths, here, &elsewhere, |name| self.children.device(name)) {
+            // A picture that stays behind; the coordinator says that the run waits for room, and for how long.
+            Err(error @ LedgerError::NoSpace { .. }) => {
+                tracing::warn!(target: "cohort::agent", %error, "processes_not_written");
+                Ok(())
+            }
+            written => written.map_err(AgentError::RunDirectory),
+        }
     }
 }
 
