@@ -314,8 +314,8 @@ impl Head {
     }
 
     /// New certificates for every place of this host; other hosts are told to ask for theirs.
-    async fn renew(&self) -> Result<Value, String> {
-        let ours = FIXED.iter().chain(&self.here).copied().chain([HEAD]);
+    async fn renew(&mut self) -> Result<Value, String> {
+        let ours: Vec<WorkerId> = FIXED.iter().chain(&self.here).copied().chain([HEAD]).collect();
         let here = self.rotation.renew(ours).map_err(|error| error.to_string())?;
         let hosts = self.hosts.sender().renew().await?;
         tracing::info!(target: "cohort::agent", here, hosts, "certificates_renewed");

@@ -2,9 +2,10 @@
 use super::{CliError, Exit, json_line};
 use crate::ledger::{LedgerError, RunPaths};
 use crate::progress::{FullDisk, RunPhase, RunStatus};
+use cohort_actors::wall;
 use std::io::Write;
 use std::path::{Path, PathBuf};
-use std::time::{Duration, SystemTime, UNIX_EPOCH};
+use std::time::{Duration, UNIX_EPOCH};
 
 /// Between two looks of `--watch`.
 const AGAIN: Duration = Duration::from_secs(1);
@@ -116,6 +117,6 @@ fn word<T: serde::Serialize>(state: &T) -> Result<String, CliError> {
 
 fn age(status: &RunStatus) -> String {
     let updated = UNIX_EPOCH + Duration::from_millis(status.updated_ms);
-    let seconds = SystemTime::now().duration_since(updated).unwrap_or_default().as_secs();
+    let seconds = wall::now().duration_since(updated).unwrap_or_default().as_secs();
     format!("{seconds} s")
 }

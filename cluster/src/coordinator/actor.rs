@@ -22,7 +22,7 @@ use crate::controller::{Command, ConnId, ControllerState, DeliveryId, Event, Fac
 use crate::ledger::{Accepted, Entry};
 use crate::progress::{EvaluationReport, Progress, RunPhase};
 use cohort_actors::crash::{INTENT_COMMITTED, crash_point};
-use cohort_actors::{Ack, Shutdown};
+use cohort_actors::{Ack, Shutdown, wall};
 use cohort_protocol::messages::handshake::Hello;
 use cohort_protocol::messages::learner::{
     CheckpointRequest, CoordinatorToLearner, LearnerToCoordinator, Load, LoadFrom, PublishRequest, StepRequest,
@@ -38,7 +38,7 @@ use cohort_protocol::{
 };
 use std::collections::HashMap;
 use std::sync::Arc;
-use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
+use std::time::{Duration, Instant};
 use tokio::sync::mpsc;
 use tokio::task::JoinSet;
 
@@ -341,7 +341,7 @@ impl Core {
         }
         self.last_status = Some(now);
         let own = (std::process::id(), self.args.incarnation);
-        let status = self.report.status(&self.state, self.full_disk(now), own, wall_ms());
+        let status = self.report.status(&self.state, self.full_disk(now), own, wall::unix_ms());
         self.told.news.emit(Progress::Actors(status.actors.clone()));
         self.told.exports.status(status);
     }
@@ -358,7 +358,7 @@ impl Core {
     }
 
     fn entry(&mut self, fact: Fact) -> Option<Entry> {
-        let (epoch, at_ms) = (self.state.epoch(), wall_ms());
+        let (epoch, at_ms) = (self.state.epoch(), wall::unix_ms());
         Some(match fact {
             Fact::Opened { group, cursor } => Entry::Opened { group, cursor, epoch },
             Fact::Leased { group, attempt, worker } => Entry::Leased { group, attempt, worker, epoch, at_ms },
@@ -400,10 +400,4 @@ async fn sleep_until(at: Option<tokio::time::Instant>) {
         Some(at) => tokio::time::sleep_until(at).await,
         None => std::future::pending().await,
     }
-}
-
-/// Milliseconds since the Unix epoch: for reports only.
-pub(super) fn wall_ms() -> u64 {
-    let since = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
-    u64::try_from(since.as_millis()).unwrap_or(u64::MAX)
 }

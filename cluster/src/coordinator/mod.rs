@@ -29,7 +29,7 @@ use crate::controller::{ConnId, ControllerState, Outcome, Plan, Standing, Work};
 use crate::ledger::place::write_atomically;
 use crate::ledger::{Ledger, LedgerError, RunLock, RunMeta, RunPaths};
 use crate::progress::{LaunchReport, Progress, ProgressSink};
-use cohort_actors::{AcceptTerms, Connection, Listener, Shutdown, accept_worker};
+use cohort_actors::{AcceptTerms, Connection, Listener, Shutdown, accept_worker, wall};
 use cohort_learner::advantage::Advantage;
 use cohort_protocol::{Role, SampledItem, SamplingParams, WorkerId};
 use std::sync::Arc;
@@ -152,7 +152,7 @@ async fn open_ledger(args: Arc<CoordinatorArgs>) -> Result<Opened, CoordinatorEr
         if meta.numerics != args.numerics {
             return Err(CoordinatorError::Numerics { begun: meta.numerics, now: args.numerics.clone() });
         }
-        let epoch = ledger.begin_epoch(actor::wall_ms())?;
+        let epoch = ledger.begin_epoch(wall::unix_ms())?;
         let past = ledger.past()?;
         Ok((lock, meta, past, epoch, ledger))
     });

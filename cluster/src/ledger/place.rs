@@ -210,7 +210,7 @@ mod tests {
             let text = serde_json::to_vec(&"x".repeat(length)).unwrap();
             write_with_spare(&path, &text).unwrap();
             let written = std::fs::read(&path).unwrap();
-            assert!(written.len() % PAGE == 0 && written.len() >= text.len() + SPARE, "{length}: {}", written.len());
+            assert!(written.len().is_multiple_of(PAGE) && written.len() >= text.len() + SPARE, "{length}: {}", written.len());
             assert_eq!(serde_json::from_slice::<String>(&written).unwrap().len(), length);
         }
     }
