@@ -10,7 +10,7 @@
 //! Files: `transport/` frames between processes; `link/` the typed session of a worker and its coordinator on top; `certs`
 //! the run's own certificate authority; `supervision/` restarts of actors and child processes; `breaker/` calls to things
 //! that may be down; `credits` bounds what ractor's unbounded mailboxes hold; `shutdown`, `parent` and `crash` how
-//! processes end: asked to, orphaned, or killed by a test; `backoff` how long to wait before the next try.
+//! processes end: asked to, orphaned, or killed by a test; `backoff` how long to wait before the next try; `wall` the time of day, for certificates, tokens and people.
 
 pub mod backoff;
 pub mod breaker;
@@ -22,6 +22,7 @@ pub mod parent;
 pub mod shutdown;
 pub mod supervision;
 pub mod transport;
+pub mod wall;
 
 pub use breaker::{Breaker, BreakerPolicy, CallError, RetryPolicy, retry};
 pub use credits::{BoundedRef, Credit, Credited, Credits};

@@ -19,6 +19,7 @@ type Peer = PeerLink<RolloutToCoordinator, CoordinatorToRollout>;
 const QUICK: LinkOptions = LinkOptions {
     backoff: BackoffPolicy { base: Duration::from_millis(1), max: Duration::from_millis(5), jitter: 0.5, first_at_once: false },
     handshake: Duration::from_secs(5),
+    insists: true,
     give_up: None,
 };
 

@@ -40,6 +40,8 @@ where
     // `Config::check` has refused filters that cannot be read.
     let filter = EnvFilter::try_new(&config.level).unwrap_or_else(|_| EnvFilter::new("info"));
     let lines = tracing_subscriber::fmt().with_env_filter(filter).with_writer(writer).with_ansi(false);
+    // A line that a full disk refuses is lost: saying so on stderr, which may be the same file, would end the process.
+    let lines = lines.log_internal_errors(false);
     let begun = match config.format {
         LogFormat::Text => lines.try_init(),
         LogFormat::Json => lines.json().try_init(),

@@ -177,6 +177,20 @@ pub struct GroupCounts {
     pub dropped: BTreeMap<String, u64>,
 }
 
+/// A disk without room: nothing further begins until there is some.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct FullDisk {
+    /// What could not be written.
+    pub path: PathBuf,
+    /// Bytes that are free on its disk; absent where the system does not say.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub free_bytes: Option<u64>,
+    /// Whole seconds that the run has waited.
+    pub waited_s: u64,
+    /// Whole seconds after which it ends.
+    pub patience_s: u64,
+}
+
 /// `status.json`: rewritten atomically while the run goes on.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct RunStatus {
@@ -193,6 +207,9 @@ pub struct RunStatus {
     /// What became of the training groups.
     #[serde(default)]
     pub groups: GroupCounts,
+    /// The disk that the run waits for. Absent where there is room.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub full_disk: Option<FullDisk>,
     /// Every actor.
     pub actors: Vec<ActorStatus>,
 }

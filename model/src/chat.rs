@@ -4,7 +4,11 @@
 //! - **C1** rendering is a pure function of template and messages: the date that a template may ask for is fixed, so a
 //!   group generated again has the same prompt.
 //! - **C2** a template that never ends runs out of fuel; it is an error, not a hang.
+//! - **C3** numbers in a template do not decide how much memory it takes (`limits`).
+mod limits;
+
 use crate::ModelError;
+use limits::Bounded;
 use minijinja::syntax::SyntaxConfig;
 use minijinja::value::{Kwargs, Serde, Value};
 use minijinja::{Environment, Error, ErrorKind, context};
@@ -64,7 +68,11 @@ impl ChatTemplate {
         let syntax = SyntaxConfig::builder().trim_blocks(true).lstrip_blocks(true).build().map_err(|e| problem(&e))?;
         environment.set_syntax(syntax);
         environment.set_fuel(Some(FUEL));
-        environment.set_unknown_method_callback(minijinja_contrib::pycompat::unknown_method_callback);
+        environment.set_unknown_method_callback(limits::method);
+        environment.add_filter(limits::INDENT, minijinja::filters::indent);
+        environment.add_filter(limits::FORMAT, minijinja::filters::format);
+        environment.add_filter("indent", limits::indent);
+        environment.add_filter("format", limits::format);
         environment.add_function("raise_exception", |message: String| -> Result<String, Error> {
             Err(Error::new(ErrorKind::InvalidOperation, message))
         });
@@ -98,7 +106,9 @@ impl ChatTemplate {
             eos_token => self.context.eos_token.clone().unwrap_or_default(),
             tools => self.context.tools.as_ref().map(|tools| Value::from(Serde(tools))),
         };
-        template.render(values).map_err(|e| problem(&e))
+        let mut text = Bounded::default();
+        template.render_captured_to(values, &mut text).map_err(|e| problem(&e))?;
+        text.into_text().map_err(|e| problem(&e))
     }
 
     /// The text between the assistant's last message and its next one.
@@ -158,7 +168,8 @@ fn without_generation_marks(source: &str) -> String {
 
 /// Python's `json.dumps(value, ensure_ascii=False, indent=indent)`.
 fn tojson(value: Value, args: Kwargs) -> Result<Value, Error> {
-    let indent: Option<usize> = args.get("indent")?;
+    let indent = args.get::<Option<usize>>("indent")?.map(limits::width).transpose()?;
+    limits::depth(&value)?;
     // Other arguments of json.dumps (separators, sort_keys, ensure_ascii) change nothing here.
     let json = serde_json::to_value(&value).map_err(|e| Error::new(ErrorKind::InvalidOperation, e.to_string()))?;
     let mut out = String::new();
@@ -313,7 +324,62 @@ mod tests {
         assert_eq!(whole, format!("{first}b<|im_end|>{tail}"));
     }
 
+    #[test]
+    fn numbers_in_a_template_do_not_decide_how_much_memory_it_takes() {
+        for hostile in [
+            "{{ 'x'|indent(width=9223372036854775807, first=true) }}",
+            "{{ 'x'|indent(9223372036854775807, true) }}",
+            "{{ '%99999999999d'|format(1) }}",
+            "{{ '%.99999999999f'|format(1.5) }}",
+            "{{ '{:>99999999999}'.format('x') }}",
+            "{{ messages|tojson(indent=9223372036854775807) }}",
+            "{{ 'x' * 99999999999 }}",
+            "{{ ('x' * 1000000)|center(99999999999) }}",
+            "{% for i in range(90000) %}{{ 'x' * 50000 }}{% endfor %}",
+            "{% set n = namespace(x=[]) %}{% for i in range(2000) %}{% set n.x = [n.x] %}{% endfor %}{{ n.x|tojson }}",
+            "{% set n = namespace(x={}) %}{% for i in range(2000) %}{% set n.x = {'a': n.x} %}{% endfor %}{{ n.x|tojson }}",
+        ] {
+            let template = ChatTemplate::new(hostile, ChatContext::default());
+            let rendered = template.and_then(|template| template.render(&[ChatMessage::new("user", "x")], true));
+            assert!(rendered.is_err(), "{hostile} gave {} bytes", rendered.map_or(0, |text| text.len()));
+        }
+        assert_eq!(render("{{ 'a\nb'|indent(2) }}").unwrap(), "a\n  b");
+        assert_eq!(render("{{ 'a\nb'|indent(width=3, first=true) }}").unwrap(), "   a\n   b");
+        assert_eq!(render("{{ '%05.1f %s'|format(2.25, 'x') }}").unwrap(), "002.2 x");
+        assert_eq!(render("{{ '{:>4}|{a}'.format('x', a=1) }}").unwrap(), "   x|1");
+        assert_eq!(render("{{ {'a': [[1], {'b': {}}]}|tojson }}").unwrap(), r#"{"a": [[1], {"b": {}}]}"#);
+    }
+
+    /// Templates to be damaged: what model files hold, and what they should not.
+    const SEEDS: [&str; 4] = [
+        CHATML,
+        "{%- if tools %}{{ tools | tojson(indent=4) }}{% endif %}{% set ns = namespace(n=0) %}{% for m in messages %}{% set ns.n = ns.n + 1 %}{{ loop.index0 }}{{ m.content | trim }}{% endfor %}",
+        "{% macro say(m) %}{{ '%5d|%-8s'|format(m.content|length, m.role) }}{% endmacro %}{% for m in messages %}{{ say(m)|indent(4) }}{% endfor %}",
+        "{{ '{:>8}'.format(messages[0]['role']) }}{% if messages[-1].role != 'user' %}{{ raise_exception('x') }}{% endif %}{{ strftime_now('%d %b') }}",
+    ];
+
     proptest! {
+        #![proptest_config(ProptestConfig { cases: 600, rng_seed: proptest::test_runner::RngSeed::Fixed(7), ..ProptestConfig::default() })]
+        #[test]
+        fn a_damaged_template_renders_or_is_refused(
+            seed in 0..SEEDS.len(),
+            edits in prop::collection::vec((any::<prop::sample::Index>(), "[{}%'|()0-9~*+ a-z.]{0,3}", 0usize..4), 1..6),
+        ) {
+            let mut text: Vec<char> = SEEDS[seed].chars().collect();
+            for (at, put, gone) in edits {
+                let at = at.index(text.len());
+                text.splice(at..(at + gone).min(text.len()), put.chars());
+            }
+            let text: String = text.into_iter().collect();
+            if let Ok(template) = ChatTemplate::new(&text, ChatContext::default()) {
+                let messages = [ChatMessage::new("system", "a"), ChatMessage::new("user", "b\nc")];
+                if let Ok(rendered) = template.render(&messages, true) {
+                    prop_assert!(rendered.len() <= limits::LONGEST_TEXT);
+                }
+                let _ = template.continuation(&messages, 1, None);
+            }
+        }
+
         #[test]
         fn no_template_makes_it_panic(source in "(\\{\\{|\\}\\}|\\{%|%\\}|[a-z ]|messages|for|in|if|\\[0\\]|'){0,40}") {
             if let Ok(template) = ChatTemplate::new(&source, ChatContext::default()) {

@@ -145,6 +145,11 @@ fn file_rules(file: &Path, text: &str, report: &mut Report) {
         if (code.contains("unsafe {") || code.contains("unsafe fn")) && !unsafe_allowed(&path) {
             report.breaches.push(format!("{place}:{at}: unsafe stands only in kernels/, the mapping file and process glue"));
         }
+        if code.contains("SystemTime::now") && !wall_clock_allowed(&path, text, number) {
+            report
+                .breaches
+                .push(format!("{place}:{at}: only actors/src/wall.rs reads the wall clock; deadlines are of the monotonic one"));
+        }
         if code.contains("todo!(") || code.contains("unimplemented!(") {
             report.breaches.push(format!("{place}:{at}: unfinished code"));
         }
@@ -152,6 +157,13 @@ fn file_rules(file: &Path, text: &str, report: &mut Report) {
             report.breaches.push(format!("{place}:{at}: only protocol/src/codec.rs knows the codec"));
         }
     }
+}
+
+/// The clock's one home, and tests: whole files of them, and what stands behind `mod tests` in others.
+fn wall_clock_allowed(path: &str, text: &str, line: usize) -> bool {
+    let is_test = path.split('/').any(|part| part == "tests" || part == "tests.rs");
+    let tests_begin = text.lines().position(|line| line.starts_with("mod tests {"));
+    path == "actors/src/wall.rs" || is_test || tests_begin.is_some_and(|begin| line > begin)
 }
 
 fn unsafe_allowed(path: &str) -> bool {
@@ -187,6 +199,9 @@ mod tests {
         assert_eq!(breaches("learner/src/a.rs", "#[cfg(feature = \"cuda\")]").len(), 1);
         assert_eq!(breaches("learner/src/a.rs", "let x = unsafe { y() };").len(), 1);
         assert_eq!(breaches("learner/src/a.rs", "todo!()").len(), 1);
+        assert_eq!(breaches("cluster/src/a.rs", "let at = SystemTime::now();").len(), 1);
+        assert_eq!(breaches("actors/src/wall.rs", "let at = SystemTime::now();").len(), 0);
+        assert_eq!(breaches("cluster/src/a.rs", "mod tests {\n    let at = SystemTime::now();\n}").len(), 0);
         assert_eq!(breaches("kernels/src/a.rs", "let x = unsafe { y() };").len(), 0);
     }
 }

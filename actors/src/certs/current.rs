@@ -1,5 +1,6 @@
 //! The certificate that a process shows: the one that lies in its file at the time of the handshake. Whoever renews it replaces
 //! the file; connections that stand are not touched.
+use super::facts::Facts;
 use super::files::read_own;
 use super::{CertError, Identity};
 use cohort_protocol::WorkerId;
@@ -37,6 +38,11 @@ impl Current {
         let file = identity.file.clone();
         // The file may have been replaced since: the first handshake looks.
         Ok(Arc::new(Self { who: identity.who, provider, file, held: Mutex::new(Held { key, stamp: None }) }))
+    }
+
+    /// What the certificate that is shown now says of itself.
+    pub(crate) fn facts(&self) -> Option<Facts> {
+        Facts::read(self.key().cert.first()?)
     }
 
     fn key(&self) -> Arc<CertifiedKey> {

@@ -14,13 +14,16 @@
 //! sends the public halves ([`SigningKey`], [`RunAuthority::certify`]): no private key travels.
 mod book;
 mod current;
+mod facts;
 mod files;
 
 pub use book::{Issued, issued};
 pub(crate) use current::Current;
+pub(crate) use facts::{Facts, minute};
 
 use files::{io_error, pem_block, private_dir, read_certificate, read_own, read_secret, secret_file, write_private};
 
+use crate::wall;
 use cohort_protocol::{RunId, WorkerId};
 use rcgen::{
     BasicConstraints, CertificateParams, DistinguishedName, DnType, ExtendedKeyUsagePurpose, IsCa, Issuer, KeyPair,
@@ -43,7 +46,7 @@ pub const LIFETIME: Duration = Duration::from_secs(30 * 24 * 3600);
 /// How often every place takes a new one. A host may be out of reach for two of three.
 pub const RENEWAL: Duration = Duration::from_secs(10 * 24 * 3600);
 /// Clocks of a cluster's nodes may differ by this much.
-const CLOCK_SKEW: Duration = Duration::from_secs(3600);
+pub const CLOCK_SKEW: Duration = Duration::from_secs(3600);
 
 /// Certificates could not be made, read or used.
 #[derive(Debug, Error)]
@@ -177,7 +180,7 @@ impl RunAuthority {
 
     /// A certificate for one process, in memory.
     pub fn issue(&self, who: WorkerId) -> Result<Identity, CertError> {
-        let now = SystemTime::now();
+        let now = wall::now();
         self.issue_for(&name_of(self.run, who), who, now - CLOCK_SKEW, now + LIFETIME)
     }
 
@@ -189,7 +192,7 @@ impl RunAuthority {
             let first = public_key.first().copied().unwrap_or_default();
             return Err(CertError::PublicKey { name, len: public_key.len(), first });
         }
-        let now = SystemTime::now();
+        let now = wall::now();
         let (from, until) = (now - CLOCK_SKEW, now + LIFETIME);
         let certificate = self.sign(&name, &PublicKey(public_key.to_vec()), from, until)?;
         book::note(&self.dir, &Issued::of(who, &certificate, from, until))?;

@@ -28,11 +28,19 @@ pub struct LinkOptions {
     pub handshake: Duration,
     /// How long to look before [`LinkError::GaveUp`]; `None`: until shutdown. Default 300 s.
     pub give_up: Option<Duration>,
+    /// Goes on looking where the first connection fails for a certificate, which may be renewed meanwhile. Default true; else that is
+    /// the answer. A link that has stood once always insists.
+    pub insists: bool,
 }
 
 impl Default for LinkOptions {
     fn default() -> Self {
-        Self { backoff: BackoffPolicy::RECONNECT, handshake: Duration::from_secs(5), give_up: Some(Duration::from_secs(300)) }
+        Self {
+            backoff: BackoffPolicy::RECONNECT,
+            handshake: Duration::from_secs(5),
+            give_up: Some(Duration::from_secs(300)),
+            insists: true,
+        }
     }
 }
 
@@ -268,7 +276,7 @@ async fn seek(
     jitter: &mut Jitter,
 ) -> Result<(Arc<dyn Connection>, Welcome), LinkError> {
     let started = Instant::now();
-    let mut tries = 0;
+    let (mut tries, mut told, first) = (0, false, failures == 0);
     loop {
         let pause = options.backoff.delay(failures, jitter);
         let attempt = async {
@@ -289,6 +297,15 @@ async fn seek(
             Err(LinkError::Lost(error)) => error,
             Err(refused) => return Err(refused),
         };
+        if let TransportError::Certificate { .. } = &last {
+            if first && !options.insists {
+                return Err(LinkError::Lost(last));
+            }
+            if !told {
+                warn!(target: "cohort::link", worker = %hello.worker, error = %last, "certificate_refused");
+                told = true;
+            }
+        }
         tries += 1;
         failures = failures.saturating_add(1);
         if options.give_up.is_some_and(|limit| started.elapsed() >= limit) {

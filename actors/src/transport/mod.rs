@@ -20,6 +20,7 @@ pub mod inproc;
 mod options;
 pub mod quic;
 pub mod reach;
+mod refusal;
 pub mod tcp;
 mod tls;
 
@@ -69,6 +70,15 @@ pub enum TransportError {
     NotAccepted {
         /// Whom.
         peer: String,
+    },
+    /// A certificate was refused, by this end or the other: nothing comes of trying again until somebody does as it says, or a
+    /// renewal that is under way has come through.
+    #[error("no connection to {peer}: {why}")]
+    Certificate {
+        /// Whom.
+        peer: String,
+        /// Whose certificate, until when it was valid, and the remedy.
+        why: String,
     },
     /// The peer has not proven to be who it says.
     #[error("{peer} says it is {claimed} of run {run}, which its certificate does not say: {why}")]

@@ -4,7 +4,8 @@ use super::nodes::Elsewhere;
 use crate::cli::Exit;
 use crate::coordinator::DRAIN_LIMIT;
 use crate::devices::{Assignment, VISIBLE};
-use crate::ledger::RunPaths;
+use crate::ledger::place::write_with_spare;
+use crate::ledger::{LedgerError, RunPaths};
 use crate::run::sampler::SampleWith;
 use cohort_actors::certs::RunAuthority;
 use cohort_actors::supervision::process::{ProcessSpec, ProcessStatus, exit};
@@ -13,7 +14,6 @@ use cohort_protocol::messages::node::ChildState;
 use cohort_protocol::{Role, RunId, WorkerId};
 use serde::{Deserialize, Serialize};
 use std::ffi::OsString;
-use std::io::Write;
 use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -173,13 +173,13 @@ pub(super) fn state_of(child: &ProcessStatus) -> ChildState {
     }
 }
 
-/// Writes `agent.json` whole or not at all: this host's processes, then those of the others.
+/// Writes `agent.json`, over the last one where the disk is full: this host's processes, then those of the others.
 pub(super) fn write_status(
     paths: &RunPaths,
     here: &[ProcessStatus],
     elsewhere: &[Elsewhere],
     device: impl Fn(&str) -> Option<String>,
-) -> std::io::Result<()> {
+) -> Result<(), LedgerError> {
     let report = |ChildState { name, pid, phase, restarts, last_exit }, host, device| ChildReport {
         name,
         pid,
@@ -204,9 +204,6 @@ pub(super) fn write_status(
         }));
     }
     let path = paths.agent();
-    let temporary = path.with_extension("json.new");
-    let mut file = std::fs::File::create(&temporary)?;
-    serde_json::to_writer(&mut file, &reports)?;
-    file.write_all(b"\n")?;
-    std::fs::rename(&temporary, &path)
+    let text = serde_json::to_vec(&reports).map_err(|e| LedgerError::io("describe the processes for", &path, e.into()))?;
+    write_with_spare(&path, &text)
 }

@@ -314,8 +314,8 @@ impl Head {
     }
 
     /// New certificates for every place of this host; other hosts are told to ask for theirs.
-    async fn renew(&self) -> Result<Value, String> {
-        let ours = FIXED.iter().chain(&self.here).copied().chain([HEAD]);
+    async fn renew(&mut self) -> Result<Value, String> {
+        let ours: Vec<WorkerId> = FIXED.iter().chain(&self.here).copied().chain([HEAD]).collect();
         let here = self.rotation.renew(ours).map_err(|error| error.to_string())?;
         let hosts = self.hosts.sender().renew().await?;
         tracing::info!(target: "cohort::agent", here, hosts, "certificates_renewed");
@@ -340,8 +340,14 @@ impl Head {
     fn write_status(&self, here: &[ProcessStatus]) -> Result<(), AgentError> {
         let elsewhere: Vec<Elsewhere> = self.hosts.elsewhere.borrow().clone();
         let paths = &self.options.paths;
-        children::write_status(paths, here, &elsewhere, |name| self.children.device(name))
-            .map_err(|error| AgentError::RunDirectory(LedgerError::io("write", &paths.agent(), error)))
+        match children::write_status(paths, here, &elsewhere, |name| self.children.device(name)) {
+            // A picture that stays behind; the coordinator says that the run waits for room, and for how long.
+            Err(error @ LedgerError::NoSpace { .. }) => {
+                tracing::warn!(target: "cohort::agent", %error, "processes_not_written");
+                Ok(())
+            }
+            written => written.map_err(AgentError::RunDirectory),
+        }
     }
 }
 

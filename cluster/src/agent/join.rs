@@ -11,6 +11,15 @@
 //! - **J1** the token is shown once: with the certificate that it gave, a restarted agent comes back as the same host.
 //! - **J2** while the head node is out of reach the workers go on; they have connections of their own to the coordinator.
 //! - **J3** when the head node says so, or cannot be found for five minutes, every worker is stopped and the agent leaves.
+//! - **J4** a host whose certificate is refused when it joins leaves at once, with the remedy; one that is refused later seeks on.
+//!
+//! Files: `places` which workers run here, and their certificates; `chunks` their weights.
+mod chunks;
+mod places;
+#[cfg(test)]
+mod tests;
+
+use self::chunks::Taken;
 use super::children::{self, Children};
 use super::doors::node_terms;
 use super::handover;
@@ -31,9 +40,7 @@ use cohort_actors::transport::reach::{Reach, ReachListener};
 use cohort_actors::{ChildId, Dialer, Escalation, LinkError, LinkOptions, LinkSender, Shutdown, SupervisionPolicy, WorkerLink};
 use cohort_engine::SharedRing;
 use cohort_protocol::messages::handshake::Hello;
-use cohort_protocol::messages::node::{
-    CertificateRequest, ChunkFailed, ChunkName, FetchChunk, HeadToNode, NodeReady, NodeToHead, RunFacts,
-};
+use cohort_protocol::messages::node::{CertificateRequest, HeadToNode, NodeReady, NodeToHead, RunFacts};
 use cohort_protocol::version::{PROTOCOL, PROTOCOL_MIN};
 use cohort_protocol::{Role, RunId, WorkerId};
 use std::collections::{BTreeMap, BTreeSet, HashMap};
@@ -102,7 +109,8 @@ pub async fn run(options: JoinOptions, shutdown: Shutdown) -> Result<(), JoinErr
     let weights = reach.listen(weights, &load()?)?;
     let dialer: Arc<dyn Dialer> = Arc::new(reach.dialer(HEAD, options.head, &load()?)?);
     let link: WorkerLink<HeadToNode, NodeToHead> =
-        WorkerLink::connect(dialer, hello.clone(), LinkOptions::default(), shutdown.clone()).await?;
+        WorkerLink::connect(dialer, hello.clone(), LinkOptions { insists: false, ..LinkOptions::default() }, shutdown.clone())
+            .await?;
     tracing::info!(target: "cohort::agent", %node, head = %options.head, "joined");
 
     let stop = Shutdown::new();
@@ -179,9 +187,6 @@ impl Drop for Site {
         self.serving.iter().for_each(JoinHandle::abort);
     }
 }
-
-/// The end of a chunk's way.
-type Taken = (ChunkName, WorkerId, Result<(), String>);
 
 /// Why the agent's loop ends.
 enum End {
@@ -303,20 +308,7 @@ impl<'a> Joined<'a> {
         match message {
             HeadToNode::Run(facts) => self.settle(facts).await?,
             HeadToNode::Assign(workers) => self.assign(workers).await?,
-            HeadToNode::Certificate(certificate) => {
-                let who = certificate.worker;
-                if certificate.der.is_empty() {
-                    self.renew(who).await?;
-                    return Ok(None);
-                }
-                let Some(key) = self.keys.remove(&who) else { return Ok(None) };
-                let identity = Identity::assemble(self.run, who, &self.authority, certificate.der, &key)?;
-                identity.save(&children::certificates(&self.paths))?;
-                // One that runs shows its new certificate from the next handshake on.
-                if who.role != Role::Node && !self.workers.contains(&who) {
-                    self.start(who).await?;
-                }
-            }
+            HeadToNode::Certificate(certificate) => self.certified(certificate).await?,
             HeadToNode::Replace(replace) => {
                 let id = ChildId::from(replace.worker.to_string());
                 self.supervisor.kill_process(id, replace.pid, replace.why).await;
@@ -389,100 +381,6 @@ impl<'a> Joined<'a> {
         let computing = |role| matches!(role, Role::Learner | Role::Rollout);
         let workers = self.options.offers.iter().filter(|(role, _)| computing(*role)).map(|(_, n)| u32::from(*n)).sum();
         Ok(Assignment::of_run(&config, &self.options.devices, workers)?)
-    }
-
-    async fn assign(&mut self, workers: Vec<WorkerId>) -> Result<(), JoinError> {
-        let wanted: BTreeSet<WorkerId> = workers.into_iter().collect();
-        let gone: Vec<WorkerId> = self.workers.difference(&wanted).copied().collect();
-        for who in gone {
-            self.workers.remove(&who);
-            self.supervisor.remove(ChildId::from(who.to_string())).await;
-            self.site.iter().for_each(|site| site.children.gone(who));
-        }
-        self.keys.retain(|who, _| who.role == Role::Node || wanted.contains(who));
-        for who in wanted {
-            if !self.workers.contains(&who) && !self.keys.contains_key(&who) {
-                let key = SigningKey::generate()?;
-                let public_key = key.public();
-                self.keys.insert(who, key);
-                self.say(NodeToHead::Certify(CertificateRequest { worker: who, public_key })).await;
-            }
-        }
-        Ok(())
-    }
-
-    /// Asks for a new certificate, with a new key, for this host or a worker that it runs.
-    async fn renew(&mut self, who: WorkerId) -> Result<(), JoinError> {
-        if who.role == Role::Node || self.workers.contains(&who) {
-            let key = SigningKey::generate()?;
-            let public_key = key.public();
-            self.keys.insert(who, key);
-            self.say(NodeToHead::Certify(CertificateRequest { worker: who, public_key })).await;
-        }
-        Ok(())
-    }
-
-    async fn start(&mut self, who: WorkerId) -> Result<(), JoinError> {
-        let Some(site) = &self.site else { return Ok(()) };
-        let spec = site.children.spec(who).map_err(|error| system("start a worker")(std::io::Error::other(error)))?;
-        self.supervisor.add(spec).await;
-        self.workers.insert(who);
-        Ok(())
-    }
-
-    /// A worker at the gate.
-    async fn called(&mut self, call: Call) {
-        let Some(site) = &mut self.site else { return };
-        match call {
-            Call::Ask { version, at_head, reply } => {
-                if let Some(wish) = site.store.ask(version, at_head, reply) {
-                    self.say(NodeToHead::WantWeights(wish)).await;
-                }
-            }
-            Call::Released(slot) => site.store.released(slot),
-        }
-    }
-
-    /// Takes a chunk in a task of its own.
-    async fn fetch(&mut self, fetch: FetchChunk) {
-        let FetchChunk { name, from, address } = fetch;
-        let Some(site) = &self.site else { return };
-        let place = match site.store.place(name) {
-            Some(Some(place)) => place,
-            Some(None) => return self.say(NodeToHead::Held(name)).await,
-            None => {
-                let failed = ChunkFailed { name, from, why: "this host is not taking that version".into() };
-                return self.say(NodeToHead::ChunkFailed(failed)).await;
-            }
-        };
-        let at = match address.as_str() {
-            "" => Ok(SocketAddr::new(self.options.head.ip(), site.facts.weights_port)),
-            given => given.parse().map_err(|_| format!("{given:?} is no address")),
-        };
-        let (taker, ring, done) = (self.taker.clone(), site.ring.clone(), self.taken.0.clone());
-        tokio::spawn(async move {
-            let result = match at {
-                Ok(at) => taker.take_into(ring, place, from, at, name).await,
-                Err(why) => Err(why),
-            };
-            // An agent that leaves takes no more chunks.
-            let _ = done.send((name, from, result)).await;
-        });
-    }
-
-    async fn landed(&mut self, (name, from, result): Taken) {
-        let Some(site) = &mut self.site else { return };
-        match result {
-            Ok(()) => {
-                self.chunks += 1;
-                site.store.landed(name);
-                self.say(NodeToHead::Held(name)).await;
-            }
-            Err(why) => {
-                tracing::debug!(target: "cohort::weights", version = name.version.0, chunk = name.chunk, %from, why, "chunk_failed");
-                self.say(NodeToHead::ChunkFailed(ChunkFailed { name, from, why })).await;
-            }
-        }
     }
 }
 

@@ -3,10 +3,10 @@ use super::{CliError, Exit, json_line, steer};
 use crate::agent::control::Request;
 use crate::ledger::{LedgerError, RunPaths};
 use cohort_actors::certs::{Issued, issued};
+use cohort_actors::wall;
 use serde_json::json;
 use std::io::Write;
 use std::path::PathBuf;
-use std::time::{SystemTime, UNIX_EPOCH};
 use time::OffsetDateTime;
 use time::format_description::well_known::Rfc3339;
 
@@ -49,7 +49,7 @@ pub(super) fn run(args: &Args, out: &mut dyn Write) -> Result<Exit, CliError> {
         writeln!(out, "no certificate was issued: this run is one process")?;
         return Ok(Exit::Success);
     }
-    let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default().as_secs();
+    let now = wall::unix_ms() / 1000;
     writeln!(out, "{:<14} {:<20} {:<20} SHA-256", "PLACE", "FROM", "UNTIL")?;
     for certificate in &certificates {
         writeln!(out, "{}", line(certificate, now))?;

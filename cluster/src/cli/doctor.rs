@@ -5,12 +5,12 @@ use crate::config::{Config, Resolved};
 use crate::devices::{self, Assignment, Gpu, Inventory};
 use crate::ledger::place::check_local;
 use crate::preflight::{Memory, Need, memory_text};
+use cohort_actors::wall;
 use cohort_model::{DeviceKind, ModelFiles};
 use serde::Serialize;
 use std::io::Write;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
-use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 /// Files and sockets that a run of that many workers keeps open, generously.
 const DESCRIPTORS: u64 = 1024;
@@ -225,7 +225,7 @@ fn python(config: &Config) -> Check {
 }
 
 fn clock() -> Check {
-    let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or(Duration::ZERO).as_secs();
+    let now = wall::unix_ms() / 1000;
     let status = if now < EARLIEST { Status::Error } else { Status::Ok };
     let found = if now < EARLIEST { format!("{now} s after 1970") } else { "plausible".to_owned() };
     check("clock", status, found, "set the clock: certificates of a run are valid from its start on")

@@ -4,7 +4,7 @@ use super::{CliError, Exit, together};
 use crate::agent::{self, JoinError, JoinOptions, Token};
 use crate::http::HttpOptions;
 use crate::run::sampler::SampleWith;
-use cohort_actors::{LinkError, Shutdown};
+use cohort_actors::{LinkError, Shutdown, TransportError};
 use std::io::{Read, Write};
 use std::net::{SocketAddr, ToSocketAddrs};
 use std::path::{Path, PathBuf};
@@ -141,7 +141,7 @@ impl From<JoinError> for CliError {
         let exit = match &error {
             JoinError::NoToken { .. } | JoinError::Token(_) | JoinError::Devices(_) | JoinError::Config(_) => Exit::Usage,
             JoinError::OtherRun { .. } | JoinError::Directory(_) => Exit::RunDirectory,
-            JoinError::Link(LinkError::Refused { .. }) => Exit::Usage,
+            JoinError::Link(LinkError::Refused { .. } | LinkError::Lost(TransportError::Certificate { .. })) => Exit::Usage,
             JoinError::GaveUp { exit, .. } => *exit,
             _ => Exit::Io,
         };

@@ -1,13 +1,18 @@
 //! `cluster status RUN`: what a run and each of its actors is doing.
 use super::{CliError, Exit, json_line};
 use crate::ledger::{LedgerError, RunPaths};
-use crate::progress::{RunPhase, RunStatus};
+use crate::progress::{FullDisk, RunPhase, RunStatus};
+use cohort_actors::wall;
 use std::io::Write;
 use std::path::{Path, PathBuf};
-use std::time::{Duration, SystemTime, UNIX_EPOCH};
+use std::time::{Duration, UNIX_EPOCH};
 
 /// Between two looks of `--watch`.
 const AGAIN: Duration = Duration::from_secs(1);
+/// Looks at a text that may be half written, before it is called damaged.
+const LOOKS: u32 = 3;
+/// Between two of them.
+const HALF_WRITTEN: Duration = Duration::from_millis(20);
 
 #[derive(Debug, clap::Args)]
 pub(super) struct Args {
@@ -38,15 +43,7 @@ pub(super) fn run(args: &Args, out: &mut dyn Write) -> Result<Exit, CliError> {
 /// Prints the status now; gives whether the run is over.
 fn once(args: &Args, out: &mut dyn Write) -> Result<bool, CliError> {
     let path = RunPaths::new(&args.run).status();
-    let text = match std::fs::read(&path) {
-        Ok(text) => text,
-        Err(error) if error.kind() == std::io::ErrorKind::NotFound => {
-            return Err(nothing_said(&args.run));
-        }
-        Err(error) => return Err(CliError::io("read", &path, &error)),
-    };
-    let status: RunStatus = serde_json::from_slice(&text)
-        .map_err(|error| CliError::new(Exit::RunDirectory, format!("{} is damaged: {error}", path.display())))?;
+    let status = read(&path, &args.run)?;
     if args.json {
         json_line(out, &status)?;
         return Ok(status.phase == RunPhase::Finished);
@@ -60,6 +57,10 @@ fn once(args: &Args, out: &mut dyn Write) -> Result<bool, CliError> {
         status.epoch,
         age(&status)
     )?;
+    if let Some(FullDisk { path, free_bytes, waited_s, patience_s }) = &status.full_disk {
+        let free = free_bytes.map_or_else(|| "?".to_owned(), |bytes| bytes.to_string());
+        writeln!(out, "paused: no space left for {} ({free} bytes free), for {waited_s} s of {patience_s} s", path.display())?;
+    }
     writeln!(out, "groups: {}", super::summary::groups(&status.groups))?;
     writeln!(out, "{:<12} {:<9} {:>8} {:>9} {:>8}  holds", "actor", "state", "pid", "restarts", "version")?;
     for actor in &status.actors {
@@ -81,6 +82,25 @@ fn once(args: &Args, out: &mut dyn Write) -> Result<bool, CliError> {
     Ok(status.phase == RunPhase::Finished)
 }
 
+/// What the coordinator said last.
+fn read(path: &Path, run: &Path) -> Result<RunStatus, CliError> {
+    let mut looks = 0;
+    loop {
+        let text = match std::fs::read(path) {
+            Ok(text) => text,
+            Err(error) if error.kind() == std::io::ErrorKind::NotFound => return Err(nothing_said(run)),
+            Err(error) => return Err(CliError::io("read", path, &error)),
+        };
+        looks += 1;
+        match serde_json::from_slice(&text) {
+            Ok(status) => return Ok(status),
+            // On a full disk it is written over the last one, perhaps just now.
+            Err(_) if looks < LOOKS => std::thread::sleep(HALF_WRITTEN),
+            Err(error) => return Err(CliError::new(Exit::RunDirectory, format!("{} is damaged: {error}", path.display()))),
+        }
+    }
+}
+
 /// There is no run, or one that has only just been started.
 fn nothing_said(run: &Path) -> CliError {
     if !RunPaths::new(run).ledger().is_file() {
@@ -97,6 +117,6 @@ fn word<T: serde::Serialize>(state: &T) -> Result<String, CliError> {
 
 fn age(status: &RunStatus) -> String {
     let updated = UNIX_EPOCH + Duration::from_millis(status.updated_ms);
-    let seconds = SystemTime::now().duration_since(updated).unwrap_or_default().as_secs();
+    let seconds = wall::now().duration_since(updated).unwrap_or_default().as_secs();
     format!("{seconds} s")
 }

@@ -57,6 +57,9 @@ pub struct ClusterConfig {
     /// Seconds that a run without any rollout worker, or without any reward worker, waits for a host that offers some; then it ends, ready
     /// to be resumed. A paused run waits without end.
     pub join_patience_s: NonZeroU32,
+    /// Seconds that a run whose disk is full pauses and waits for room, at the ledger or at a checkpoint; then it ends, ready to be resumed.
+    /// 0: it ends at once.
+    pub full_disk_patience_s: u32,
     /// Bounds within which the number of rollout workers follows the learner's waiting; nothing: it stays as it is. Needs
     /// `processes = true`.
     #[serde(skip_serializing_if = "Option::is_none")]
@@ -89,6 +92,7 @@ impl Default for ClusterConfig {
             transport: TransportChoice::Auto,
             advertise: None,
             join_patience_s: NonZeroU32::MIN.saturating_add(599),
+            full_disk_patience_s: 600,
             autoscale: None,
             http: None,
             http_token_file: None,

@@ -280,3 +280,72 @@ proptest! {
         let _either = load(&[("any.toml", &text)], &[&set]);
     }
 }
+
+/// The configurations that the repository ships, to be damaged.
+fn shipped() -> Vec<String> {
+    let root = Path::new(env!("CARGO_MANIFEST_DIR")).join("../configs");
+    let folders = ["basic/lora-8gb", "basic/order-desk", "basic/smollm2", "ci"].map(|folder| root.join(folder));
+    let files = folders.iter().flat_map(|folder| std::fs::read_dir(folder).unwrap()).map(|entry| entry.unwrap().path());
+    let files = files.filter(|path| path.extension().is_some_and(|extension| extension == "toml"));
+    let texts: Vec<String> = files.map(|path| std::fs::read_to_string(path).unwrap()).collect();
+    assert!(texts.len() >= 4);
+    texts
+}
+
+/// What tempts a reader of numbers, strings and tables.
+const TEMPTING: [&str; 16] = [
+    "\"",
+    "'''",
+    "[",
+    "]]",
+    "=",
+    "\n",
+    "-1",
+    "1e400",
+    "nan",
+    "99999999999999999999",
+    "{ a = 1 }",
+    "0",
+    "true",
+    "..",
+    "\u{0}",
+    "\"\\uD800\"",
+];
+
+proptest! {
+    #![proptest_config(ProptestConfig {
+        cases: 200, rng_seed: proptest::test_runner::RngSeed::Fixed(11), ..ProptestConfig::default()
+    })]
+    /// The whole configuration from a damaged file: read, or refused; what is read is printed and read again (K3).
+    #[test]
+    fn a_damaged_configuration_is_read_or_refused(
+        seed in any::<prop::sample::Index>(),
+        edits in prop::collection::vec((any::<prop::sample::Index>(), 0..TEMPTING.len(), 0usize..12), 1..5),
+    ) {
+        let mut text: Vec<char> = seed.get(&shipped()).chars().collect();
+        for (at, put, gone) in edits {
+            let at = at.index(text.len());
+            text.splice(at..(at + gone).min(text.len()), TEMPTING[put].chars());
+        }
+        let source = |text: String| vec![Source { name: "damaged.toml".into(), text, folder: None }];
+        // Whoever says nothing means the folder of work, which a printed configuration names.
+        let inputs = Inputs { sets: vec!["cluster.run_root=/runs".into()], ..Inputs::default() };
+        match Resolved::from_sources(source(text.into_iter().collect()), &inputs) {
+            Ok(resolved) => {
+                let printed = resolved.to_toml().unwrap();
+                let again = Resolved::from_sources(source(printed), &inputs).unwrap();
+                prop_assert_eq!(again.config, resolved.config);
+            }
+            Err(error) => prop_assert!(!error.to_string().is_empty()),
+        }
+    }
+}
+
+#[test]
+fn a_key_of_many_parts_is_refused_and_does_not_end_the_stack() {
+    let deep = format!("{}a=1", "a.".repeat(100_000));
+    assert!(Node::parse_set(&deep).unwrap_err().to_string().contains("at most"));
+    let nested = format!("a = {}1{}", "[".repeat(100_000), "]".repeat(100_000));
+    assert!(load(&[("nested.toml", &nested)], &[]).is_err());
+    assert!(load(&[("dotted.toml", &format!("{}a = 1", "a.".repeat(100_000)))], &[]).is_err());
+}

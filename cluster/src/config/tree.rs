@@ -50,6 +50,9 @@ pub struct Entry {
     pub node: Node,
 }
 
+/// Parts of the key of `--set`: more than any key has.
+const DEEPEST: usize = 32;
+
 impl Node {
     /// A table without entries.
     #[must_use]
@@ -109,6 +112,9 @@ impl Node {
         let path = path.trim();
         if path.is_empty() || path.split('.').any(|key| key.is_empty() || key.contains(char::is_whitespace)) {
             return fail("the part before `=` must be a dotted key");
+        }
+        if path.split('.').count() > DEEPEST {
+            return fail(&format!("the key before `=` has too many parts, at most {DEEPEST} are taken"));
         }
         let text = text.trim();
         let document = format!("v = {text}");

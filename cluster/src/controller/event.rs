@@ -4,6 +4,8 @@ use super::plan::Standing;
 use crate::progress::{EvaluationReport, RunPhase};
 use cohort_protocol::messages::learner::{Fault, LoadFrom};
 use cohort_protocol::{AttemptId, Epoch, GroupId, LeasePurpose, PolicyVersion, StepCommit, StepId, StepIntent, WorkerId};
+use std::path::PathBuf;
+use std::time::Duration;
 
 /// A connection of a worker; a worker that connects again gets another.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
@@ -73,6 +75,15 @@ pub struct ScoresSummary {
     pub parts: Vec<(String, f64)>,
     /// The first failure, and whether trying again may help.
     pub failure: Option<(String, bool)>,
+}
+
+/// What a full disk keeps from being written.
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Refused {
+    /// Facts, into this file.
+    Ledger(PathBuf),
+    /// A checkpoint.
+    Checkpoint,
 }
 
 /// What happened.
@@ -261,6 +272,13 @@ pub enum Event {
     },
     /// Facts are durable.
     Recorded(RecordId),
+    /// Facts found no room on the disk; whoever writes them tries again.
+    NoRoom {
+        /// What could not grow.
+        what: Refused,
+        /// Why, with the remedy.
+        error: String,
+    },
     /// Something outside the run's actors failed for good: the disk, the configuration.
     Failed {
         /// Why.
@@ -470,6 +488,20 @@ pub enum Command {
     Committed(StepId),
     /// An evaluation round is recorded: report it.
     Evaluated(EvaluationReport),
+    /// A disk is full: say so.
+    NoRoom {
+        /// What waits for room.
+        what: Refused,
+        /// How long it is waited for.
+        patience: Duration,
+    },
+    /// It has room again: say so.
+    RoomAgain {
+        /// What waited.
+        what: Refused,
+        /// How long.
+        waited: Duration,
+    },
     /// Worth a line to people.
     Notice(String),
     /// The run is over; nothing follows.

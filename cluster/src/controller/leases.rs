@@ -21,7 +21,8 @@ impl ControllerState {
     pub(super) fn assign_leases(&mut self, now: Instant, out: &mut Vec<Command>) {
         let (current, max_staleness) = (self.version(), self.plan.max_staleness);
         let published = self.published.is_some_and(|p| p.version == current);
-        if self.is_draining() || self.paused || !published && !self.plan.is_asynchronous() {
+        let halted = self.is_draining() || self.paused || self.room.is_lacking();
+        if halted || !published && !self.plan.is_asynchronous() {
             return;
         }
         let Some(wave) = &mut self.wave else { return };

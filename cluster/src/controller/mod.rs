@@ -4,7 +4,7 @@
 //! Files, one idea each: `plan` what is wanted; `event` vocabulary; `state` the loop; `wave` groups under way, `waves` one after the other;
 //! `membership` who is there, `roster` and `watch` in which order they are looked for, `agenda` the same for groups; `weights` who has which; `leases` who generates; `scoring` who scores; `steps` what the learner does;
 //! `stream` how an asynchronous run takes groups; `evaluation` held-out rounds; `ring` weight slots; `staleness` how old data
-//! may be; `accounts` what is counted for reports.
+//! may be; `room` what a full disk means; `accounts` what is counted for reports.
 
 pub mod accounts;
 mod agenda;
@@ -14,6 +14,7 @@ pub mod leases;
 pub mod membership;
 pub mod plan;
 pub mod ring;
+pub mod room;
 mod roster;
 pub mod scoring;
 pub mod staleness;
@@ -25,7 +26,7 @@ pub mod wave;
 mod waves;
 pub mod weights;
 
-pub use event::{Command, ConnId, DeliveryId, Event, Fact, Outcome, RecordId, ScoresSummary, TrajectoriesSummary, Work};
+pub use event::{Command, ConnId, DeliveryId, Event, Fact, Outcome, RecordId, Refused, ScoresSummary, TrajectoriesSummary, Work};
 pub use plan::{Deadlines, EvaluationPlan, OnFailure, Plan, Standing};
 pub use state::ControllerState;
 

@@ -77,6 +77,8 @@ pub struct Deadlines {
     pub score: Duration,
     /// Wait before a failed try is made again; doubles with each failure.
     pub retry: Duration,
+    /// Room on a full disk is waited for so long; zero: not at all.
+    pub full_disk: Duration,
 }
 
 impl Default for Deadlines {
@@ -87,6 +89,7 @@ impl Default for Deadlines {
             lease: Duration::from_secs(900),
             score: Duration::from_secs(300),
             retry: Duration::from_millis(200),
+            full_disk: Duration::from_secs(600),
         }
     }
 }

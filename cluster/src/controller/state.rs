@@ -11,6 +11,7 @@ use super::event::{Command, ConnId, DeliveryId, Event, Fact, Outcome, RecordId, 
 use super::membership::{Member, Membership};
 use super::plan::{Plan, Standing};
 use super::ring::PublishedVersion;
+use super::room::Room;
 use super::steps::{LearnerDesk, Request};
 use super::wave::{Generation, Wave, WaveKind};
 use crate::ledger::{Past, PastCheckpoint, PastGroup};
@@ -70,6 +71,7 @@ pub struct ControllerState {
     next_record: u64,
     pub(super) draining: bool,
     pub(super) paused: bool,
+    pub(super) room: Room,
     phase: Option<RunPhase>,
 }
 
@@ -113,6 +115,7 @@ impl ControllerState {
             next_record: 0,
             draining: false,
             paused: false,
+            room: Room::default(),
             phase: None,
         }
     }
@@ -143,10 +146,11 @@ impl ControllerState {
                 self.on_published(conn, epoch, PublishedVersion { version, slot, digest }, out);
             }
             Event::CheckpointSaved { conn, epoch, version, dir, manifest_sha256 } => {
-                self.on_checkpoint_saved(conn, epoch, PastCheckpoint { version, dir, manifest_sha256 }, out);
+                self.on_checkpoint_saved(now, conn, epoch, PastCheckpoint { version, dir, manifest_sha256 }, out);
             }
             Event::LearnerFailed { .. } => self.on_learner_failed(now, event, out),
             Event::Recorded(id) => self.on_recorded(now, id, out),
+            Event::NoRoom { what, error } => self.on_no_room(now, what, error, out),
             Event::Failed { error } => self.fail(error, out),
             Event::Standing(standing) => self.on_standing(standing, out),
             Event::DrainRequested { reason } => self.on_drain(&reason, out),
@@ -359,6 +363,7 @@ impl ControllerState {
     }
 
     fn on_recorded(&mut self, now: Instant, id: RecordId, out: &mut Vec<Command>) {
+        self.ledger_has_room(now, out);
         match self.pending.remove(&id) {
             Some(Then::Lease(leases)) => leases.into_iter().for_each(|(work, conn)| self.send_lease(now, work, conn, out)),
             Some(Then::Trajectories { work, delivery, summary }) => self.trajectories_recorded(work, delivery, summary, out),
@@ -387,6 +392,7 @@ impl ControllerState {
     fn on_tick(&mut self, now: Instant, out: &mut Vec<Command>) {
         self.expire_leases(now, out);
         self.expire_scores(now, out);
+        self.give_up_waiting(now, out);
         self.members.check(now, &self.plan.deadlines, |conn, m| self.learner.awaits(conn, m), out);
         let replaced: Vec<(ConnId, WorkerId, String)> = out
             .iter()

@@ -16,7 +16,7 @@ use super::membership::Member;
 use super::ring::{PublishedVersion, free_slot};
 use super::state::{ControllerState, Then};
 use crate::ledger::PastCheckpoint;
-use cohort_protocol::messages::learner::LoadFrom;
+use cohort_protocol::messages::learner::{Fault, LoadFrom};
 use cohort_protocol::{Epoch, PolicyVersion, Role, StepCommit, StepId};
 use std::collections::BTreeSet;
 use std::time::{Duration, Instant};
@@ -73,6 +73,11 @@ impl std::fmt::Display for Request {
 }
 
 impl LearnerDesk {
+    /// Nothing is asked of it before then.
+    pub(super) fn wait_until(&mut self, at: Instant) {
+        self.not_before = Some(at);
+    }
+
     /// Whether the run waits for something of a member.
     pub(super) fn awaits(&self, conn: ConnId, member: &Member) -> bool {
         let (lead, follows) = (self.conn == Some(conn), member.worker.role == Role::Learner && !member.worker.is_lead());
@@ -293,10 +298,18 @@ impl ControllerState {
     }
 
     /// A checkpoint is on the disk.
-    pub(super) fn on_checkpoint_saved(&mut self, conn: ConnId, epoch: Epoch, saved: PastCheckpoint, out: &mut Vec<Command>) {
+    pub(super) fn on_checkpoint_saved(
+        &mut self,
+        now: Instant,
+        conn: ConnId,
+        epoch: Epoch,
+        saved: PastCheckpoint,
+        out: &mut Vec<Command>,
+    ) {
         if !self.answers(conn, epoch, |r| r == Request::Checkpoint(saved.version)) {
             return;
         }
+        self.checkpoints_have_room(now, out);
         self.learner.unusable.remove(&saved.version);
         self.learner.unsaved = Duration::ZERO;
         let fact =
@@ -315,6 +328,10 @@ impl ControllerState {
         if matches!(request, Some(Request::Step(_) | Request::Replay(_))) {
             // What a failed step leaves is the learner's to know; a fresh load is always right.
             self.learner.holds = None;
+        }
+        let full = matches!(request, Some(Request::Checkpoint(_))) && fault == Fault::System && !fatal;
+        if full && self.await_room_for_checkpoint(now, &format!("learner: {what}: {error}"), out) {
+            return;
         }
         self.learner.failures += 1;
         let hopeless = self.learner.failures >= self.plan.max_failures;

@@ -321,7 +321,11 @@ impl World {
             Command::Finish(outcome) => self.outcome = Some(outcome),
             Command::Meet { .. } => panic!("this learner has no followers"),
             Command::CancelLease { .. } | Command::Discard { .. } | Command::Phase(_) => {}
-            Command::Committed(_) | Command::Evaluated(_) | Command::Notice(_) => {}
+            Command::Committed(_)
+            | Command::Evaluated(_)
+            | Command::NoRoom { .. }
+            | Command::RoomAgain { .. }
+            | Command::Notice(_) => {}
         }
     }
 

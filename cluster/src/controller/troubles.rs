@@ -8,6 +8,7 @@ use std::collections::BTreeMap;
 use std::time::{Duration, Instant};
 
 mod desk;
+mod room;
 use desk::Desk;
 
 const SECOND: Duration = Duration::from_secs(1);

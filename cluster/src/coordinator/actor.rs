@@ -11,18 +11,18 @@ mod sending;
 
 use super::error::CoordinatorError;
 use super::exports::{Export, Exports};
-use super::journal::Journal;
+use super::journal::{Journal, Written};
 use super::news::News;
 use super::partials::Partials;
 use super::payload::{group_payload, samples_to_score, summarize_scores};
 use super::report::{Report, example};
 use super::session::{CheckedBatch, Effect, Input, Outbox};
 use super::{CoordinatorArgs, DRAIN_LIMIT};
-use crate::controller::{Command, ConnId, ControllerState, DeliveryId, Event, Fact, Outcome, ScoresSummary, Work};
-use crate::ledger::{Accepted, Entry, LedgerError};
+use crate::controller::{Command, ConnId, ControllerState, DeliveryId, Event, Fact, Outcome, Refused, ScoresSummary, Work};
+use crate::ledger::{Accepted, Entry};
 use crate::progress::{EvaluationReport, Progress, RunPhase};
 use cohort_actors::crash::{INTENT_COMMITTED, crash_point};
-use cohort_actors::{Ack, Shutdown};
+use cohort_actors::{Ack, Shutdown, wall};
 use cohort_protocol::messages::handshake::Hello;
 use cohort_protocol::messages::learner::{
     CheckpointRequest, CoordinatorToLearner, LearnerToCoordinator, Load, LoadFrom, PublishRequest, StepRequest,
@@ -38,7 +38,7 @@ use cohort_protocol::{
 };
 use std::collections::HashMap;
 use std::sync::Arc;
-use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
+use std::time::{Duration, Instant};
 use tokio::sync::mpsc;
 use tokio::task::JoinSet;
 
@@ -139,7 +139,7 @@ impl Core {
     pub(super) async fn run(
         &mut self,
         inbox: &mut mpsc::Receiver<Input>,
-        mut recorded: mpsc::UnboundedReceiver<Result<crate::controller::RecordId, LedgerError>>,
+        mut written: mpsc::UnboundedReceiver<Written>,
         shutdown: &Shutdown,
     ) -> Result<Outcome, CoordinatorError> {
         let mut tick = tokio::time::interval(TICK);
@@ -153,9 +153,13 @@ impl Core {
                 return Ok(outcome);
             }
             tokio::select! {
-                result = recorded.recv() => match result {
-                    Some(Ok(id)) => self.event(Event::Recorded(id)).await,
-                    Some(Err(error)) => return Err(error.into()),
+                news = written.recv() => match news {
+                    Some(Written::Recorded(id)) => self.event(Event::Recorded(id)).await,
+                    Some(Written::NoRoom(path, error)) => {
+                        let (what, error) = (Refused::Ledger(path), error.to_string());
+                        self.event(Event::NoRoom { what, error }).await;
+                    }
+                    Some(Written::Failed(error)) => return Err(error.into()),
                     None => return Err(CoordinatorError::Internal("journal")),
                 },
                 Some(input) = inbox.recv() => self.input(input).await,
@@ -296,6 +300,8 @@ impl Core {
             Command::Phase(phase) => self.phase(phase),
             Command::Committed(step) => self.committed(step).await,
             Command::Evaluated(report) => self.evaluated(report).await,
+            Command::NoRoom { what, patience } => self.no_room(&what, patience),
+            Command::RoomAgain { what, waited } => self.room_again(&what, waited),
             Command::Notice(text) => self.notice(text),
             Command::Finish(outcome) => self.outcome = Some(outcome),
         }
@@ -335,7 +341,7 @@ impl Core {
         }
         self.last_status = Some(now);
         let own = (std::process::id(), self.args.incarnation);
-        let status = self.report.status(&self.state, own, wall_ms());
+        let status = self.report.status(&self.state, self.full_disk(now), own, wall::unix_ms());
         self.told.news.emit(Progress::Actors(status.actors.clone()));
         self.told.exports.status(status);
     }
@@ -352,7 +358,7 @@ impl Core {
     }
 
     fn entry(&mut self, fact: Fact) -> Option<Entry> {
-        let (epoch, at_ms) = (self.state.epoch(), wall_ms());
+        let (epoch, at_ms) = (self.state.epoch(), wall::unix_ms());
         Some(match fact {
             Fact::Opened { group, cursor } => Entry::Opened { group, cursor, epoch },
             Fact::Leased { group, attempt, worker } => Entry::Leased { group, attempt, worker, epoch, at_ms },
@@ -394,10 +400,4 @@ async fn sleep_until(at: Option<tokio::time::Instant>) {
         Some(at) => tokio::time::sleep_until(at).await,
         None => std::future::pending().await,
     }
-}
-
-/// Milliseconds since the Unix epoch: for reports only.
-pub(super) fn wall_ms() -> u64 {
-    let since = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
-    u64::try_from(since.as_millis()).unwrap_or(u64::MAX)
 }

@@ -1,19 +1,24 @@
 //! Files for people and other programs: `status.json`, `metrics.jsonl`, `evaluations.jsonl`. Written by a thread of their
 //! own from what is already in the ledger; a run goes on without them.
 //!
-//! Queue: [`QUEUE`]; a state that finds it full is left out (the next one follows within a second), records wait.
-use crate::ledger::place::write_atomically;
+//! Queue: [`QUEUE`]; a state that finds it full is left out (the next one follows within a second), records wait. Records that
+//! a full disk refused are kept and written when there is room: few, as no step is committed without it.
+use crate::ledger::place::write_with_spare;
 use crate::ledger::{Past, RunPaths};
 use crate::progress::{EvaluationReport, RunStatus};
 use cohort_learner::sinks::{JsonlSink, Record, Sink};
 use cohort_protocol::{StepCommit, StepId};
+use std::collections::VecDeque;
 use std::fs;
 use std::io::Write;
 use std::path::Path;
 use std::thread::JoinHandle;
+use std::time::{Duration, Instant};
 use tokio::sync::mpsc;
 
 const QUEUE: usize = 256;
+/// Before what was refused is tried again.
+const AGAIN: Duration = Duration::from_secs(5);
 
 /// Something to write.
 #[derive(Debug)]
@@ -39,21 +44,11 @@ impl Exports {
         let (queue, mut inbox) = mpsc::channel(QUEUE);
         let (commits, rounds) = (past.commits.values().cloned().collect::<Vec<_>>(), past.evaluations.clone());
         let thread = std::thread::Builder::new().name("exports".into()).spawn(move || {
-            let mut metrics = open_metrics(&paths, &commits);
-            if let Err(error) = rewrite_evaluations(&paths.evaluations(), &rounds) {
-                tracing::warn!(target: "cohort::exports", %error, "evaluations_not_written");
-            }
+            let mut files = Files::open(paths, &commits, rounds);
             while let Some(export) = inbox.blocking_recv() {
-                match export {
-                    Export::Status(status) => write_status(&paths, &status),
-                    Export::Commit(commit) => write_commit(metrics.as_deref_mut(), &commit),
-                    Export::Evaluation(report) => {
-                        if let Err(error) = append_line(&paths.evaluations(), &report) {
-                            tracing::warn!(target: "cohort::exports", %error, "evaluation_not_written");
-                        }
-                    }
-                }
+                files.take(export);
             }
+            files.write_missing();
         })?;
         Ok(Self { queue, thread })
     }
@@ -76,13 +71,93 @@ impl Exports {
     }
 }
 
-fn open_metrics(paths: &RunPaths, commits: &[StepCommit]) -> Option<Box<dyn Sink>> {
+/// The thread's own state.
+struct Files {
+    paths: RunPaths,
+    metrics: Option<JsonlSink>,
+    /// Commits that are not in `metrics.jsonl`.
+    missing: VecDeque<StepCommit>,
+    rounds: Vec<EvaluationReport>,
+    /// `evaluations.jsonl` lacks some of the rounds.
+    lacking: bool,
+    /// When what was refused was tried last.
+    tried: Instant,
+}
+
+impl Files {
+    fn open(paths: RunPaths, commits: &[StepCommit], rounds: Vec<EvaluationReport>) -> Self {
+        let metrics = open_metrics(&paths, commits);
+        let mut files = Self { paths, metrics, missing: VecDeque::new(), rounds, lacking: true, tried: Instant::now() };
+        files.write_rounds();
+        files
+    }
+
+    fn take(&mut self, export: Export) {
+        match export {
+            Export::Status(status) => {
+                write_status(&self.paths, &status);
+                if self.tried.elapsed() >= AGAIN {
+                    self.write_missing();
+                }
+            }
+            Export::Commit(commit) => {
+                self.missing.push_back(commit);
+                if self.missing.len() == 1 {
+                    self.append_commits();
+                }
+            }
+            Export::Evaluation(report) => {
+                let appended = append_line(&self.paths.evaluations(), &report);
+                self.rounds.push(report);
+                if let Err(error) = appended {
+                    tracing::warn!(target: "cohort::exports", %error, "evaluation_not_written");
+                    self.lacking = true;
+                }
+            }
+        }
+    }
+
+    /// Appends what is missing, up to the first that cannot be.
+    fn append_commits(&mut self) {
+        let Some(sink) = &mut self.metrics else { return self.missing.clear() };
+        while let Some(commit) = self.missing.front() {
+            if let Err(error) = sink.record(&record(commit)) {
+                tracing::warn!(target: "cohort::exports", %error, step = commit.step.0, "metrics_not_written");
+                return;
+            }
+            self.missing.pop_front();
+        }
+    }
+
+    /// What was refused is tried again; half a line of it may be there.
+    fn write_missing(&mut self) {
+        self.tried = Instant::now();
+        if let (Some(sink), Some(first)) = (&mut self.metrics, self.missing.front()) {
+            match sink.cut_back(StepId(first.step.0.saturating_sub(1))) {
+                Ok(()) => self.append_commits(),
+                Err(error) => tracing::warn!(target: "cohort::exports", %error, "metrics_not_written"),
+            }
+        }
+        if self.lacking {
+            self.write_rounds();
+        }
+    }
+
+    fn write_rounds(&mut self) {
+        match rewrite_evaluations(&self.paths.evaluations(), &self.rounds) {
+            Ok(()) => self.lacking = false,
+            Err(error) => tracing::warn!(target: "cohort::exports", %error, "evaluations_not_written"),
+        }
+    }
+}
+
+fn open_metrics(paths: &RunPaths, commits: &[StepCommit]) -> Option<JsonlSink> {
     let open = || {
         let mut sink = JsonlSink::open(&paths.metrics())?;
         // The ledger has every metric of every commit: the file is made of it anew.
         sink.cut_back(StepId(0))?;
         commits.iter().try_for_each(|commit| sink.record(&record(commit)))?;
-        Ok::<_, cohort_learner::sinks::SinkError>(Box::new(sink) as Box<dyn Sink>)
+        Ok::<_, cohort_learner::sinks::SinkError>(sink)
     };
     open().map_err(|error| tracing::warn!(target: "cohort::exports", %error, "metrics_not_written")).ok()
 }
@@ -91,16 +166,9 @@ fn record(commit: &StepCommit) -> Record {
     Record { step: commit.step, metrics: commit.metrics.clone() }
 }
 
-fn write_commit(metrics: Option<&mut (dyn Sink + 'static)>, commit: &StepCommit) {
-    let Some(sink) = metrics else { return };
-    if let Err(error) = sink.record(&record(commit)) {
-        tracing::warn!(target: "cohort::exports", %error, step = commit.step.0, "metrics_not_written");
-    }
-}
-
 fn write_status(paths: &RunPaths, status: &RunStatus) {
     let written = serde_json::to_vec_pretty(status).map_err(|e| e.to_string());
-    let written = written.and_then(|bytes| write_atomically(&paths.status(), &bytes).map_err(|e| e.to_string()));
+    let written = written.and_then(|bytes| write_with_spare(&paths.status(), &bytes).map_err(|e| e.to_string()));
     if let Err(error) = written {
         tracing::warn!(target: "cohort::exports", error, "status_not_written");
     }

@@ -2,10 +2,11 @@
 //! computes nothing (workers do) and never forks (the node agent does).
 //!
 //! Files: `session` one connection; `actor` the one task that moves everything; `journal` the ledger's thread; `payload`
-//! checks and digests; `partials` groups that are not complete; `report`, `news` and `exports` what people and programs see; `error`.
+//! checks and digests; `partials` groups that are not complete; `report`, `news` and `exports` what people and programs see; `full_disk` what they hear of a disk without room; `error`.
 mod actor;
 mod error;
 mod exports;
+mod full_disk;
 mod journal;
 mod news;
 mod partials;
@@ -28,7 +29,7 @@ use crate::controller::{ConnId, ControllerState, Outcome, Plan, Standing, Work};
 use crate::ledger::place::write_atomically;
 use crate::ledger::{Ledger, LedgerError, RunLock, RunMeta, RunPaths};
 use crate::progress::{LaunchReport, Progress, ProgressSink};
-use cohort_actors::{AcceptTerms, Connection, Listener, Shutdown, accept_worker};
+use cohort_actors::{AcceptTerms, Connection, Listener, Shutdown, accept_worker, wall};
 use cohort_learner::advantage::Advantage;
 use cohort_protocol::{Role, SampledItem, SamplingParams, WorkerId};
 use std::sync::Arc;
@@ -99,18 +100,18 @@ pub async fn run(
     shutdown: Shutdown,
 ) -> Result<LaunchReport, CoordinatorError> {
     let args = Arc::new(args);
-    let (lock, meta, past, epoch, ledger) = open_ledger(args.clone()).await?;
+    let (lock, meta, past, epoch, ledger) = full_disk::patiently(&args, &shutdown, || open_ledger(args.clone())).await?;
     let predecessors = report::workers_of_predecessor(&args);
     let mut report = Report::new(args.plan.steps, args.begun, Instant::now(), &past, args.workers.clone());
     let known: Vec<(WorkerId, u32)> = predecessors.iter().map(|(worker, _, pid)| (*worker, *pid)).collect();
     predecessors.into_iter().for_each(|(worker, starts, pid)| report.seen(worker, starts, pid));
     let exports =
         Exports::start(args.paths.clone(), &past).map_err(|e| LedgerError::io("start a thread for", args.paths.root(), e))?;
-    // Bounded by the records that wait for the journal, whose queue is.
-    let (recorded_tx, recorded) = mpsc::unbounded_channel();
-    let (journal, journal_thread) = Journal::start(ledger, lock, move |result| {
+    // Bounded by the records that wait for the journal, whose queue is, and by one look a second at a full disk.
+    let (written_tx, written) = mpsc::unbounded_channel();
+    let (journal, journal_thread) = Journal::start(ledger, lock, move |news| {
         // A core that has ended needs no news.
-        let _ = recorded_tx.send(result);
+        let _ = written_tx.send(news);
     })
     .map_err(|e| LedgerError::io("start a thread for", args.paths.root(), e))?;
     let news = News::start(args.progress.clone()).map_err(|e| LedgerError::io("start a thread for", args.paths.root(), e))?;
@@ -128,7 +129,7 @@ pub async fn run(
     let accepting = tokio::spawn(accept_all(listener, terms, args.workers.clone(), inputs.clone()));
     let mut core = Core::new(args.clone(), state, report, journal, Told { exports, news }, inputs);
     core.begin(known).await;
-    let result = core.run(&mut inbox, recorded, &shutdown).await;
+    let result = core.run(&mut inbox, written, &shutdown).await;
     match &result {
         Ok(Outcome::Finished) => core.dismiss("the run is finished", inbox).await,
         Ok(Outcome::Drained) => core.dismiss("the run was asked to stop", inbox).await,
@@ -151,7 +152,7 @@ async fn open_ledger(args: Arc<CoordinatorArgs>) -> Result<Opened, CoordinatorEr
         if meta.numerics != args.numerics {
             return Err(CoordinatorError::Numerics { begun: meta.numerics, now: args.numerics.clone() });
         }
-        let epoch = ledger.begin_epoch(actor::wall_ms())?;
+        let epoch = ledger.begin_epoch(wall::unix_ms())?;
         let past = ledger.past()?;
         Ok((lock, meta, past, epoch, ledger))
     });

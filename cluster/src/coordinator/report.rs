@@ -6,7 +6,8 @@ use crate::controller::steps::Request;
 use crate::controller::{ConnId, ControllerState};
 use crate::ledger::{Past, RunPaths};
 use crate::progress::{
-    ActorState, ActorStatus, EvaluationReport, ExampleDialogue, GroupCounts, LaunchReport, RunPhase, RunStatus, StepProgress,
+    ActorState, ActorStatus, EvaluationReport, ExampleDialogue, FullDisk, GroupCounts, LaunchReport, RunPhase, RunStatus,
+    StepProgress,
 };
 use cohort_protocol::{PolicyVersion, Role, StepCommit, WorkerId};
 use std::collections::{BTreeMap, BTreeSet};
@@ -285,7 +286,13 @@ impl Report {
     }
 
     /// `status.json`.
-    pub(super) fn status(&self, state: &ControllerState, coordinator: (u32, u32), updated_ms: u64) -> RunStatus {
+    pub(super) fn status(
+        &self,
+        state: &ControllerState,
+        full_disk: Option<FullDisk>,
+        coordinator: (u32, u32),
+        updated_ms: u64,
+    ) -> RunStatus {
         RunStatus {
             phase: state.phase(),
             epoch: state.epoch().0,
@@ -293,6 +300,7 @@ impl Report {
             steps: self.steps,
             updated_ms,
             groups: self.groups(state),
+            full_disk,
             actors: self.actors(state, coordinator),
         }
     }

@@ -41,6 +41,8 @@ fn run(page: &mut Page, status: &RunStatus) {
     page.gauge("run_steps", "steps of the whole run", &[], status.steps as f64);
     page.gauge("run_epoch", "incarnation of the coordinator", &[], status.epoch as f64);
     page.gauge("status_updated_seconds", "when the coordinator spoke last, since 1970", &[], status.updated_ms as f64 / 1e3);
+    let waited = status.full_disk.as_ref().map_or(0, |disk| disk.waited_s.max(1));
+    page.gauge("full_disk_seconds", "how long the run has waited for room on a disk, 0 where it does not", &[], waited as f64);
     let groups = &status.groups;
     for (state, count) in [("generated", groups.generated), ("consumed", groups.consumed), ("in_flight", groups.in_flight)] {
         page.gauge("training_groups", "training groups by what became of them", &[("state", state)], count as f64);

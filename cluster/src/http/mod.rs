@@ -16,9 +16,9 @@ use ring::hmac;
 use std::io;
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
-use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::time::{Duration, Instant};
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::{Duration, Instant, SystemTime};
 use tokio::net::TcpListener;
 use tokio::task::JoinHandle;
 
@@ -179,13 +179,21 @@ async fn show(
 
 /// Of a run's head node: whether its coordinator has spoken lately.
 pub(crate) fn coordinator_speaks(paths: RunPaths) -> Ready {
+    // The time that the file says is compared with itself alone: the clock may be set.
+    let seen: Mutex<Option<(SystemTime, Instant)>> = Mutex::new(None);
     Box::new(move || {
         let spoke = std::fs::metadata(paths.status()).and_then(|meta| meta.modified());
-        let silent = spoke.ok().and_then(|at| at.elapsed().ok());
-        match silent {
-            Some(silent) if silent < PULSE => Ok(()),
-            Some(silent) => Err(format!("the coordinator has said nothing for {} s", silent.as_secs())),
-            None => Err("the coordinator has not begun yet".to_owned()),
+        let Ok(spoke) = spoke else { return Err("the coordinator has not begun yet".to_owned()) };
+        let mut seen = seen.lock().unwrap_or_else(PoisonError::into_inner);
+        let since = match *seen {
+            Some((before, since)) if before == spoke => since,
+            // Of the first look nothing is known but that it has spoken.
+            _ => Instant::now(),
+        };
+        *seen = Some((spoke, since));
+        match since.elapsed() {
+            silent if silent < PULSE => Ok(()),
+            silent => Err(format!("the coordinator has said nothing for {} s", silent.as_secs())),
         }
     })
 }
@@ -225,6 +233,47 @@ mod tests {
         }
         assert!(ask(at, "/metrics", Some("secret")).await.starts_with("HTTP/1.1 200"));
         assert!(ask(at, "/etc/passwd", Some("secret")).await.starts_with("HTTP/1.1 404"));
+        task.abort();
+    }
+
+    #[tokio::test]
+    async fn damaged_requests_are_answered_or_dropped_and_cost_nobody_else_anything() {
+        const SEEDS: [&str; 3] = [
+            "GET /livez HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n",
+            "GET /metrics HTTP/1.1\r\nHost: x\r\nAuthorization: Bearer secret\r\nConnection: close\r\n\r\n",
+            "POST /readyz HTTP/1.1\r\nHost: x\r\nTransfer-Encoding: chunked\r\nContent-Length: 9999999999\r\n\r\nffffffffffffffff\r\nx",
+        ];
+        let dir = tempfile::tempdir().unwrap();
+        let options = HttpOptions { address: loopback(), token_file: None };
+        let (at, task) = serve(&options, RunPaths::new(dir.path()), Pulse::new(), Box::new(|| Ok(()))).await.unwrap();
+        let mut state = 0x9e37_79b9_7f4a_7c15_u64;
+        let mut draw = |below: usize| {
+            state ^= state << 13;
+            state ^= state >> 7;
+            state ^= state << 17;
+            usize::try_from(state % below as u64).unwrap()
+        };
+        for round in 0..200 {
+            let mut bytes = SEEDS[round % SEEDS.len()].as_bytes().to_vec();
+            for _ in 0..=draw(4) {
+                let place = draw(bytes.len());
+                match draw(3) {
+                    0 => bytes[place] = u8::try_from(draw(256)).unwrap(),
+                    1 if bytes.len() > 40 => drop(bytes.drain(place..(place + draw(20)).min(bytes.len()))),
+                    _ => drop(bytes.splice(place..place, std::iter::repeat_n(b'9', draw(3000)))),
+                }
+            }
+            let mut stream = tokio::net::TcpStream::connect(at).await.unwrap();
+            // One that is dropped in the middle of its request may not take all of it, nor give a whole answer.
+            let _ = stream.write_all(&bytes).await;
+            let _ = stream.shutdown().await;
+            let mut answer = Vec::new();
+            let mut bounded = stream.take(1 << 20);
+            let read = tokio::time::timeout(Duration::from_secs(5), bounded.read_to_end(&mut answer));
+            let _ = read.await.expect("a request that ends is answered or dropped");
+            assert!(answer.len() < 1 << 20);
+        }
+        assert!(ask(at, "/livez", None).await.starts_with("HTTP/1.1 200"));
         task.abort();
     }
 

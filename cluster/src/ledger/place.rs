@@ -159,13 +159,61 @@ pub fn sync_dir(dir: &Path) -> Result<(), LedgerError> {
 /// Replaces a file whole: readers see the old bytes or the new ones. Not synced: for reports, not for records.
 pub fn write_atomically(path: &Path, bytes: &[u8]) -> Result<(), LedgerError> {
     let draft = path.with_extension(format!("draft-{}", std::process::id()));
-    std::fs::write(&draft, bytes).map_err(|e| LedgerError::io("write", &draft, e))?;
+    std::fs::write(&draft, bytes).map_err(|e| {
+        // What there was room for is given back; where even that fails, the next draft writes over it.
+        let _ = std::fs::remove_file(&draft);
+        LedgerError::io("write", &draft, e)
+    })?;
     std::fs::rename(&draft, path).map_err(|e| LedgerError::io("name", path, e))
+}
+
+/// Bytes of a file's last page that are kept free, at least, by [`write_with_spare`].
+const SPARE: usize = 1024;
+/// What disks give out.
+const PAGE: usize = 4096;
+
+/// Replaces a text whole, as [`write_atomically`], with blanks behind it. Where the disk is full it is written over the old
+/// one, which takes no room: for that the blanks are there. A reader may then see some of both.
+pub fn write_with_spare(path: &Path, text: &[u8]) -> Result<(), LedgerError> {
+    let mut padded = text.to_vec();
+    padded.resize((text.len() + SPARE).next_multiple_of(PAGE) - 1, b' ');
+    padded.push(b'\n');
+    let Err(error) = write_atomically(path, &padded) else { return Ok(()) };
+    let size = path.metadata().map_or(0, |meta| meta.len());
+    let room = usize::try_from(size).unwrap_or(usize::MAX);
+    if !matches!(error, LedgerError::NoSpace { .. }) || room < text.len() + 1 {
+        return Err(error);
+    }
+    padded.truncate(text.len());
+    padded.resize(room - 1, b' ');
+    padded.push(b'\n');
+    let over = OpenOptions::new().write(true).open(path).and_then(|mut file| file.write_all(&padded));
+    over.map_err(|e| LedgerError::io("write over", path, e))
+}
+
+/// Free bytes, for this user, of the disk that a path is on; `None`: the system does not say.
+#[must_use]
+pub fn free_bytes(path: &Path) -> Option<u64> {
+    let stat = path.ancestors().find_map(|place| rustix::fs::statvfs(place).ok())?;
+    Some(stat.f_bavail.saturating_mul(stat.f_frsize))
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_text_with_spare_room_is_read_as_what_it_is() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("status.json");
+        for length in [0, 1, 3000, 4096, 9000] {
+            let text = serde_json::to_vec(&"x".repeat(length)).unwrap();
+            write_with_spare(&path, &text).unwrap();
+            let written = std::fs::read(&path).unwrap();
+            assert!(written.len().is_multiple_of(PAGE) && written.len() >= text.len() + SPARE, "{length}: {}", written.len());
+            assert_eq!(serde_json::from_slice::<String>(&written).unwrap().len(), length);
+        }
+    }
 
     #[test]
     fn a_second_taker_is_refused_and_the_holder_named() {

@@ -159,6 +159,12 @@ impl SegmentLog {
         (self.number, self.end)
     }
 
+    /// Whether it takes more after an error (S2).
+    #[must_use]
+    pub fn is_usable(&self) -> bool {
+        self.poisoned.is_none()
+    }
+
     /// Refuses growth past `bytes` more, as a full disk would.
     #[cfg(test)]
     pub(crate) fn limit_room(&mut self, bytes: Option<u64>) {

@@ -40,6 +40,8 @@ pub struct Ledger {
     segments: SegmentLog,
     segment_dir: PathBuf,
     heads: Heads,
+    /// A transaction was rolled back: what memory knows of the tables' ends must follow it.
+    stale: bool,
 }
 
 impl Ledger {
@@ -96,7 +98,7 @@ impl Ledger {
         let heads = Heads::read(&conn).map_err(at)?;
         let segment_dir = paths.segments();
         let (segments, found) = SegmentLog::open(&segment_dir, rows::last_place(&conn).map_err(at)?)?;
-        let mut ledger = Self { conn, path, segments, segment_dir, heads };
+        let mut ledger = Self { conn, path, segments, segment_dir, heads, stale: false };
         ledger.adopt(found)?;
         Ok(ledger)
     }
@@ -125,6 +127,16 @@ impl Ledger {
             self.segments.rollback(number, end);
         }
         result
+    }
+
+    /// What could not grow, where an error of [`Self::apply`] says that there is no room and the same entries may be applied
+    /// again once there is.
+    #[must_use]
+    pub fn lacks_room(&self, error: &LedgerError) -> Option<PathBuf> {
+        match error {
+            LedgerError::NoSpace { path } if self.segments.is_usable() => Some(path.clone()),
+            _ => None,
+        }
     }
 
     /// Reads a group's accepted trajectories back.
@@ -166,21 +178,20 @@ impl Ledger {
     }
 
     fn transact(&mut self, work: impl FnOnce(&mut Heads, &Transaction<'_>) -> rusqlite::Result<()>) -> Result<(), LedgerError> {
-        let heads = &mut self.heads;
+        let (heads, stale) = (&mut self.heads, &mut self.stale);
         let result = (|| {
+            if *stale {
+                *heads = Heads::read(&self.conn)?;
+            }
+            *stale = true;
             let tx = self.conn.transaction_with_behavior(TransactionBehavior::Immediate)?;
             work(heads, &tx)?;
             heads.flush(&tx)?;
-            tx.commit()
+            tx.commit()?;
+            *stale = false;
+            Ok(())
         })();
-        result.map_err(|error| {
-            // The transaction is rolled back; what memory knows of the tables' ends must follow it.
-            match Heads::read(&self.conn) {
-                Ok(heads) => self.heads = heads,
-                Err(e) => tracing::error!(target: "cohort::ledger", error = %e, "heads_unreadable"),
-            }
-            rows::doubled(&error).unwrap_or_else(|| LedgerError::sqlite(&self.path, error))
-        })
+        result.map_err(|error| rows::doubled(&error).unwrap_or_else(|| LedgerError::sqlite(&self.path, error)))
     }
 
     /// Takes whole batches behind the index into it. They were written before a crash and never acknowledged; the first

@@ -86,7 +86,10 @@ fn plan(config: &Config, data: &dyn Dataset, shared_engine: bool) -> Plan {
         replay_at_most: Some(Duration::from_secs(training.checkpoint.replay_s)).filter(|most| !most.is_zero()),
         on_failure: if training.max_staleness > 0 { OnFailure::Drop } else { OnFailure::Stop },
         max_failures: MAX_FAILURES,
-        deadlines: Deadlines::default(),
+        deadlines: Deadlines {
+            full_disk: Duration::from_secs(config.cluster.full_disk_patience_s.into()),
+            ..Deadlines::default()
+        },
     }
 }
 

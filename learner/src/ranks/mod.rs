@@ -16,9 +16,10 @@
 //! - **F4** a rank of an older membership has no voice: each membership has connections of its own, and a step is one
 //!   membership's.
 //!
-//! Files: `team` the lead's side, `weave` the fabric between its ranks' devices, `follower` a follower's side.
+//! Files: `team` the lead's side, `weave` the fabric between its ranks' devices, `trial` whether it is tried, `follower` a follower's side.
 mod follower;
 mod team;
+mod trial;
 mod weave;
 
 pub(crate) use follower::run as run_follower;

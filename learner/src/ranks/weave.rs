@@ -1,10 +1,11 @@
 //! The fabric between the devices of a lead's ranks: made for each new set of ranks, kept while they are the same, left alone
-//! for a while where it does not work.
+//! for a while where it does not work (`trial` decides).
 //!
 //! Invariants
 //! - **V1** a fabric is used by the ranks that it was made for, over the connections on which they were told of it.
 //! - **V2** ranks without one work as well: sums then travel on the lines.
 use super::team::Member;
+use super::trial::Trial;
 use crate::collective::{CollectiveError, Line, SharedFabric};
 use cohort_engine::fabric::Fabrics;
 use cohort_protocol::messages::ranks::{BetweenRanks, RankFabric};
@@ -12,10 +13,6 @@ use cohort_protocol::version::RANK_FABRIC;
 use std::sync::{Arc, Weak};
 use tracing::{info, warn};
 
-/// Steps in a row abandoned on a fabric after which the lines carry the sums: perhaps it was never a rank's fault.
-const TRIES: u32 = 2;
-/// For so many steps.
-const REST: u32 = 100;
 const WEAVING: &str = "the making of a fabric";
 
 /// The lead's fabric.
@@ -25,14 +22,12 @@ pub(super) struct Weave {
     /// The ranks that were told of the last one, and its end, where every rank has its own.
     told: Vec<Weak<Line>>,
     end: Option<SharedFabric>,
-    failures: u32,
-    /// Steps until it is tried again.
-    rest: u32,
+    trial: Trial,
 }
 
 impl Weave {
     pub(super) fn new(fabrics: Option<Arc<dyn Fabrics>>) -> Self {
-        Self { fabrics, told: Vec::new(), end: None, failures: 0, rest: 0 }
+        Self { fabrics, told: Vec::new(), end: None, trial: Trial::default() }
     }
 
     /// The fabric of these ranks, in their order; `None` where there is none.
@@ -52,7 +47,7 @@ impl Weave {
         }
         let world = members.len() + 1;
         let invite = || fabrics.invite().and_then(|invitation| Ok((fabrics.join(&invitation, 0, world)?, invitation)));
-        let made = (self.rest == 0).then(invite).transpose().unwrap_or_else(|why| {
+        let made = self.trial.is_due().then(invite).transpose().unwrap_or_else(|why| {
             self.failed(fabrics.kind(), &why);
             None
         });
@@ -71,13 +66,9 @@ impl Weave {
     /// A step succeeded.
     pub(super) fn worked(&mut self) {
         if self.end.is_some() {
-            self.failures = 0;
-        } else if self.rest > 0 {
-            self.rest -= 1;
-            if self.rest == 0 {
-                self.failures = TRIES - 1;
-                self.forget();
-            }
+            self.trial.worked();
+        } else if self.trial.went_without() {
+            self.forget();
         }
     }
 
@@ -96,11 +87,8 @@ impl Weave {
     }
 
     fn failed(&mut self, kind: &str, why: &str) {
-        self.failures += 1;
-        if self.failures >= TRIES {
-            self.rest = REST;
-        }
-        warn!(target: "cohort::learner", kind, why, steps_on_lines = self.rest, "fabric_failed");
+        let steps_on_lines = self.trial.failed();
+        warn!(target: "cohort::learner", kind, why, steps_on_lines, "fabric_failed");
     }
 }
 

@@ -171,6 +171,7 @@ impl Setting {
                 lease: Duration::from_secs(20),
                 score: Duration::from_secs(15),
                 retry: Duration::from_millis(200),
+                full_disk: Duration::from_secs(60),
             },
         };
         Self { seed, plan, rollouts: 1, rewards: 1, hosts: 0, rates: Rates::default(), blows: Vec::new() }

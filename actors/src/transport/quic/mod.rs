@@ -15,18 +15,19 @@ mod stream;
 mod tests;
 
 use super::framed::{CLOSED, Framed};
+use super::refusal::{self, Shown};
 use super::{
     BACKLOG, COORDINATOR, Connection, Dialer, EndpointError, Listener, TransportError, TransportOptions, local_ip, name_at, tls,
 };
-use crate::certs::{Identity, name_of};
+use crate::certs::{Current, Identity, name_of};
 use async_trait::async_trait;
 use cohort_protocol::{RunId, WorkerId};
 use quinn::crypto::rustls::{QuicClientConfig, QuicServerConfig};
 use quinn::{ConnectionError, Endpoint, EndpointConfig, IdleTimeout, TokioRuntime, TransportConfig, VarInt};
 use quinn_proto::HashedConnectionIdGenerator;
 use ring::hmac;
+use rustls::AlertDescription;
 use std::fmt;
-use std::io;
 use std::net::{SocketAddr, UdpSocket};
 use std::sync::Arc;
 use std::time::Duration;
@@ -52,6 +53,7 @@ pub struct QuicDialer {
     to: WorkerId,
     at: SocketAddr,
     server_name: String,
+    shown: Shown,
     options: TransportOptions,
 }
 
@@ -73,7 +75,8 @@ impl QuicListener {
             socket.local_addr().map_err(|source| EndpointError::Socket { kind: "UDP", address: "unbound".into(), source })?;
         let failed = |source| EndpointError::Socket { kind: "UDP", address: address.to_string(), source };
         socket.set_nonblocking(true).map_err(failed)?;
-        let mut config = quinn::ServerConfig::with_crypto(Arc::new(server_crypto(identity, strangers)?));
+        let (crypto, current) = server_crypto(identity, strangers)?;
+        let mut config = quinn::ServerConfig::with_crypto(Arc::new(crypto));
         config
             .transport_config(Arc::new(transport(&options)?))
             .migration(false)
@@ -82,7 +85,7 @@ impl QuicListener {
             .incoming_buffer_size_total(1 << 20);
         let endpoint = Endpoint::new(server_endpoint(identity), Some(config), socket, Arc::new(TokioRuntime)).map_err(failed)?;
         let (sender, incoming) = mpsc::channel(BACKLOG);
-        let acceptor = tokio::spawn(accept_all(endpoint.clone(), options, sender)).abort_handle();
+        let acceptor = tokio::spawn(accept_all(endpoint.clone(), current, options, sender)).abort_handle();
         Ok(Self { endpoint, address, incoming: AsyncMutex::new(incoming), acceptor })
     }
 
@@ -147,7 +150,7 @@ impl QuicDialer {
         to: WorkerId,
         at: SocketAddr,
         run: RunId,
-        crypto: rustls::ClientConfig,
+        (crypto, shown): (rustls::ClientConfig, Shown),
         options: TransportOptions,
     ) -> Result<Self, EndpointError> {
         let local = SocketAddr::new(local_ip(at.ip()), 0);
@@ -158,18 +161,25 @@ impl QuicDialer {
         let mut config = quinn::ClientConfig::new(Arc::new(crypto));
         config.transport_config(Arc::new(transport(&options)?));
         endpoint.set_default_client_config(config);
-        Ok(Self { endpoint, to, at, server_name: name_of(run, to), options })
+        Ok(Self { endpoint, to, at, server_name: name_of(run, to), shown, options })
     }
 
     async fn establish(&self) -> Result<Arc<dyn Connection>, TransportError> {
         let peer = self.address();
         let lost = |why: String| TransportError::Lost { peer: peer.clone(), why };
+        let failed =
+            |error: ConnectionError| refusal::of_dialled(peer.clone(), error.to_string(), refused_by_peer(&error), &self.shown);
         let connecting = self.endpoint.connect(self.at, &self.server_name).map_err(|error| lost(error.to_string()))?;
         let quic = connecting.await.map_err(|error| match error {
             ConnectionError::TimedOut => self.unanswered(self.options.idle),
-            error => lost(error.to_string()),
+            error => failed(error),
         })?;
-        let (send, recv) = stream::open_control(&quic).await.map_err(|error| lost(explain(&quic, &error)))?;
+        let opened = stream::open_control(&quic).await;
+        // A listener that refuses this end's certificate does so after the dialler's half of the handshake.
+        let (send, recv) = opened.map_err(|error| match quic.close_reason() {
+            Some(reason) => failed(reason),
+            None => lost(error.to_string()),
+        })?;
         Ok(Framed::start(QuicStreams(quic), (send, recv), peer.clone(), &self.options, None))
     }
 }
@@ -199,7 +209,12 @@ impl Dialer for QuicDialer {
 }
 
 /// Takes handshakes, each in a task of its own so that a slow one delays nobody, until the endpoint closes.
-async fn accept_all(endpoint: Endpoint, options: TransportOptions, accepted: mpsc::Sender<Arc<dyn Connection>>) {
+async fn accept_all(
+    endpoint: Endpoint,
+    current: Arc<Current>,
+    options: TransportOptions,
+    accepted: mpsc::Sender<Arc<dyn Connection>>,
+) {
     let slots = Arc::new(Semaphore::new(options.max_connections));
     let mut handshakes = JoinSet::new();
     while let Some(incoming) = endpoint.accept().await {
@@ -210,11 +225,13 @@ async fn accept_all(endpoint: Endpoint, options: TransportOptions, accepted: mps
             incoming.refuse();
             continue;
         };
-        let accepted = accepted.clone();
+        let (accepted, current) = (accepted.clone(), current.clone());
         handshakes.spawn(async move {
             let handshake = async {
-                let quic = incoming.await.map_err(|error| error.to_string())?;
-                let (send, recv) = stream::accept_control(&quic).await.map_err(|error| explain(&quic, &error))?;
+                let why = |error: ConnectionError| refusal::of_listening(error.to_string(), refused_by_peer(&error), &current);
+                let quic = incoming.await.map_err(why)?;
+                let opened = stream::accept_control(&quic).await;
+                let (send, recv) = opened.map_err(|error| quic.close_reason().map_or_else(|| error.to_string(), why))?;
                 Ok::<_, String>(Framed::start(QuicStreams(quic), (send, recv), peer.clone(), &options, Some(slot)))
             };
             match timeout(options.deadlines.connect, handshake).await {
@@ -225,11 +242,6 @@ async fn accept_all(endpoint: Endpoint, options: TransportOptions, accepted: mps
             }
         });
     }
-}
-
-/// The connection's reason where it has one (a refused certificate), else the stream's.
-fn explain(quic: &quinn::Connection, error: &io::Error) -> String {
-    quic.close_reason().map_or_else(|| error.to_string(), |reason| reason.to_string())
 }
 
 /// Every limit explicit: the library's defaults (30 s, unbounded) do not suit a cluster. GSO stays on: it gives 3x.
@@ -272,7 +284,17 @@ fn server_endpoint(identity: &Identity) -> EndpointConfig {
     config
 }
 
-fn server_crypto(identity: &Identity, strangers: bool) -> Result<QuicServerConfig, EndpointError> {
-    let crypto = tls::server(identity, strangers, ALPN)?;
-    QuicServerConfig::try_from(crypto).map_err(|e| EndpointError::Tls { who: identity.who(), why: e.to_string() })
+fn server_crypto(identity: &Identity, strangers: bool) -> Result<(QuicServerConfig, Arc<Current>), EndpointError> {
+    let (crypto, current) = tls::server(identity, strangers, ALPN)?;
+    let crypto =
+        QuicServerConfig::try_from(crypto).map_err(|e| EndpointError::Tls { who: identity.who(), why: e.to_string() })?;
+    Ok((crypto, current))
+}
+
+/// The alert with which the peer ended a handshake.
+fn refused_by_peer(error: &ConnectionError) -> Option<AlertDescription> {
+    let ConnectionError::ConnectionClosed(close) = error else { return None };
+    // RFC 9001, 4.8: a TLS alert is this and its number.
+    let alert = u64::from(close.error_code).checked_sub(0x100)?;
+    u8::try_from(alert).ok().map(AlertDescription::from)
 }

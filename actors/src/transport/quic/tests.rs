@@ -52,7 +52,7 @@ async fn strangers_are_rejected() {
     let mut foreign = theirs.issue(WORKER).unwrap();
     foreign.trust(ours.issue(WORKER).unwrap().authority());
     let error = dial(&listener, &foreign).await.map(|c| c.peer()).unwrap_err();
-    assert!(matches!(error, TransportError::Lost { .. }), "{error:?}");
+    assert!(matches!(error, TransportError::Certificate { .. }), "{error:?}");
 
     let mut anonymous = rustls::ClientConfig::builder_with_provider(Arc::new(rustls::crypto::ring::default_provider()))
         .with_protocol_versions(&[&rustls::version::TLS13])
@@ -108,7 +108,7 @@ async fn hostile_bytes_end_the_connection_and_nothing_else() {
         ("bulk frame with a tail", bulk(trailing), "trailing"),
     ];
     for (what, (on_bulk_stream, bytes), named) in cases {
-        let quic = raw(&listener, tls::client(&authority.issue(WORKER).unwrap(), ALPN).unwrap()).await.unwrap();
+        let quic = raw(&listener, tls::client(&authority.issue(WORKER).unwrap(), ALPN).unwrap().0).await.unwrap();
         let (mut send, _recv) = stream::open_control(&quic).await.unwrap();
         let connection = listener.accept().await.unwrap();
         let mut bulk_stream;
@@ -136,7 +136,7 @@ async fn a_claimed_length_allocates_nothing() {
     let dir = tempfile::tempdir().unwrap();
     let authority = authority(dir.path());
     let listener = listen(&authority, quick());
-    let quic = raw(&listener, tls::client(&authority.issue(WORKER).unwrap(), ALPN).unwrap()).await.unwrap();
+    let quic = raw(&listener, tls::client(&authority.issue(WORKER).unwrap(), ALPN).unwrap().0).await.unwrap();
     let _control = stream::open_control(&quic).await.unwrap();
     let connection = listener.accept().await.unwrap();
     // Two frames of the largest size fit the budget; the claims alone must not take memory, only the arrival of bytes.

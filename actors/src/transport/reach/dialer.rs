@@ -8,7 +8,7 @@ use cohort_protocol::WorkerId;
 use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Duration;
-use tokio::time::timeout;
+use tokio::time::{Instant, timeout};
 use tracing::{info, warn};
 
 /// For QUIC to be answered before TCP is tried beside it: longer than a packet that was lost once takes to come again.
@@ -18,8 +18,8 @@ const PROOF: Duration = Duration::from_secs(1);
 
 type Dialled = Result<Arc<dyn Connection>, TransportError>;
 
-/// Reaches one place, over QUIC where that passes. [`Dialer::connect`] takes at most the deadline of a connection and
-/// 2.5 s more.
+/// Reaches one place, over QUIC where that passes. [`Dialer::connect`] takes at most the deadline of a connection, and [`PROOF`]
+/// more where the peer has answered over TCP.
 #[derive(Debug)]
 pub struct ReachDialer {
     pub(super) ways: Ways<QuicDialer, TlsDialer>,
@@ -34,13 +34,14 @@ impl ReachDialer {
         if self.blocked.holds(self.at.ip()) {
             return tcp.connect().await;
         }
+        let begun = Instant::now();
         let mut over_quic = quic.connect();
         let mut silent = match timeout(PATIENCE, &mut over_quic).await {
             Ok(Err(error @ TransportError::Deadline { .. })) => Some(error),
             Ok(answer) => return self.passes(answer),
             Err(_) => None,
         };
-        let mut over_tcp = tcp.connect();
+        let mut over_tcp = std::pin::pin!(tcp.connect_since(begun));
         let dialled = loop {
             tokio::select! {
                 answer = &mut over_quic, if silent.is_none() => match answer {

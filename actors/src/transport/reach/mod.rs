@@ -6,6 +6,8 @@
 //!   away, or was, does not look like blocked UDP. A peer that answers with a refusal has answered.
 //! - **R3** a choice for TCP is said once, with its reason and its price, and holds for [`FORGET`] for every connection of this
 //!   process to that address; then UDP is tried again with the next connection.
+#[cfg(test)]
+mod clocks;
 mod dialer;
 mod listener;
 mod sockets;

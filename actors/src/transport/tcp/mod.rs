@@ -24,10 +24,12 @@ mod streams;
 mod tests;
 
 use super::framed::Framed;
+use super::refusal::{self, Shown};
 use super::{BACKLOG, COORDINATOR, Connection, Dialer, EndpointError, Listener, TransportError, TransportOptions, name_at, tls};
-use crate::certs::{Identity, name_of};
+use crate::certs::{Current, Identity, name_of};
 use async_trait::async_trait;
 use cohort_protocol::{RunId, WorkerId};
+use rustls::AlertDescription;
 use rustls::pki_types::{CertificateDer, ServerName};
 use std::fmt;
 use std::io;
@@ -39,7 +41,7 @@ use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::{Mutex as AsyncMutex, OwnedSemaphorePermit, Semaphore, mpsc};
 use tokio::task::{AbortHandle, JoinSet};
-use tokio::time::{sleep, timeout};
+use tokio::time::{Instant, sleep, timeout, timeout_at};
 use tokio_rustls::{TlsAcceptor, TlsConnector};
 use tracing::warn;
 
@@ -63,6 +65,7 @@ pub struct TlsDialer {
     to: WorkerId,
     at: SocketAddr,
     server_name: ServerName<'static>,
+    shown: Shown,
     options: TransportOptions,
 }
 
@@ -92,9 +95,10 @@ impl TlsListener {
         let address = socket.local_addr().map_err(failed("unbound".into()))?;
         socket.set_nonblocking(true).map_err(failed(address.to_string()))?;
         let socket = TcpListener::from_std(socket).map_err(failed(address.to_string()))?;
-        let acceptor = TlsAcceptor::from(Arc::new(tls::server(identity, strangers, ALPN)?));
+        let (crypto, current) = tls::server(identity, strangers, ALPN)?;
+        let acceptor = TlsAcceptor::from(Arc::new(crypto));
         let (sender, incoming) = mpsc::channel(BACKLOG);
-        let acceptor = tokio::spawn(accept_all(socket, acceptor, options, sender)).abort_handle();
+        let acceptor = tokio::spawn(accept_all(socket, (acceptor, current), options, sender)).abort_handle();
         Ok(Self { address, incoming: AsyncMutex::new(incoming), acceptor })
     }
 
@@ -153,17 +157,17 @@ impl TlsDialer {
         to: WorkerId,
         at: SocketAddr,
         run: RunId,
-        crypto: rustls::ClientConfig,
+        (crypto, shown): (rustls::ClientConfig, Shown),
         options: TransportOptions,
     ) -> Result<Self, EndpointError> {
         options.check()?;
         let server_name =
             ServerName::try_from(name_of(run, to)).map_err(|e| EndpointError::Tls { who: to, why: e.to_string() })?;
-        Ok(Self { connector: TlsConnector::from(Arc::new(crypto)), to, at, server_name, options })
+        Ok(Self { connector: TlsConnector::from(Arc::new(crypto)), to, at, server_name, shown, options })
     }
 
     async fn establish(&self) -> Result<Arc<dyn Connection>, TransportError> {
-        let lost = |error: io::Error| TransportError::Lost { peer: self.address(), why: explain(&error) };
+        let lost = |error: io::Error| refusal::of_dialled(self.address(), explain(&error), refused_by_peer(&error), &self.shown);
         let tcp = TcpStream::connect(self.at).await.map_err(lost)?;
         tcp.set_nodelay(true).map_err(lost)?;
         let mut tls = self.connector.connect(self.server_name.clone(), tcp).await.map_err(lost)?;
@@ -173,6 +177,15 @@ impl TlsDialer {
         let far = Far { remote: self.at, certificate, grants };
         let (streams, control) = TcpStreams::start(tls, far, &self.options);
         Ok(Framed::start(streams, control, self.address(), &self.options, None))
+    }
+}
+
+impl TlsDialer {
+    /// A connection, by the deadline of one that was begun then.
+    pub(super) async fn connect_since(&self, begun: Instant) -> Result<Arc<dyn Connection>, TransportError> {
+        let after = self.options.deadlines.connect;
+        let established = timeout_at(begun + after, self.establish()).await;
+        established.map_err(|_| TransportError::Deadline { peer: self.address(), what: "complete a TCP handshake", after })?
     }
 }
 
@@ -189,16 +202,14 @@ impl Dialer for TlsDialer {
     }
 
     async fn connect(&self) -> Result<Arc<dyn Connection>, TransportError> {
-        let after = self.options.deadlines.connect;
-        let established = timeout(after, self.establish()).await;
-        established.map_err(|_| TransportError::Deadline { peer: self.address(), what: "complete a TCP handshake", after })?
+        self.connect_since(Instant::now()).await
     }
 }
 
 /// Takes handshakes, each in a task of its own so that a slow one delays nobody, until the listener is dropped.
 async fn accept_all(
     socket: TcpListener,
-    acceptor: TlsAcceptor,
+    (acceptor, current): (TlsAcceptor, Arc<Current>),
     options: TransportOptions,
     accepted: mpsc::Sender<Arc<dyn Connection>>,
 ) {
@@ -220,12 +231,15 @@ async fn accept_all(
             warn!(target: "cohort::transport", peer, limit = options.max_connections, "connection_refused");
             continue;
         };
-        let (accepted, acceptor) = (accepted.clone(), acceptor.clone());
+        let (accepted, acceptor, current) = (accepted.clone(), acceptor.clone(), current.clone());
         handshakes.spawn(async move {
             match timeout(options.deadlines.connect, admit(tcp, remote, &acceptor, &options, slot)).await {
                 // Fails only when the listener is gone; the connection is then dropped, which closes it.
                 Ok(Ok(connection)) => drop(accepted.send(connection).await),
-                Ok(Err(error)) => warn!(target: "cohort::transport", peer, why = explain(&error), "handshake_failed"),
+                Ok(Err(error)) => {
+                    let why = refusal::of_listening(explain(&error), refused_by_peer(&error), &current);
+                    warn!(target: "cohort::transport", peer, why, "handshake_failed");
+                }
                 Err(_) => warn!(target: "cohort::transport", peer, why = "deadline", "handshake_failed"),
             }
         });
@@ -270,6 +284,14 @@ async fn hear(io: &mut (impl AsyncRead + Unpin)) -> io::Result<Grants> {
 
 fn first(chain: Option<&[CertificateDer<'_>]>) -> Option<CertificateDer<'static>> {
     chain.and_then(|chain| chain.first()).map(|certificate| certificate.clone().into_owned())
+}
+
+/// The alert with which the peer ended a handshake.
+fn refused_by_peer(error: &io::Error) -> Option<AlertDescription> {
+    match error.get_ref()?.downcast_ref::<rustls::Error>()? {
+        rustls::Error::AlertReceived(alert) => Some(*alert),
+        _ => None,
+    }
 }
 
 /// Plainer than the system's words where the peer just closed.

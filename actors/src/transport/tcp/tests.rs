@@ -34,7 +34,7 @@ async fn dial(listener: &TlsListener, identity: &Identity) -> Result<Arc<dyn Con
 
 /// A peer with a proper certificate that then writes whatever the test wants.
 async fn raw(listener: &TlsListener, authority: &RunAuthority) -> TlsStream<TcpStream> {
-    let config = tls::client(&authority.issue(WORKER).unwrap(), ALPN).unwrap();
+    let config = tls::client(&authority.issue(WORKER).unwrap(), ALPN).unwrap().0;
     let tcp = TcpStream::connect(listener.local_addr()).await.unwrap();
     let name = ServerName::try_from(name_of(RUN, COORDINATOR)).unwrap();
     let mut tls = TlsConnector::from(Arc::new(config)).connect(name, tcp).await.unwrap();

@@ -4,6 +4,7 @@
 use super::tokens::{Token, Tokens};
 use crate::ledger::place::write_atomically;
 use cohort_actors::certs::RunAuthority;
+use cohort_actors::wall;
 use cohort_protocol::messages::handshake::{Enrol, Enrolled};
 use cohort_protocol::{Role, RunId, WorkerId, version};
 use serde::{Deserialize, Serialize};
@@ -56,8 +57,12 @@ impl Enrolment {
     /// # Errors
     /// The disk, or the system's source of random numbers.
     pub(crate) fn issue(&self, uses: u32, seconds: u64) -> Result<Token, String> {
+        self.issue_at(wall::now(), uses, seconds)
+    }
+
+    fn issue_at(&self, now: SystemTime, uses: u32, seconds: u64) -> Result<Token, String> {
         let mut book = self.book.lock().unwrap_or_else(PoisonError::into_inner);
-        let secret = book.tokens.issue(SystemTime::now(), uses, seconds).map_err(|e| e.to_string())?;
+        let secret = book.tokens.issue(now, uses, seconds).map_err(|e| e.to_string())?;
         self.keep(&book)?;
         Ok(Token::new(self.run, &secret, self.authority.pem()))
     }
@@ -91,6 +96,10 @@ impl Enrolment {
     /// # Errors
     /// The reason for the host's user.
     pub(crate) fn enrol(&self, request: &Enrol) -> Result<Enrolled, String> {
+        self.enrol_at(wall::now(), request)
+    }
+
+    fn enrol_at(&self, now: SystemTime, request: &Enrol) -> Result<Enrolled, String> {
         let protocol = version::negotiate(request.protocol_min, request.protocol_max).ok_or_else(|| {
             format!(
                 "no common protocol version: {} speaks {} to {}, this build {} to {}",
@@ -105,7 +114,7 @@ impl Enrolment {
         let node = WorkerId { role: Role::Node, index: book.next };
         // A key that is none costs no use of the token.
         let certificate = self.authority.certify(node, &request.public_key).map_err(|e| e.to_string())?;
-        book.tokens.redeem(SystemTime::now(), &request.secret)?;
+        book.tokens.redeem(now, &request.secret)?;
         book.next = book.next.checked_add(1).ok_or("there are no places left")?;
         self.keep(&book)?;
         Ok(Enrolled { protocol, node, certificate })
@@ -122,6 +131,7 @@ impl Enrolment {
 mod tests {
     use super::*;
     use cohort_actors::certs::SigningKey;
+    use std::time::Duration;
 
     #[test]
     fn a_token_gives_one_place_and_a_restart_remembers_it() {
@@ -157,5 +167,28 @@ mod tests {
         assert!(["node-1", "revoked", "cluster token"].iter().all(|part| why.contains(part)), "{why}");
         enrolment.may_return(node(2)).unwrap();
         assert_eq!([1, 2].map(|_| enrolment.enrol(&again).unwrap().node.index), [2, 3]);
+    }
+
+    #[test]
+    fn a_clock_that_is_set_ends_a_token_or_keeps_it_and_gives_no_use_of_it_back() {
+        let dir = tempfile::tempdir().unwrap();
+        let authority = Arc::new(RunAuthority::open_or_create(&dir.path().join("certs"), RunId(5)).unwrap());
+        let enrolment = Enrolment::open(RunId(5), dir.path().join("hosts.json"), authority).unwrap();
+        let (now, hour) = (wall::now(), Duration::from_secs(3600));
+        let (_, secret) = enrolment.issue_at(now, 1, 3600).unwrap().parse().unwrap();
+        let request = Enrol {
+            protocol_min: version::PROTOCOL_MIN,
+            protocol_max: version::PROTOCOL,
+            run: RunId(5),
+            secret,
+            host: "gpu-2".into(),
+            public_key: SigningKey::generate().unwrap().public(),
+        };
+        // Forward beyond its end: a token is of the time of day. Back before its beginning: it is good.
+        assert!(enrolment.enrol_at(now + 5 * hour, &request).unwrap_err().contains("expired"));
+        assert_eq!(enrolment.enrol_at(now - 5 * hour, &request).unwrap().node.index, 1);
+        for at in [now, now - 5 * hour] {
+            assert!(enrolment.enrol_at(at, &request).unwrap_err().contains("used up"));
+        }
     }
 }

@@ -123,7 +123,7 @@ mod tests {
 
     #[test]
     fn a_token_is_good_as_often_and_as_long_as_it_says() {
-        let now = SystemTime::now();
+        let now = cohort_actors::wall::now();
         let mut tokens = Tokens::default();
         let secret = tokens.issue(now, 2, 60).unwrap();
         assert!(tokens.redeem(now, &[7; 32]).unwrap_err().contains("not known"));

@@ -79,7 +79,12 @@ impl World {
                 self.head(nodes::Event::Hangs { worker, pid, why });
             }
             Command::Finish(outcome) => self.outcome = Some(outcome),
-            Command::Phase(_) | Command::Committed(_) | Command::Evaluated(_) | Command::Notice(_) => {}
+            Command::Phase(_)
+            | Command::Committed(_)
+            | Command::Evaluated(_)
+            | Command::NoRoom { .. }
+            | Command::RoomAgain { .. }
+            | Command::Notice(_) => {}
         }
     }
 
