@@ -1,7 +1,7 @@
 //! The accounts of a run: what was leased, delivered, decided and consumed, durable before anything is done with it.
 //!
 //! Files: `schema` tables; `chain` rows that cannot vanish unseen; `segments` deliveries byte for byte; `entry` facts;
-//! `rows` facts as rows; `store` the writing end; `recover` the past of a run; `history` the same for readers; `audit` the proof; `place` directory and
+//! `rows` facts as rows; `replica/` the same ledger on several hosts; `store` the writing end; `recover` the past of a run; `history` the same for readers; `audit` the proof; `place` directory and
 //! lock; `error`.
 
 pub mod audit;
@@ -11,6 +11,7 @@ pub mod error;
 pub mod history;
 pub mod place;
 pub mod recover;
+pub mod replica;
 mod rows;
 pub mod schema;
 pub mod segments;

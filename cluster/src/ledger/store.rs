@@ -32,6 +32,10 @@ pub struct RunMeta {
     pub config_hash: String,
 }
 
+/// What a caller writes beside its rows, in one transaction with them.
+pub(super) trait Note: FnOnce(&Transaction<'_>) -> rusqlite::Result<()> {}
+impl<F: FnOnce(&Transaction<'_>) -> rusqlite::Result<()>> Note for F {}
+
 /// The writing end; one in a run directory.
 #[derive(Debug)]
 pub struct Ledger {
@@ -85,6 +89,21 @@ impl Ledger {
 
     /// Opens the ledger of an existing run: cuts torn tails, takes whole unacknowledged records into the index.
     pub fn open(paths: &RunPaths) -> Result<Self, LedgerError> {
+        let (mut ledger, found) = Self::open_with(paths, SegmentLog::open)?;
+        ledger.adopt(found)?;
+        Ok(ledger)
+    }
+
+    /// Opens a ledger that is written from a replicated log: what the index does not know is cut, since the log says it again.
+    pub(super) fn open_copy(paths: &RunPaths) -> Result<Self, LedgerError> {
+        let cut = |dir: &Path, known| Ok((SegmentLog::open_cut(dir, known)?, ()));
+        Ok(Self::open_with(paths, cut)?.0)
+    }
+
+    fn open_with<T>(
+        paths: &RunPaths,
+        open: impl FnOnce(&Path, Option<Place>) -> Result<(SegmentLog, T), LedgerError>,
+    ) -> Result<(Self, T), LedgerError> {
         let path = paths.ledger();
         if !path.exists() {
             return Err(LedgerError::Missing { path: paths.root().to_owned() });
@@ -95,10 +114,8 @@ impl Ledger {
         rows::check_layout(&conn, &path)?;
         let heads = Heads::read(&conn).map_err(at)?;
         let segment_dir = paths.segments();
-        let (segments, found) = SegmentLog::open(&segment_dir, rows::last_place(&conn).map_err(at)?)?;
-        let mut ledger = Self { conn, path, segments, segment_dir, heads };
-        ledger.adopt(found)?;
-        Ok(ledger)
+        let (segments, found) = open(&segment_dir, rows::last_place(&conn).map_err(at)?)?;
+        Ok((Self { conn, path, segments, segment_dir, heads }, found))
     }
 
     /// What the run is.
@@ -108,19 +125,39 @@ impl Ledger {
 
     /// Begins the next incarnation of the coordinator.
     pub fn begin_epoch(&mut self, at_ms: u64) -> Result<Epoch, LedgerError> {
-        let last: Option<i64> = self
-            .conn
-            .query_row("SELECT max(epoch) FROM epochs", [], |row| row.get(0))
-            .map_err(|e| LedgerError::sqlite(&self.path, e))?;
-        let epoch = Epoch(last.unwrap_or(0) as u64 + 1);
-        self.transact(|heads, tx| heads.append(tx, &schema::EPOCHS, vec![int(epoch.0), int(at_ms)]))?;
+        self.begin_epoch_noting(at_ms, |_| Ok(()))
+    }
+
+    /// As [`Self::begin_epoch`], with a note of the caller's in the same transaction.
+    pub(super) fn begin_epoch_noting(&mut self, at_ms: u64, note: impl Note) -> Result<Epoch, LedgerError> {
+        let epoch = Epoch(self.epoch()?.0 + 1);
+        self.transact(|heads, tx| {
+            note(tx)?;
+            heads.append(tx, &schema::EPOCHS, vec![int(epoch.0), int(at_ms)])
+        })?;
         Ok(epoch)
+    }
+
+    /// The newest incarnation of the coordinator; 0 before the first.
+    pub(super) fn epoch(&self) -> Result<Epoch, LedgerError> {
+        let last = self.conn.query_row("SELECT max(epoch) FROM epochs", [], |row| row.get::<_, Option<i64>>(0));
+        Ok(Epoch(last.map_err(|e| LedgerError::sqlite(&self.path, e))?.unwrap_or(0).cast_unsigned()))
     }
 
     /// Records facts, in order, all or nothing.
     pub fn apply(&mut self, entries: &[Entry]) -> Result<(), LedgerError> {
+        self.apply_noting(entries, |_| Ok(()))
+    }
+
+    /// Writes a note of the caller's alone.
+    pub(super) fn note(&mut self, note: impl Note) -> Result<(), LedgerError> {
+        self.transact(|_, tx| note(tx))
+    }
+
+    /// As [`Self::apply`], with a note of the caller's in the same transaction.
+    pub(super) fn apply_noting(&mut self, entries: &[Entry], note: impl Note) -> Result<(), LedgerError> {
         let (number, end) = self.segments.position();
-        let result = self.apply_inner(entries);
+        let result = self.apply_inner(entries, note);
         if result.is_err() {
             self.segments.rollback(number, end);
         }
@@ -148,7 +185,7 @@ impl Ledger {
         self.conn.pragma_update(None, "max_page_count", pages).unwrap();
     }
 
-    fn apply_inner(&mut self, entries: &[Entry]) -> Result<(), LedgerError> {
+    fn apply_inner(&mut self, entries: &[Entry], note: impl Note) -> Result<(), LedgerError> {
         let mut places = Vec::new();
         for entry in entries {
             places.push(match entry {
@@ -161,6 +198,7 @@ impl Ledger {
             self.segments.sync()?;
         }
         self.transact(|heads, tx| {
+            note(tx)?;
             entries.iter().zip(&places).try_for_each(|(entry, place)| write_entry(heads, tx, entry, *place))
         })
     }
