@@ -1,7 +1,9 @@
 //! `cluster status RUN`: what a run and each of its actors is doing.
 use super::{CliError, Exit, json_line};
+use crate::agent::keeper::KeeperReport;
 use crate::ledger::{LedgerError, RunPaths};
 use crate::progress::{RunPhase, RunStatus};
+use serde_json::json;
 use std::io::Write;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
@@ -37,19 +39,34 @@ pub(super) fn run(args: &Args, out: &mut dyn Write) -> Result<Exit, CliError> {
 
 /// Prints the status now; gives whether the run is over.
 fn once(args: &Args, out: &mut dyn Write) -> Result<bool, CliError> {
-    let path = RunPaths::new(&args.run).status();
+    let paths = RunPaths::new(&args.run);
+    let path = paths.status();
+    let keeper = KeeperReport::read(&paths).map_err(|error| CliError::io("read", &paths.keeper_status(), &error))?;
     let text = match std::fs::read(&path) {
         Ok(text) => text,
         Err(error) if error.kind() == std::io::ErrorKind::NotFound => {
-            return Err(nothing_said(&args.run));
+            // A host that has only followed so far knows nothing of actors.
+            let keeper = keeper.ok_or_else(|| nothing_said(&args.run))?;
+            match args.json {
+                true => json_line(out, &json!({ "keeper": keeper }))?,
+                false => writeln!(out, "{}", keeper.line())?,
+            }
+            return Ok(false);
         }
         Err(error) => return Err(CliError::io("read", &path, &error)),
     };
     let status: RunStatus = serde_json::from_slice(&text)
         .map_err(|error| CliError::new(Exit::RunDirectory, format!("{} is damaged: {error}", path.display())))?;
     if args.json {
-        json_line(out, &status)?;
+        let mut report = serde_json::to_value(&status)?;
+        if let (Some(keeper), Some(fields)) = (&keeper, report.as_object_mut()) {
+            fields.insert("keeper".to_owned(), serde_json::to_value(keeper)?);
+        }
+        json_line(out, &report)?;
         return Ok(status.phase == RunPhase::Finished);
+    }
+    if let Some(keeper) = keeper {
+        writeln!(out, "{}", keeper.line())?;
     }
     writeln!(
         out,

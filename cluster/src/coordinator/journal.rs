@@ -2,7 +2,7 @@
 //!
 //! Queue: [`QUEUE`] requests; when it is full the coordinator waits, and with it every worker that delivers.
 use crate::controller::RecordId;
-use crate::ledger::{Accepted, Entry, Ledger, LedgerError, RunLock};
+use crate::ledger::{Accepted, Accounts, Entry, LedgerError, RunLock};
 use cohort_protocol::messages::reward::ScoreReply;
 use cohort_protocol::{GroupId, TrajectoryBatch};
 use std::thread::JoinHandle;
@@ -40,7 +40,7 @@ impl Journal {
     /// Gives the ledger a thread, and the lock that keeps other coordinators from it. `recorded` is called there, in order,
     /// for each batch of facts.
     pub(super) fn start(
-        ledger: Ledger,
+        ledger: Box<dyn Accounts>,
         lock: RunLock,
         recorded: impl Fn(Result<RecordId, LedgerError>) + Send + 'static,
     ) -> std::io::Result<(Self, JoinHandle<()>)> {
@@ -65,12 +65,17 @@ impl Journal {
     }
 }
 
-fn write_all(mut ledger: Ledger, mut inbox: mpsc::Receiver<Request>, recorded: &dyn Fn(Result<RecordId, LedgerError>)) {
+fn write_all(
+    mut ledger: Box<dyn Accounts>,
+    mut inbox: mpsc::Receiver<Request>,
+    recorded: &dyn Fn(Result<RecordId, LedgerError>),
+) {
     let mut next = inbox.blocking_recv();
     while let Some(request) = next.take() {
         match request {
             Request::Read(group, reply) => {
-                let found = ledger.trajectories(group).and_then(|t| Ok((t, ledger.scores(group)?)));
+                let reader = ledger.reader();
+                let found = reader.trajectories(group).and_then(|t| Ok((t, reader.scores(group)?)));
                 // Whoever asked may have been drained meanwhile.
                 let _ = reply.send(found);
             }

@@ -10,13 +10,14 @@ use super::chain::Heads;
 use super::entry::{Accepted, Entry};
 use super::error::LedgerError;
 use super::place::{self, RunPaths};
+use super::reader::Reader;
 use super::rows::{self, Record, accepted_values, int, parse_worker, text, write_entry};
-use super::schema::{self, LAYOUT, TABLES, Table};
-use super::segments::{Place, RecordKind, SegmentLog, Unacknowledged, read_record, segment_path};
-use cohort_protocol::messages::reward::ScoreReply;
+use super::schema::{self, LAYOUT, TABLES};
+use super::segments::{Place, RecordKind, SegmentLog, Unacknowledged, segment_path};
 use cohort_protocol::{AttemptId, Epoch, GroupId, Role, RunId, TrajectoryBatch, WorkerId};
-use rusqlite::{Connection, OptionalExtension, Transaction, TransactionBehavior};
-use std::path::{Path, PathBuf};
+use rusqlite::{OptionalExtension, Transaction, TransactionBehavior};
+use std::ops::Deref;
+use std::path::Path;
 
 /// Stands for a worker whose name was lost with a crash.
 const UNKNOWN: WorkerId = WorkerId { role: Role::Coordinator, index: 0 };
@@ -39,11 +40,18 @@ impl<F: FnOnce(&Transaction<'_>) -> rusqlite::Result<()>> Note for F {}
 /// The writing end; one in a run directory.
 #[derive(Debug)]
 pub struct Ledger {
-    conn: Connection,
-    path: PathBuf,
+    reader: Reader,
     segments: SegmentLog,
-    segment_dir: PathBuf,
     heads: Heads,
+}
+
+/// Whoever writes it may read it.
+impl Deref for Ledger {
+    type Target = Reader;
+
+    fn deref(&self) -> &Reader {
+        &self.reader
+    }
 }
 
 impl Ledger {
@@ -104,23 +112,12 @@ impl Ledger {
         paths: &RunPaths,
         open: impl FnOnce(&Path, Option<Place>) -> Result<(SegmentLog, T), LedgerError>,
     ) -> Result<(Self, T), LedgerError> {
-        let path = paths.ledger();
-        if !path.exists() {
-            return Err(LedgerError::Missing { path: paths.root().to_owned() });
-        }
+        let reader = Reader::over(paths, rows::connect)?;
         place::check_local(paths.root())?;
-        let at = |e| LedgerError::sqlite(&path, e);
-        let conn = rows::connect(&path).map_err(at)?;
-        rows::check_layout(&conn, &path)?;
-        let heads = Heads::read(&conn).map_err(at)?;
-        let segment_dir = paths.segments();
-        let (segments, found) = open(&segment_dir, rows::last_place(&conn).map_err(at)?)?;
-        Ok((Self { conn, path, segments, segment_dir, heads }, found))
-    }
-
-    /// What the run is.
-    pub fn meta(&self) -> Result<RunMeta, LedgerError> {
-        rows::read_meta(&self.conn, &self.path)
+        let at = |e| LedgerError::sqlite(&reader.path, e);
+        let heads = Heads::read(&reader.conn).map_err(at)?;
+        let (segments, found) = open(&reader.segment_dir, rows::last_place(&reader.conn).map_err(at)?)?;
+        Ok((Self { reader, segments, heads }, found))
     }
 
     /// Begins the next incarnation of the coordinator.
@@ -164,21 +161,6 @@ impl Ledger {
         result
     }
 
-    /// Reads a group's accepted trajectories back.
-    pub fn trajectories(&self, group: GroupId) -> Result<Option<Accepted<TrajectoryBatch>>, LedgerError> {
-        self.accepted(&schema::TRAJECTORIES, RecordKind::Trajectories, group)
-    }
-
-    /// Reads a group's accepted scores back.
-    pub fn scores(&self, group: GroupId) -> Result<Option<Accepted<ScoreReply>>, LedgerError> {
-        self.accepted(&schema::SCORES, RecordKind::Scores, group)
-    }
-
-    /// The connection, for the reading files of this module.
-    pub(super) fn connection(&self) -> (&Connection, &Path) {
-        (&self.conn, &self.path)
-    }
-
     /// Lets the database grow by no more than this many pages, as a full disk would.
     #[cfg(test)]
     pub(crate) fn limit_pages(&self, pages: u32) {
@@ -206,7 +188,7 @@ impl Ledger {
     fn transact(&mut self, work: impl FnOnce(&mut Heads, &Transaction<'_>) -> rusqlite::Result<()>) -> Result<(), LedgerError> {
         let heads = &mut self.heads;
         let result = (|| {
-            let tx = self.conn.transaction_with_behavior(TransactionBehavior::Immediate)?;
+            let tx = self.reader.conn.transaction_with_behavior(TransactionBehavior::Immediate)?;
             work(heads, &tx)?;
             heads.flush(&tx)?;
             tx.commit()
@@ -217,7 +199,7 @@ impl Ledger {
                 Ok(heads) => self.heads = heads,
                 Err(e) => tracing::error!(target: "cohort::ledger", error = %e, "heads_unreadable"),
             }
-            rows::doubled(&error).unwrap_or_else(|| LedgerError::sqlite(&self.path, error))
+            rows::doubled(&error).unwrap_or_else(|| LedgerError::sqlite(&self.reader.path, error))
         })
     }
 
@@ -250,28 +232,5 @@ impl Ledger {
         let sql = "SELECT 1 FROM opened WHERE grp = ?1 AND NOT EXISTS (SELECT 1 FROM closed WHERE closed.grp = ?1)";
         let found = self.conn.query_row(sql, [group.0 as i64], |_| Ok(())).optional();
         Ok(found.map_err(|e| LedgerError::sqlite(&self.path, e))?.is_some())
-    }
-
-    fn place_of(&self, table: &Table, group: GroupId) -> Result<Option<Place>, LedgerError> {
-        let sql = format!("SELECT segment, offset, len FROM {} WHERE grp = ?", table.name);
-        let found = self.conn.query_row(&sql, [group.0 as i64], |row| {
-            Ok(Place { segment: row.get(0)?, offset: row.get::<_, i64>(1)? as u64, len: row.get(2)? })
-        });
-        found.optional().map_err(|e| LedgerError::sqlite(&self.path, e))
-    }
-
-    fn accepted<T: Record>(&self, table: &Table, kind: RecordKind, group: GroupId) -> Result<Option<Accepted<T>>, LedgerError> {
-        let Some(place) = self.place_of(table, group)? else { return Ok(None) };
-        let sql = format!("SELECT attempt, worker, digest FROM {} WHERE grp = ?", table.name);
-        let (attempt, worker, digest): (u32, String, String) = self
-            .conn
-            .query_row(&sql, [group.0 as i64], |row| Ok((row.get(0)?, row.get(1)?, row.get(2)?)))
-            .map_err(|e| LedgerError::sqlite(&self.path, e))?;
-        let payload = read_record(&self.segment_dir, place, kind)?;
-        let path = segment_path(&self.segment_dir, place.segment);
-        let value = T::read(&payload).map_err(|source| LedgerError::Codec { path: path.clone(), source })?;
-        let worker = parse_worker(&worker).ok_or(LedgerError::Corrupt { path, what: format!("worker {worker:?}") })?;
-        let attempt = AttemptId(attempt);
-        Ok(Some(Accepted { group, attempt, worker, payload: payload.into(), digest, value: value.into() }))
     }
 }

@@ -13,14 +13,10 @@ use openraft::error::{ClientWriteError, RaftError};
 use openraft::raft::{AppendEntriesRequest, AppendEntriesResponse, VoteRequest};
 use openraft::{Config, Raft, SnapshotPolicy};
 use std::collections::BTreeSet;
-use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 use thiserror::Error;
 use tokio::sync::watch;
-
-/// The log's file, in the run directory.
-const LOG: &str = "keeper.sqlite";
 
 /// What a keeper is started with.
 #[derive(Debug, Clone)]
@@ -115,7 +111,7 @@ impl Keeper {
     /// [`KeeperError::Ledger`], [`KeeperError::Stopped`].
     pub async fn start(setting: KeeperSetting, line: Arc<dyn Line>) -> Result<Self, KeeperError> {
         let KeeperSetting { number, keepers, paths, timing } = setting;
-        let path = log_path(&paths);
+        let path = paths.keeper_log();
         let opened = tokio::task::spawn_blocking(move || {
             let log = LogStore::open(&path, number)?;
             Machine::open(&paths).map(|(machine, closed)| (log, machine, closed))
@@ -234,11 +230,6 @@ impl Keeper {
         // openraft does not wait for what applies the log.
         self.machine.stop();
     }
-}
-
-/// Where the log of a run's keeper is.
-fn log_path(paths: &RunPaths) -> PathBuf {
-    paths.root().join(LOG)
 }
 
 fn stopped(error: impl std::fmt::Display) -> KeeperError {

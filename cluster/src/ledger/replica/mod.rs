@@ -18,9 +18,11 @@
 //! - **K5** the log is kept whole: there are no snapshots, and a keeper that lost its log does not come back under its number.
 //!
 //! Files: `command` facts to bytes and back; `log` the log on the disk; `machine` what applies it; `wire` openraft's types and ours;
-//! `line` from keeper to keeper; `keeper` one of them.
+//! `line` from keeper to keeper; `keeper` one of them; `desk` and `kept` between a keeper and its host's coordinator.
 mod command;
+pub mod desk;
 mod keeper;
+mod kept;
 mod line;
 mod log;
 mod machine;
@@ -28,6 +30,7 @@ mod wire;
 
 pub use command::record;
 pub use keeper::{Keeper, KeeperError, KeeperSetting, Standing, Timing};
+pub use kept::KeptLedger;
 pub use line::{Line, LineError};
 pub use machine::Closing;
 
