@@ -62,6 +62,14 @@ fn config<const LIMIT: usize>() -> Cfg<LIMIT> {
     bincode::config::standard().with_little_endian().with_fixed_int_encoding().with_limit::<LIMIT>()
 }
 
+/// What [`encode`] can write.
+pub trait Writable: Encode {}
+impl<T: Encode> Writable for T {}
+
+/// What [`decode`] can read.
+pub trait Readable: Decode<()> {}
+impl<T: Decode<()>> Readable for T {}
+
 /// A message's body.
 ///
 /// Errors: [`CodecError::Malformed`] when it would be over the allocation limit.

@@ -81,6 +81,8 @@ pub enum Role {
     Learner,
     /// Keeps a host's processes and its weights: a node agent.
     Node,
+    /// Keeps the ledger with others.
+    Keeper,
 }
 
 impl fmt::Display for Role {
@@ -91,6 +93,7 @@ impl fmt::Display for Role {
             Self::Reward => "reward",
             Self::Learner => "learner",
             Self::Node => "node",
+            Self::Keeper => "keeper",
         })
     }
 }

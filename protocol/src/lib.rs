@@ -8,7 +8,7 @@
 //! - **P4** integers on the wire have a fixed width; there is no `usize` in a wire type.
 //!
 //! Files: `ids` names; `conversation` turns; `trajectory` what a rollout worker made, `partial` before it is complete; `lease` what it was asked for;
-//! `score` what graders said; `intent` what one step consumes; `messages/` one file a direction; `frame` and `codec` bytes;
+//! `score` what graders said; `intent` what one step consumes; `keeping` what a ledger of several hosts is told; `messages/` one file a direction; `frame` and `codec` bytes;
 //! `export` the JSON shapes for people.
 
 pub mod codec;
@@ -17,6 +17,7 @@ pub mod export;
 pub mod frame;
 pub mod ids;
 pub mod intent;
+pub mod keeping;
 pub mod lease;
 pub mod limits;
 pub mod messages;

@@ -7,6 +7,10 @@ use cohort_protocol::codec::Column;
 use cohort_protocol::frame::LEN_BYTES;
 use cohort_protocol::messages::WireMessage;
 use cohort_protocol::messages::handshake::{Enrol, Enrolled, Handshake, Hello, Refused, Welcome};
+use cohort_protocol::messages::keepers::{
+    AppendLog, AppendOutcome, Appended, AskVote, AskerToKeeper, Ballot, KeeperStore, KeeperToAsker, Leadership, LogBody,
+    LogEntry, LogPlace, VoteOutcome, Voted,
+};
 use cohort_protocol::messages::learner::{
     CheckpointRequest, CheckpointSaved, CoordinatorToLearner, Fault, LearnerBeat, LearnerFailed, LearnerToCoordinator, Load,
     LoadFrom, Loaded, PublishRequest, Published, StepRequest, Stepped,
@@ -319,6 +323,36 @@ fn head_to_node() -> Vec<(&'static str, HeadToNode)> {
     ]
 }
 
+fn ballot() -> Ballot {
+    Ballot { leadership: Leadership { term: 3, keeper: 1 }, granted: true }
+}
+
+fn log_place(index: u64) -> LogPlace {
+    LogPlace { leadership: Leadership { term: 2, keeper: 0 }, index }
+}
+
+fn asker_to_keeper() -> Vec<(&'static str, AskerToKeeper)> {
+    let body = [LogBody::Blank, LogBody::Keepers(vec![vec![0, 1, 2]]), LogBody::Command(vec![1, 2, 255])];
+    let entries = (8..).zip(body).map(|(index, body)| LogEntry { place: log_place(index), body }).collect();
+    let append = AppendLog { id: 9, ballot: ballot(), before: Some(log_place(7)), committed: None, entries };
+    let vote = AskVote { id: 10, ballot: Ballot { granted: false, ..ballot() }, last: Some(log_place(7)) };
+    vec![
+        ("Store", AskerToKeeper::Store(KeeperStore { keeper: 1, store: 0xfeed })),
+        ("Append", AskerToKeeper::Append(append)),
+        ("Vote", AskerToKeeper::Vote(vote)),
+    ]
+}
+
+fn keeper_to_asker() -> Vec<(&'static str, KeeperToAsker)> {
+    let appended = Appended { id: 9, outcome: AppendOutcome::Outvoted(ballot()) };
+    let outcome = VoteOutcome::Cast { ballot: ballot(), granted: true, last: None };
+    vec![
+        ("Store", KeeperToAsker::Store(KeeperStore { keeper: 2, store: 1 })),
+        ("Appended", KeeperToAsker::Appended(appended)),
+        ("Voted", KeeperToAsker::Voted(Voted { id: 10, outcome })),
+    ]
+}
+
 fn fetcher_to_holder() -> Vec<(&'static str, FetcherToHolder)> {
     vec![("Give", FetcherToHolder::Give(chunk_name()))]
 }
@@ -416,4 +450,6 @@ golden!(
     fetcher_to_holder: super::FetcherToHolder,
     holder_to_fetcher: super::HolderToFetcher,
     between_ranks: super::BetweenRanks,
+    asker_to_keeper: super::AskerToKeeper,
+    keeper_to_asker: super::KeeperToAsker,
 );

@@ -3,6 +3,10 @@
 use cohort_protocol::codec::Column;
 use cohort_protocol::messages::WireMessage;
 use cohort_protocol::messages::handshake::{Handshake, Hello, Refused, Welcome};
+use cohort_protocol::messages::keepers::{
+    AppendLog, AppendOutcome, Appended, AskVote, AskerToKeeper, Ballot, KeeperStore, KeeperToAsker, Leadership, LogBody,
+    LogEntry, LogPlace, VoteOutcome, Voted,
+};
 use cohort_protocol::messages::learner::{
     CheckpointRequest, CheckpointSaved, CoordinatorToLearner, Fault, LearnerBeat, LearnerFailed, LearnerToCoordinator, Load,
     LoadFrom, Loaded, PublishRequest, Published, StepRequest, Stepped,
@@ -293,6 +297,67 @@ fn coordinator_to_learner() -> impl Strategy<Value = CoordinatorToLearner> {
     ]
 }
 
+fn ballot() -> impl Strategy<Value = Ballot> {
+    (any::<u64>(), any::<u64>(), any::<bool>())
+        .prop_map(|(term, keeper, granted)| Ballot { leadership: Leadership { term, keeper }, granted })
+}
+
+fn log_place() -> impl Strategy<Value = LogPlace> {
+    (any::<u64>(), any::<u64>(), any::<u64>())
+        .prop_map(|(term, keeper, index)| LogPlace { leadership: Leadership { term, keeper }, index })
+}
+
+fn log_entry() -> impl Strategy<Value = LogEntry> {
+    let body = prop_oneof![
+        Just(LogBody::Blank),
+        vec(vec(any::<u64>(), 0..4), 0..3).prop_map(LogBody::Keepers),
+        vec(any::<u8>(), 0..40).prop_map(LogBody::Command),
+    ];
+    (log_place(), body).prop_map(|(place, body)| LogEntry { place, body })
+}
+
+fn keeper_store() -> impl Strategy<Value = KeeperStore> {
+    (any::<u64>(), any::<u64>()).prop_map(|(keeper, store)| KeeperStore { keeper, store })
+}
+
+fn asker_to_keeper() -> impl Strategy<Value = AskerToKeeper> {
+    let append = (any::<u64>(), ballot(), of(log_place()), of(log_place()), vec(log_entry(), 0..4));
+    prop_oneof![
+        keeper_store().prop_map(AskerToKeeper::Store),
+        append.prop_map(|(id, ballot, before, committed, entries)| {
+            AskerToKeeper::Append(AppendLog { id, ballot, before, committed, entries })
+        }),
+        (any::<u64>(), ballot(), of(log_place())).prop_map(|(id, ballot, last)| AskerToKeeper::Vote(AskVote {
+            id,
+            ballot,
+            last
+        })),
+    ]
+}
+
+fn keeper_to_asker() -> impl Strategy<Value = KeeperToAsker> {
+    let appended = prop_oneof![
+        Just(AppendOutcome::Done),
+        of(log_place()).prop_map(AppendOutcome::Part),
+        Just(AppendOutcome::Conflict),
+        ballot().prop_map(AppendOutcome::Outvoted),
+        text().prop_map(AppendOutcome::Failed),
+    ];
+    let voted = prop_oneof![
+        (ballot(), any::<bool>(), of(log_place())).prop_map(|(ballot, granted, last)| VoteOutcome::Cast {
+            ballot,
+            granted,
+            last
+        }),
+        text().prop_map(VoteOutcome::Failed),
+    ];
+    prop_oneof![
+        keeper_store().prop_map(KeeperToAsker::Store),
+        (any::<u64>(), appended).prop_map(|(id, outcome)| KeeperToAsker::Appended(Appended { id, outcome })),
+        (any::<u64>(), voted).prop_map(|(id, outcome)| KeeperToAsker::Voted(Voted { id, outcome })),
+    ]
+}
+
 fn between_ranks() -> impl Strategy<Value = BetweenRanks> {
     let holding = || (version(), any::<u64>()).prop_map(|(version, digest)| Holding { version, digest });
     let fault = prop_oneof![Just(Fault::Worker), Just(Fault::Compute), Just(Fault::System)];
@@ -354,9 +419,15 @@ proptest! {
     #[test]
     fn between_ranks_round_trips(message in between_ranks()) { round_trip(&message)? }
 
+    #[test]
+    fn asker_to_keeper_round_trips(message in asker_to_keeper()) { round_trip(&message)? }
+
+    #[test]
+    fn keeper_to_asker_round_trips(message in keeper_to_asker()) { round_trip(&message)? }
+
     /// Whatever bytes come, decoding ends in a message that encodes to just them, or in an error.
     #[test]
-    fn arbitrary_frames_never_panic(direction in 0u8..14, tag in 0u8..13, body in vec(prop_oneof![Just(0u8), any::<u8>()], 0..160)) {
+    fn arbitrary_frames_never_panic(direction in 0u8..16, tag in 0u8..13, body in vec(prop_oneof![Just(0u8), any::<u8>()], 0..160)) {
         let frame = Frame { direction, tag, body };
         canonical::<Handshake>(&frame);
         canonical::<RolloutToCoordinator>(&frame);
@@ -366,6 +437,8 @@ proptest! {
         canonical::<LearnerToCoordinator>(&frame);
         canonical::<CoordinatorToLearner>(&frame);
         canonical::<BetweenRanks>(&frame);
+        canonical::<AskerToKeeper>(&frame);
+        canonical::<KeeperToAsker>(&frame);
     }
 }
 

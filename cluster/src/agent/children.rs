@@ -56,6 +56,8 @@ pub(super) struct Children {
     pub handover: String,
     /// Name of the gate for weights, on a host that joined.
     pub gate: Option<String>,
+    /// Name of the keeper's socket, where several hosts keep the ledger.
+    pub keeper: Option<String>,
     /// What samplers compute with, where that is not the run's.
     pub sample_with: Option<SampleWith>,
     /// Which worker computes where.
@@ -101,6 +103,9 @@ impl Children {
         ];
         if let Some(gate) = &self.gate {
             args.extend(["--gate".to_owned(), gate.clone()]);
+        }
+        if let Some(keeper) = self.keeper.as_ref().filter(|_| coordinates) {
+            args.extend(["--keeper".to_owned(), keeper.clone()]);
         }
         if let Some(with) = self.sample_with.filter(|_| who.role == Role::Rollout) {
             args.extend(["--sample-with".to_owned(), with.to_string()]);

@@ -154,6 +154,7 @@ impl Head {
             logs: options.logs.clone(),
             handover: name,
             gate: None,
+            keeper: options.keeper.clone(),
             sample_with: None,
             devices: Mutex::new(options.devices.clone()),
             coordinator: doors::reachable(address),

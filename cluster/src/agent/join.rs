@@ -362,6 +362,7 @@ impl<'a> Joined<'a> {
             logs,
             handover: name,
             gate: Some(gate),
+            keeper: None,
             sample_with: self.options.sample_with,
             devices: Mutex::new(self.devices(&facts)?),
             coordinator: SocketAddr::new(self.options.head.ip(), facts.coordinator_port),

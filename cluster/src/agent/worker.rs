@@ -12,7 +12,7 @@ use super::weights::gate::GatedRing;
 use crate::cli::CliError;
 use crate::config::Config;
 use crate::coordinator::{self, CoordinatorError};
-use crate::ledger::RunPaths;
+use crate::ledger::{LedgerError, RunPaths};
 use crate::run::RunError;
 use crate::run::failure::Failure;
 use crate::run::sampler::SampleWith;
@@ -49,6 +49,8 @@ pub struct WorkerOptions {
     pub handover: String,
     /// Name of the agent's gate for weights, on a host that joined.
     pub gate: Option<String>,
+    /// Name of this host's keeper's socket, for a coordinator whose ledger several hosts keep.
+    pub keeper: Option<String>,
     /// What this host's samplers compute with, where that is not the run's.
     pub sample_with: Option<SampleWith>,
 }
@@ -136,8 +138,14 @@ async fn role(options: &WorkerOptions, wiring: &Wiring, shutdown: Shutdown) -> R
         let beats = tokio::spawn(teller.clone().beat());
         let orders = handover::take(&options.handover, Item::Orders).map_err(passing)?;
         let standing = orders::listen(orders.into()).map_err(passing)?;
-        let around =
-            Surroundings { shared_engine: false, progress: teller.clone(), replacer: teller, standing, begun: Instant::now() };
+        let around = Surroundings {
+            shared_engine: false,
+            progress: teller.clone(),
+            replacer: teller,
+            standing,
+            keeper: options.keeper.clone(),
+            begun: Instant::now(),
+        };
         let args = coordinator_args(wiring, &paths, around).map_err(Failure::from)?;
         let outcome = coordinator::run(args, Arc::new(listener), shutdown).await;
         beats.abort();
@@ -171,7 +179,7 @@ async fn work(
             let args = wiring.learner(options.who.index, engine, ring(options)?, ranks).map_err(Failure::from)?;
             cohort_learner::run_worker(args, dialer, shutdown).await.map_err(Failure::from)
         }
-        Role::Coordinator | Role::Node => Ok(()),
+        Role::Coordinator | Role::Node | Role::Keeper => Ok(()),
     };
     Ok(ended?)
 }
@@ -189,6 +197,8 @@ fn ring(options: &WorkerOptions) -> Result<Arc<dyn WeightRing>, WorkerFailure> {
 fn failure(error: CoordinatorError) -> WorkerFailure {
     match error {
         CoordinatorError::Internal(_) => passing(error),
+        // Its keeper may find the others again, or lead no more and end this host's run.
+        CoordinatorError::Ledger(LedgerError::NotKept { .. } | LedgerError::Overtaken { .. }) => passing(error),
         error => {
             let CliError { exit, message } = RunError::from(error).into();
             Failure { exit, lasting: true, message }.into()

@@ -129,6 +129,7 @@ impl From<LedgerError> for CliError {
         let exit = match &error {
             LedgerError::NoSpace { .. } | LedgerError::Io { .. } => Exit::Io,
             LedgerError::Doubled { .. } => Exit::Internal,
+            LedgerError::NotKept { .. } | LedgerError::Overtaken { .. } => Exit::WorkerGaveUp,
             _ => Exit::RunDirectory,
         };
         Self::new(exit, error)
@@ -187,7 +188,7 @@ impl From<RunError> for CliError {
             RunError::Wiring(error) => return error.into(),
             RunError::Config(error) => return error.into(),
             RunError::Ledger(error) | RunError::Coordinator(CoordinatorError::Ledger(error)) => return error.into(),
-            RunError::Devices(_) => Exit::Usage,
+            RunError::Devices(_) | RunError::NotByKeeper => Exit::Usage,
             RunError::Exists { .. } | RunError::NotARun { .. } => Exit::RunDirectory,
             RunError::Changed { .. }
             | RunError::Edited { .. }

@@ -33,6 +33,12 @@ pub(super) struct Args {
     /// Take no notice of SLURM_* and of RANK, WORLD_SIZE, MASTER_ADDR: launch without the others of the allocation
     #[arg(long)]
     alone: bool,
+    /// Make the run and begin nothing: `--resume` begins it, or `cluster keep` on every host of cluster.standby
+    #[arg(long, conflicts_with_all = ["resume", "dry_run"], requires = "run_dir")]
+    prepare: bool,
+    /// Name of the socket of this host's keeper
+    #[arg(long, hide = true, requires = "resume")]
+    keeper_socket: Option<String>,
     /// Only check, and print the resolved configuration with each value's origin
     #[arg(long)]
     dry_run: bool,
@@ -46,6 +52,15 @@ pub(super) fn run(args: Args, out: &mut dyn Write) -> Result<Exit, CliError> {
     let resolved = resolve(&args, allocation.as_ref())?;
     if args.dry_run {
         return dry_run(&args, &resolved, out);
+    }
+    if args.prepare {
+        let options = LaunchOptions { run_dir: args.run_dir, clean: args.clean, ..LaunchOptions::default() };
+        let path = run::prepare(&resolved, &options)?;
+        match args.json {
+            true => json_line(out, &json!({ "run_dir": path }))?,
+            false => writeln!(out, "{}", path.display())?,
+        }
+        return Ok(Exit::Success);
     }
     let Some(allocation) = allocation else { return start(args, &resolved, None, out) };
     let folder = together::folder(args.meet.as_ref(), args.run_dir.as_ref().or(args.resume.as_ref()))?;
@@ -107,7 +122,14 @@ fn start(
     }
     let (recognised, invites) = allocation.map(|(allocation, invites)| (allocation.recognised, invites)).unzip();
     let recognised = recognised.unwrap_or_default();
-    let options = LaunchOptions { run_dir: args.run_dir, resume: args.resume, clean: args.clean, invites, recognised };
+    let options = LaunchOptions {
+        run_dir: args.run_dir,
+        resume: args.resume,
+        clean: args.clean,
+        invites,
+        recognised,
+        keeper: args.keeper_socket,
+    };
     let every = resolved.config.logging.every.get().into();
     let display = Display::start(every).map_err(|e| CliError::new(Exit::Io, format!("cannot start the progress thread: {e}")))?;
     let display = Arc::new(display);

@@ -20,6 +20,7 @@ mod init;
 mod inspect;
 mod join;
 mod jsonl;
+mod keep;
 mod launch;
 mod learn;
 mod open;
@@ -80,6 +81,8 @@ enum Command {
     Status(status::Args),
     /// Take part, with this host's workers, in a run that another host launched
     Join(join::Args),
+    /// Keep a run's ledger with other hosts, and run it while this one leads them
+    Keep(keep::Args),
     /// Write a token with which other hosts join a run
     Token(steer::TokenArgs),
     /// Who in a run has which certificate and until when; or new ones for all
@@ -166,6 +169,8 @@ fn dispatch(command: Command, out: &mut dyn Write) -> Result<u8, CliError> {
         Command::Doctor(args) => doctor::run(&args, out),
         Command::Status(args) => status::run(&args, out),
         Command::Join(args) => join::run(args, out),
+        // Its code is that of the launch, wherever that was.
+        Command::Keep(args) => return keep::run(args, out),
         Command::Token(args) => steer::token(&args, out),
         Command::Certs(args) => certs::run(&args, out),
         Command::Scale(args) => steer::scale(&args, out),

@@ -1,8 +1,10 @@
 //! `cluster status RUN`: what a run and each of its actors is doing.
 use super::{CliError, Exit, json_line};
+use crate::agent::keeper::KeeperReport;
 use crate::ledger::{LedgerError, RunPaths};
 use crate::progress::{FullDisk, RunPhase, RunStatus};
 use cohort_actors::wall;
+use serde_json::json;
 use std::io::Write;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, UNIX_EPOCH};
@@ -42,11 +44,27 @@ pub(super) fn run(args: &Args, out: &mut dyn Write) -> Result<Exit, CliError> {
 
 /// Prints the status now; gives whether the run is over.
 fn once(args: &Args, out: &mut dyn Write) -> Result<bool, CliError> {
-    let path = RunPaths::new(&args.run).status();
-    let status = read(&path, &args.run)?;
+    let paths = RunPaths::new(&args.run);
+    let keeper = KeeperReport::read(&paths).map_err(|error| CliError::io("read", &paths.keeper_status(), &error))?;
+    let Some(status) = read(&paths.status())? else {
+        // A host that has only followed so far knows nothing of actors.
+        let keeper = keeper.ok_or_else(|| nothing_said(&args.run))?;
+        match args.json {
+            true => json_line(out, &json!({ "keeper": keeper }))?,
+            false => writeln!(out, "{}", keeper.line())?,
+        }
+        return Ok(false);
+    };
     if args.json {
-        json_line(out, &status)?;
+        let mut report = serde_json::to_value(&status)?;
+        if let (Some(keeper), Some(fields)) = (&keeper, report.as_object_mut()) {
+            fields.insert("keeper".to_owned(), serde_json::to_value(keeper)?);
+        }
+        json_line(out, &report)?;
         return Ok(status.phase == RunPhase::Finished);
+    }
+    if let Some(keeper) = keeper {
+        writeln!(out, "{}", keeper.line())?;
     }
     writeln!(
         out,
@@ -83,17 +101,17 @@ fn once(args: &Args, out: &mut dyn Write) -> Result<bool, CliError> {
 }
 
 /// What the coordinator said last.
-fn read(path: &Path, run: &Path) -> Result<RunStatus, CliError> {
+fn read(path: &Path) -> Result<Option<RunStatus>, CliError> {
     let mut looks = 0;
     loop {
         let text = match std::fs::read(path) {
             Ok(text) => text,
-            Err(error) if error.kind() == std::io::ErrorKind::NotFound => return Err(nothing_said(run)),
+            Err(error) if error.kind() == std::io::ErrorKind::NotFound => return Ok(None),
             Err(error) => return Err(CliError::io("read", path, &error)),
         };
         looks += 1;
         match serde_json::from_slice(&text) {
-            Ok(status) => return Ok(status),
+            Ok(status) => return Ok(Some(status)),
             // On a full disk it is written over the last one, perhaps just now.
             Err(_) if looks < LOOKS => std::thread::sleep(HALF_WRITTEN),
             Err(error) => return Err(CliError::new(Exit::RunDirectory, format!("{} is damaged: {error}", path.display()))),

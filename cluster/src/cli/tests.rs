@@ -47,6 +47,7 @@ fn the_overview_fits_a_screen() {
       doctor       Check this machine: what works, what does not, what to do about it
       status       What a run and each of its actors is doing
       join         Take part, with this host's workers, in a run that another host launched
+      keep         Keep a run's ledger with other hosts, and run it while this one leads them
       token        Write a token with which other hosts join a run
       certs        Who in a run has which certificate and until when; or new ones for all
       scale        Change how many workers a running run has

@@ -28,6 +28,9 @@ pub(super) struct Args {
     /// Name of the agent's gate for weights
     #[arg(long)]
     gate: Option<String>,
+    /// Name of this host's keeper's socket
+    #[arg(long)]
+    keeper: Option<String>,
     /// Numerics of this host's samplers, where they are not the run's
     #[arg(long)]
     sample_with: Option<SampleWith>,
@@ -48,6 +51,7 @@ pub(super) fn run(args: Args) -> u8 {
         coordinator: args.coordinator,
         handover: args.handover,
         gate: args.gate,
+        keeper: args.keeper,
         sample_with: args.sample_with,
     };
     match run_worker(options) {

@@ -1,5 +1,5 @@
 //! What `[cluster]` says, and asks, of its values together.
-use super::sections::{ClusterConfig, NodeConfig, TransportChoice};
+use super::sections::{ClusterConfig, NodeConfig, StandbyConfig, TransportChoice};
 use std::num::NonZeroU16;
 
 /// The path of a bad value, and why it is bad.
@@ -48,6 +48,9 @@ impl ClusterConfig {
                 return Err(problem("autoscale", why));
             }
         }
+        if let Some(standby) = &self.standby {
+            self.check_standby(standby)?;
+        }
         if self.transport != TransportChoice::Auto && !self.processes {
             let why = "carries nothing in a run in one process: set cluster.processes = true, or launch with --processes";
             return Err(problem("transport", why));
@@ -72,6 +75,31 @@ impl ClusterConfig {
         if self.listen.is_some() && !self.processes {
             let why = "other hosts can only join a run of processes: set cluster.processes = true, or launch with --processes";
             return Err(problem("listen", why));
+        }
+        Ok(())
+    }
+
+    /// Whether the loss of one host is survived by most keepers.
+    fn check_standby(&self, StandbyConfig { keepers }: &StandbyConfig) -> Result<(), Problem> {
+        if !self.processes {
+            let why = "a run in one process cannot move to another host: set cluster.processes = true";
+            return Err(problem("standby", why));
+        }
+        if !matches!(keepers.len(), 3 | 5 | 7) {
+            let why = format!("names {} hosts: three, five or seven can lose one and still agree", keepers.len());
+            return Err(problem("standby.keepers", why));
+        }
+        for (index, keeper) in keepers.iter().enumerate() {
+            let why = if keeper.port() == 0 || keeper.ip().is_unspecified() {
+                format!("is {keeper}: the others need the address and port at which they reach it")
+            } else if keepers[..index].contains(keeper) {
+                format!("is {keeper}, like one before it: every keeper needs an address of its own")
+            } else if keepers[..index].iter().any(|other| other.ip() == keeper.ip() && !keeper.ip().is_loopback()) {
+                format!("is {keeper}, on the host of one before it: both would be lost together; name another host")
+            } else {
+                continue;
+            };
+            return Err(problem(&format!("standby.keepers[{index}]"), why));
         }
         Ok(())
     }
@@ -133,6 +161,28 @@ mod tests {
             assert_eq!(ClusterConfig { processes: false, ..joined }.check().unwrap_err().0, "cluster.listen");
         }
         assert_eq!(ClusterConfig::default().check(), Ok(()));
+    }
+
+    #[test]
+    fn keepers_are_an_odd_number_of_hosts_that_can_be_reached() {
+        let kept = |keepers: &[&str]| {
+            let keepers = keepers.iter().map(|at| at.parse().unwrap()).collect();
+            ClusterConfig { standby: Some(StandbyConfig { keepers }), processes: true, ..ClusterConfig::default() }
+        };
+        let sound = ["10.0.0.1:7404", "10.0.0.2:7404", "10.0.0.3:7404"];
+        assert_eq!(kept(&sound).check(), Ok(()));
+        assert_eq!(kept(&["127.0.0.1:1", "127.0.0.1:2", "127.0.0.1:3"]).check(), Ok(()), "on one host for a trial");
+        assert_eq!(ClusterConfig { processes: false, ..kept(&sound) }.check().unwrap_err().0, "cluster.standby");
+        for (keepers, key, named) in [
+            (&sound[..2], "", "names 2 hosts"),
+            (&["10.0.0.1:7404", "10.0.0.2:7404", "10.0.0.1:7405"], "[2]", "lost together"),
+            (&["10.0.0.1:7404", "10.0.0.1:7404", "10.0.0.3:7404"], "[1]", "of its own"),
+            (&["10.0.0.1:0", "10.0.0.2:7404", "10.0.0.3:7404"], "[0]", "address and port"),
+            (&["10.0.0.1:1", "0.0.0.0:7404", "10.0.0.3:7404"], "[1]", "address and port"),
+        ] {
+            let (path, why) = kept(keepers).check().unwrap_err();
+            assert!(path == format!("cluster.standby.keepers{key}") && why.contains(named), "{path}: {why}");
+        }
     }
 
     #[test]

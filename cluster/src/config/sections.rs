@@ -64,6 +64,10 @@ pub struct ClusterConfig {
     /// `processes = true`.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub autoscale: Option<AutoscaleConfig>,
+    /// Hosts that keep the ledger together, so that the run outlives the host it runs on; nothing: this host alone does. Needs `processes = true`;
+    /// the run is then made by `cluster launch --prepare` and started by `cluster keep` on each.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub standby: Option<StandbyConfig>,
     /// Where health and metrics are served over HTTP, as `127.0.0.1:9400`: `/livez`, `/readyz` and, for Prometheus,
     /// `/metrics`; nothing: nowhere.
     #[serde(skip_serializing_if = "Option::is_none")]
@@ -94,6 +98,7 @@ impl Default for ClusterConfig {
             join_patience_s: NonZeroU32::MIN.saturating_add(599),
             full_disk_patience_s: 600,
             autoscale: None,
+            standby: None,
             http: None,
             http_token_file: None,
             nodes: Vec::new(),
@@ -151,6 +156,16 @@ pub struct AutoscaleConfig {
     pub rollout_min: NonZeroU16,
     /// At most so many.
     pub rollout_max: NonZeroU16,
+}
+
+/// Hosts that keep the ledger together.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+pub struct StandbyConfig {
+    /// Where each of them is asked by the others, as `["10.0.0.1:7404", "10.0.0.2:7404", "10.0.0.3:7404"]`: three, five or seven, each on a host of its
+    /// own, on UDP and TCP (`transport`), with mutual certificates of the run. Most of them must be there for the run to go on. They are the
+    /// run's from its first start on, in this order.
+    pub keepers: Vec<SocketAddr>,
 }
 
 /// A host that the head node starts.

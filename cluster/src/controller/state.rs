@@ -350,7 +350,7 @@ impl ControllerState {
             Role::Rollout => self.rollout_lost(conn, &load, why, out),
             Role::Reward => self.reward_lost(conn, &load, why, out),
             Role::Learner if self.learner.conn == Some(conn) => self.learner_lost(),
-            Role::Learner | Role::Coordinator | Role::Node => {}
+            Role::Learner | Role::Coordinator | Role::Node | Role::Keeper => {}
         }
         if needed && let Some(error) = self.members.count_loss(worker, why) {
             self.fail(error, out);

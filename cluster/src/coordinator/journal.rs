@@ -3,7 +3,7 @@
 //! Queue: [`QUEUE`] requests; when it is full the coordinator waits, and with it every worker that delivers. While the disk
 //! is full more are taken, so that the coordinator moves: those of the groups under way, as it begins no others.
 use crate::controller::RecordId;
-use crate::ledger::{Accepted, Entry, Ledger, LedgerError, RunLock};
+use crate::ledger::{Accepted, Accounts, Entry, LedgerError, RunLock};
 use cohort_protocol::messages::reward::ScoreReply;
 use cohort_protocol::{GroupId, TrajectoryBatch};
 use std::collections::VecDeque;
@@ -61,7 +61,7 @@ impl Journal {
     /// Gives the ledger a thread, and the lock that keeps other coordinators from it. `told` is called there, in order, for
     /// each batch of facts.
     pub(super) fn start(
-        ledger: Ledger,
+        ledger: Box<dyn Accounts>,
         lock: RunLock,
         told: impl Fn(Written) + Send + 'static,
     ) -> std::io::Result<(Self, JoinHandle<()>)> {
@@ -88,7 +88,7 @@ impl Journal {
 
 /// The thread's own state.
 struct Writer<'a> {
-    ledger: Ledger,
+    ledger: Box<dyn Accounts>,
     inbox: mpsc::Receiver<Request>,
     /// Taken from the queue while there was no room.
     waiting: VecDeque<Request>,
@@ -112,7 +112,8 @@ impl Writer<'_> {
     }
 
     fn read(&self, group: GroupId, reply: oneshot::Sender<Result<StoredGroup, LedgerError>>) {
-        let found = self.ledger.trajectories(group).and_then(|t| Ok((t, self.ledger.scores(group)?)));
+        let reader = self.ledger.reader();
+        let found = reader.trajectories(group).and_then(|t| Ok((t, reader.scores(group)?)));
         // Whoever asked may have been drained meanwhile.
         let _ = reply.send(found);
     }

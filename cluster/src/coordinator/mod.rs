@@ -27,7 +27,8 @@ use self::news::News;
 use self::report::Report;
 use crate::controller::{ConnId, ControllerState, Outcome, Plan, Standing, Work};
 use crate::ledger::place::write_atomically;
-use crate::ledger::{Ledger, LedgerError, RunLock, RunMeta, RunPaths};
+use crate::ledger::replica::KeptLedger;
+use crate::ledger::{Accounts, Ledger, LedgerError, RunLock, RunMeta, RunPaths};
 use crate::progress::{LaunchReport, Progress, ProgressSink};
 use cohort_actors::{AcceptTerms, Connection, Listener, Shutdown, accept_worker, wall};
 use cohort_learner::advantage::Advantage;
@@ -67,6 +68,8 @@ pub trait Replacer: Send + Sync {
 pub struct CoordinatorArgs {
     /// The run; its ledger exists.
     pub paths: RunPaths,
+    /// Socket of this host's keeper, where several hosts keep the ledger.
+    pub keeper: Option<String>,
     /// What the run is to do.
     pub plan: Plan,
     /// Workers that the run begins with. Rollout and reward workers may come and go; any other is refused.
@@ -142,18 +145,21 @@ pub async fn run(
     conclude(&args, core, result, journal_thread).await
 }
 
-type Opened = (RunLock, RunMeta, crate::ledger::Past, cohort_protocol::Epoch, Ledger);
+type Opened = (RunLock, RunMeta, crate::ledger::Past, cohort_protocol::Epoch, Box<dyn Accounts>);
 
 async fn open_ledger(args: Arc<CoordinatorArgs>) -> Result<Opened, CoordinatorError> {
     let opened = tokio::task::spawn_blocking(move || {
         let lock = RunLock::take(&args.paths.ledger_lock(), LEDGER_PATIENCE)?;
-        let mut ledger = Ledger::open(&args.paths)?;
-        let meta = ledger.meta()?;
+        let mut ledger: Box<dyn Accounts> = match &args.keeper {
+            Some(socket) => Box::new(KeptLedger::connect(&args.paths, socket)?),
+            None => Box::new(Ledger::open(&args.paths)?),
+        };
+        let meta = ledger.reader().meta()?;
         if meta.numerics != args.numerics {
             return Err(CoordinatorError::Numerics { begun: meta.numerics, now: args.numerics.clone() });
         }
         let epoch = ledger.begin_epoch(wall::unix_ms())?;
-        let past = ledger.past()?;
+        let past = ledger.reader().past()?;
         Ok((lock, meta, past, epoch, ledger))
     });
     opened.await.map_err(|_| CoordinatorError::Internal("opening of the ledger"))?

@@ -129,7 +129,7 @@ pub(super) async fn serve(conn: ConnId, admitted: Admitted, core: mpsc::Sender<I
         }
         Role::Reward => serve_reward(conn, admitted.into_link(), &core).await,
         Role::Learner => serve_learner(conn, admitted.into_link(), &core).await,
-        role @ (Role::Coordinator | Role::Node) => format!("a {role} is no worker"),
+        role @ (Role::Coordinator | Role::Node | Role::Keeper) => format!("a {role} is no worker"),
     };
     // A coordinator that is gone needs no news of it.
     let _ = core.send(Input::Closed { conn, why }).await;

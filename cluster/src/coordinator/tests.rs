@@ -72,6 +72,7 @@ fn workers() -> Vec<WorkerId> {
 
 fn args(paths: &RunPaths) -> CoordinatorArgs {
     CoordinatorArgs {
+        keeper: None,
         paths: paths.clone(),
         plan: plan(),
         workers: workers(),

@@ -4,6 +4,7 @@ use cohort_protocol::messages::reward::ScoreReply;
 use cohort_protocol::{
     AttemptId, CodecError, Epoch, GroupId, PolicyVersion, StepCommit, StepIntent, TrajectoryBatch, WorkerId, codec,
 };
+use std::borrow::Cow;
 use std::sync::Arc;
 
 /// A fact. Applied in batches, in order, all or nothing.
@@ -44,7 +45,7 @@ pub enum Entry {
         /// Group.
         group: GroupId,
         /// One of a few words that reports count by.
-        reason: &'static str,
+        reason: Cow<'static, str>,
         /// The cause in full.
         detail: String,
     },

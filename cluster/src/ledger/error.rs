@@ -1,4 +1,5 @@
 //! Why the ledger refused, grouped by what the caller does: make room, choose another place, or stop.
+use cohort_protocol::Epoch;
 use std::io;
 use std::path::{Path, PathBuf};
 use thiserror::Error;
@@ -84,6 +85,20 @@ pub enum LedgerError {
         /// Its reason.
         #[source]
         source: cohort_protocol::CodecError,
+    },
+    /// Another coordinator writes this ledger now; nothing of this one's was written.
+    #[error("epoch {epoch} is over: a coordinator of epoch {now} has begun on another host")]
+    Overtaken {
+        /// This coordinator's.
+        epoch: Epoch,
+        /// The newest.
+        now: Epoch,
+    },
+    /// The keeper of this host did not take a command; whether it is written is not known.
+    #[error("the keeper of this host does not take it: {why}")]
+    NotKept {
+        /// Its reason.
+        why: String,
     },
     /// The same key twice: a programming error, caught before it can count anything twice.
     #[error("{table}: {key} is recorded already")]

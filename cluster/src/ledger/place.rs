@@ -83,6 +83,21 @@ impl RunPaths {
     pub fn ledger_lock(&self) -> PathBuf {
         self.root.join("ledger.lock")
     }
+    /// Held by the keeper of this host.
+    #[must_use]
+    pub fn keeper_lock(&self) -> PathBuf {
+        self.root.join("keeper.lock")
+    }
+    /// The keeper's log of a ledger that several hosts keep.
+    #[must_use]
+    pub fn keeper_log(&self) -> PathBuf {
+        self.root.join("keeper.sqlite")
+    }
+    /// Where this host stands among the keepers, written by its own.
+    #[must_use]
+    pub fn keeper_status(&self) -> PathBuf {
+        self.root.join("keeper.json")
+    }
     /// Logs of one launch.
     #[must_use]
     pub fn logs(&self, attempt: u32) -> PathBuf {

@@ -1,7 +1,6 @@
 //! What a new incarnation of the coordinator needs to know, read back from the ledger.
 use super::error::LedgerError;
 use super::rows::parse_worker;
-use super::store::Ledger;
 use crate::progress::EvaluationReport;
 use cohort_protocol::{AttemptId, GroupId, PolicyVersion, StepCommit, StepId, StepIntent, WorkerId};
 use rusqlite::{Connection, Row};
@@ -60,18 +59,6 @@ impl Past {
     #[must_use]
     pub fn committed(&self) -> u64 {
         self.commits.last_key_value().map_or(0, |(step, _)| step.0)
-    }
-}
-
-impl Ledger {
-    /// Reads everything back.
-    pub fn past(&self) -> Result<Past, LedgerError> {
-        let (conn, path) = self.connection();
-        let mut past = read_past(conn, path)?;
-        for (id, group) in past.open_groups.iter_mut().filter(|(_, group)| group.trajectories.is_some()) {
-            group.versions = self.trajectories(*id)?.and_then(|accepted| accepted.value.versions());
-        }
-        Ok(past)
     }
 }
 

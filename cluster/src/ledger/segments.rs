@@ -106,6 +106,30 @@ impl SegmentLog {
         Ok((Self { dir: dir.to_owned(), number, file, end, poisoned: None, room: None }, found))
     }
 
+    /// Opens or begins the log in `dir` and forgets everything behind `acknowledged`: for an index that is written again from a
+    /// log of its own, so that every record comes to lie where it would have lain.
+    pub fn open_cut(dir: &Path, acknowledged: Option<Place>) -> Result<Self, LedgerError> {
+        fs::create_dir_all(dir).map_err(|e| LedgerError::io("make", dir, e))?;
+        let (number, end) = acknowledged.map_or((1, MAGIC.len() as u64), |p| (p.segment, p.end()));
+        for later in (number + 1..=last_segment(dir)?).rev() {
+            let path = segment_path(dir, later);
+            fs::remove_file(&path).map_err(|e| LedgerError::io("remove", &path, e))?;
+        }
+        let path = segment_path(dir, number);
+        if path.exists() {
+            cut(&path, end)?;
+        }
+        let (file, size) = match acknowledged {
+            Some(_) if !path.exists() => return Err(LedgerError::Corrupt { path, what: "the segment is gone".into() }),
+            _ => open_for_append(dir, number)?,
+        };
+        if size < end {
+            let what = format!("it ends at {size}, acknowledged records reach to {end}");
+            return Err(LedgerError::Corrupt { path, what });
+        }
+        Ok(Self { dir: dir.to_owned(), number, file, end, poisoned: None, room: None })
+    }
+
     /// Writes a record behind the last one; durable after [`SegmentLog::sync`].
     pub fn append(&mut self, kind: RecordKind, payload: &[u8]) -> Result<Place, LedgerError> {
         self.check()?;

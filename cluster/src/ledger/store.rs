@@ -10,12 +10,13 @@ use super::chain::Heads;
 use super::entry::{Accepted, Entry};
 use super::error::LedgerError;
 use super::place::{self, RunPaths};
+use super::reader::Reader;
 use super::rows::{self, Record, accepted_values, int, parse_worker, text, write_entry};
-use super::schema::{self, LAYOUT, TABLES, Table};
-use super::segments::{Place, RecordKind, SegmentLog, Unacknowledged, read_record, segment_path};
-use cohort_protocol::messages::reward::ScoreReply;
+use super::schema::{self, LAYOUT, TABLES};
+use super::segments::{Place, RecordKind, SegmentLog, Unacknowledged, segment_path};
 use cohort_protocol::{AttemptId, Epoch, GroupId, Role, RunId, TrajectoryBatch, WorkerId};
-use rusqlite::{Connection, OptionalExtension, Transaction, TransactionBehavior};
+use rusqlite::{OptionalExtension, Transaction, TransactionBehavior};
+use std::ops::Deref;
 use std::path::{Path, PathBuf};
 
 /// Stands for a worker whose name was lost with a crash.
@@ -32,16 +33,27 @@ pub struct RunMeta {
     pub config_hash: String,
 }
 
+/// What a caller writes beside its rows, in one transaction with them.
+pub(super) trait Note: FnOnce(&Transaction<'_>) -> rusqlite::Result<()> {}
+impl<F: FnOnce(&Transaction<'_>) -> rusqlite::Result<()>> Note for F {}
+
 /// The writing end; one in a run directory.
 #[derive(Debug)]
 pub struct Ledger {
-    conn: Connection,
-    path: PathBuf,
+    reader: Reader,
     segments: SegmentLog,
-    segment_dir: PathBuf,
     heads: Heads,
     /// A transaction was rolled back: what memory knows of the tables' ends must follow it.
     stale: bool,
+}
+
+/// Whoever writes it may read it.
+impl Deref for Ledger {
+    type Target = Reader;
+
+    fn deref(&self) -> &Reader {
+        &self.reader
+    }
 }
 
 impl Ledger {
@@ -87,42 +99,64 @@ impl Ledger {
 
     /// Opens the ledger of an existing run: cuts torn tails, takes whole unacknowledged records into the index.
     pub fn open(paths: &RunPaths) -> Result<Self, LedgerError> {
-        let path = paths.ledger();
-        if !path.exists() {
-            return Err(LedgerError::Missing { path: paths.root().to_owned() });
-        }
-        place::check_local(paths.root())?;
-        let at = |e| LedgerError::sqlite(&path, e);
-        let conn = rows::connect(&path).map_err(at)?;
-        rows::check_layout(&conn, &path)?;
-        let heads = Heads::read(&conn).map_err(at)?;
-        let segment_dir = paths.segments();
-        let (segments, found) = SegmentLog::open(&segment_dir, rows::last_place(&conn).map_err(at)?)?;
-        let mut ledger = Self { conn, path, segments, segment_dir, heads, stale: false };
+        let (mut ledger, found) = Self::open_with(paths, SegmentLog::open)?;
         ledger.adopt(found)?;
         Ok(ledger)
     }
 
-    /// What the run is.
-    pub fn meta(&self) -> Result<RunMeta, LedgerError> {
-        rows::read_meta(&self.conn, &self.path)
+    /// Opens a ledger that is written from a replicated log: what the index does not know is cut, since the log says it again.
+    pub(super) fn open_copy(paths: &RunPaths) -> Result<Self, LedgerError> {
+        let cut = |dir: &Path, known| Ok((SegmentLog::open_cut(dir, known)?, ()));
+        Ok(Self::open_with(paths, cut)?.0)
+    }
+
+    fn open_with<T>(
+        paths: &RunPaths,
+        open: impl FnOnce(&Path, Option<Place>) -> Result<(SegmentLog, T), LedgerError>,
+    ) -> Result<(Self, T), LedgerError> {
+        let reader = Reader::over(paths, rows::connect)?;
+        place::check_local(paths.root())?;
+        let at = |e| LedgerError::sqlite(&reader.path, e);
+        let heads = Heads::read(&reader.conn).map_err(at)?;
+        let (segments, found) = open(&reader.segment_dir, rows::last_place(&reader.conn).map_err(at)?)?;
+        Ok((Self { reader, segments, heads, stale: false }, found))
     }
 
     /// Begins the next incarnation of the coordinator.
     pub fn begin_epoch(&mut self, at_ms: u64) -> Result<Epoch, LedgerError> {
-        let last: Option<i64> = self
-            .conn
-            .query_row("SELECT max(epoch) FROM epochs", [], |row| row.get(0))
-            .map_err(|e| LedgerError::sqlite(&self.path, e))?;
-        let epoch = Epoch(last.unwrap_or(0) as u64 + 1);
-        self.transact(|heads, tx| heads.append(tx, &schema::EPOCHS, vec![int(epoch.0), int(at_ms)]))?;
+        self.begin_epoch_noting(at_ms, |_| Ok(()))
+    }
+
+    /// As [`Self::begin_epoch`], with a note of the caller's in the same transaction.
+    pub(super) fn begin_epoch_noting(&mut self, at_ms: u64, note: impl Note) -> Result<Epoch, LedgerError> {
+        let epoch = Epoch(self.epoch()?.0 + 1);
+        self.transact(|heads, tx| {
+            note(tx)?;
+            heads.append(tx, &schema::EPOCHS, vec![int(epoch.0), int(at_ms)])
+        })?;
         Ok(epoch)
+    }
+
+    /// The newest incarnation of the coordinator; 0 before the first.
+    pub(super) fn epoch(&self) -> Result<Epoch, LedgerError> {
+        let last = self.conn.query_row("SELECT max(epoch) FROM epochs", [], |row| row.get::<_, Option<i64>>(0));
+        Ok(Epoch(last.map_err(|e| LedgerError::sqlite(&self.path, e))?.unwrap_or(0).cast_unsigned()))
     }
 
     /// Records facts, in order, all or nothing.
     pub fn apply(&mut self, entries: &[Entry]) -> Result<(), LedgerError> {
+        self.apply_noting(entries, |_| Ok(()))
+    }
+
+    /// Writes a note of the caller's alone.
+    pub(super) fn note(&mut self, note: impl Note) -> Result<(), LedgerError> {
+        self.transact(|_, tx| note(tx))
+    }
+
+    /// As [`Self::apply`], with a note of the caller's in the same transaction.
+    pub(super) fn apply_noting(&mut self, entries: &[Entry], note: impl Note) -> Result<(), LedgerError> {
         let (number, end) = self.segments.position();
-        let result = self.apply_inner(entries);
+        let result = self.apply_inner(entries, note);
         if result.is_err() {
             self.segments.rollback(number, end);
         }
@@ -139,28 +173,13 @@ impl Ledger {
         }
     }
 
-    /// Reads a group's accepted trajectories back.
-    pub fn trajectories(&self, group: GroupId) -> Result<Option<Accepted<TrajectoryBatch>>, LedgerError> {
-        self.accepted(&schema::TRAJECTORIES, RecordKind::Trajectories, group)
-    }
-
-    /// Reads a group's accepted scores back.
-    pub fn scores(&self, group: GroupId) -> Result<Option<Accepted<ScoreReply>>, LedgerError> {
-        self.accepted(&schema::SCORES, RecordKind::Scores, group)
-    }
-
-    /// The connection, for the reading files of this module.
-    pub(super) fn connection(&self) -> (&Connection, &Path) {
-        (&self.conn, &self.path)
-    }
-
     /// Lets the database grow by no more than this many pages, as a full disk would.
     #[cfg(test)]
     pub(crate) fn limit_pages(&self, pages: u32) {
         self.conn.pragma_update(None, "max_page_count", pages).unwrap();
     }
 
-    fn apply_inner(&mut self, entries: &[Entry]) -> Result<(), LedgerError> {
+    fn apply_inner(&mut self, entries: &[Entry], note: impl Note) -> Result<(), LedgerError> {
         let mut places = Vec::new();
         for entry in entries {
             places.push(match entry {
@@ -173,6 +192,7 @@ impl Ledger {
             self.segments.sync()?;
         }
         self.transact(|heads, tx| {
+            note(tx)?;
             entries.iter().zip(&places).try_for_each(|(entry, place)| write_entry(heads, tx, entry, *place))
         })
     }
@@ -181,17 +201,17 @@ impl Ledger {
         let (heads, stale) = (&mut self.heads, &mut self.stale);
         let result = (|| {
             if *stale {
-                *heads = Heads::read(&self.conn)?;
+                *heads = Heads::read(&self.reader.conn)?;
             }
             *stale = true;
-            let tx = self.conn.transaction_with_behavior(TransactionBehavior::Immediate)?;
+            let tx = self.reader.conn.transaction_with_behavior(TransactionBehavior::Immediate)?;
             work(heads, &tx)?;
             heads.flush(&tx)?;
             tx.commit()?;
             *stale = false;
             Ok(())
         })();
-        result.map_err(|error| rows::doubled(&error).unwrap_or_else(|| LedgerError::sqlite(&self.path, error)))
+        result.map_err(|error| rows::doubled(&error).unwrap_or_else(|| LedgerError::sqlite(&self.reader.path, error)))
     }
 
     /// Takes whole batches behind the index into it. They were written before a crash and never acknowledged; the first
@@ -223,28 +243,5 @@ impl Ledger {
         let sql = "SELECT 1 FROM opened WHERE grp = ?1 AND NOT EXISTS (SELECT 1 FROM closed WHERE closed.grp = ?1)";
         let found = self.conn.query_row(sql, [group.0 as i64], |_| Ok(())).optional();
         Ok(found.map_err(|e| LedgerError::sqlite(&self.path, e))?.is_some())
-    }
-
-    fn place_of(&self, table: &Table, group: GroupId) -> Result<Option<Place>, LedgerError> {
-        let sql = format!("SELECT segment, offset, len FROM {} WHERE grp = ?", table.name);
-        let found = self.conn.query_row(&sql, [group.0 as i64], |row| {
-            Ok(Place { segment: row.get(0)?, offset: row.get::<_, i64>(1)? as u64, len: row.get(2)? })
-        });
-        found.optional().map_err(|e| LedgerError::sqlite(&self.path, e))
-    }
-
-    fn accepted<T: Record>(&self, table: &Table, kind: RecordKind, group: GroupId) -> Result<Option<Accepted<T>>, LedgerError> {
-        let Some(place) = self.place_of(table, group)? else { return Ok(None) };
-        let sql = format!("SELECT attempt, worker, digest FROM {} WHERE grp = ?", table.name);
-        let (attempt, worker, digest): (u32, String, String) = self
-            .conn
-            .query_row(&sql, [group.0 as i64], |row| Ok((row.get(0)?, row.get(1)?, row.get(2)?)))
-            .map_err(|e| LedgerError::sqlite(&self.path, e))?;
-        let payload = read_record(&self.segment_dir, place, kind)?;
-        let path = segment_path(&self.segment_dir, place.segment);
-        let value = T::read(&payload).map_err(|source| LedgerError::Codec { path: path.clone(), source })?;
-        let worker = parse_worker(&worker).ok_or(LedgerError::Corrupt { path, what: format!("worker {worker:?}") })?;
-        let attempt = AttemptId(attempt);
-        Ok(Some(Accepted { group, attempt, worker, payload: payload.into(), digest, value: value.into() }))
     }
 }

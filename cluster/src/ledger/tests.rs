@@ -8,11 +8,11 @@ use std::path::Path;
 
 const WORKER: WorkerId = WorkerId { role: Role::Rollout, index: 1 };
 
-fn meta() -> RunMeta {
+pub(in crate::ledger) fn meta() -> RunMeta {
     RunMeta { run: RunId(77), numerics: "native f32".into(), config_hash: "c0ffee".into() }
 }
 
-fn batch(group: u64) -> Accepted<TrajectoryBatch> {
+pub(in crate::ledger) fn batch(group: u64) -> Accepted<TrajectoryBatch> {
     let trajectory = Trajectory {
         group: GroupId(group),
         sample: SampleIx(0),
@@ -37,7 +37,7 @@ fn batch(group: u64) -> Accepted<TrajectoryBatch> {
     Accepted::trajectories(batch.into(), WORKER).unwrap()
 }
 
-fn scores(group: u64) -> Accepted<ScoreReply> {
+pub(in crate::ledger) fn scores(group: u64) -> Accepted<ScoreReply> {
     let score = Score { score: 0.5, breakdown: vec![("exact".into(), 0.5)], metadata_json: "{}".into() };
     let reply = ScoreReply {
         epoch: Epoch(1),
@@ -50,7 +50,7 @@ fn scores(group: u64) -> Accepted<ScoreReply> {
     Accepted::scores(reply.into(), WORKER, format!("payload-{group}")).unwrap()
 }
 
-fn opened(group: u64) -> Vec<Entry> {
+pub(in crate::ledger) fn opened(group: u64) -> Vec<Entry> {
     let group = GroupId(group);
     vec![
         Entry::Opened { group, cursor: group.0, epoch: Epoch(1) },
@@ -93,7 +93,7 @@ fn filled(dir: &Path) -> RunPaths {
     }
     ledger.apply(&[Entry::Intent(intent(1, &[0, 1])), Entry::Commit(commit(1)), Entry::Intent(intent(2, &[2, 3]))]).unwrap();
     ledger.apply(&[Entry::Commit(commit(2))]).unwrap();
-    ledger.apply(&[Entry::Dropped { group: GroupId(5), reason: "score_failed", detail: "judge: 500".into() }]).unwrap();
+    ledger.apply(&[Entry::Dropped { group: GroupId(5), reason: "score_failed".into(), detail: "judge: 500".into() }]).unwrap();
     let checkpoint =
         Entry::Checkpoint { version: PolicyVersion(2), dir: "checkpoints/step-2".into(), manifest_sha256: "ab".into(), at_ms: 9 };
     ledger.apply(&[checkpoint]).unwrap();

@@ -3,7 +3,7 @@ use super::wiring::Wiring;
 use super::{LaunchOptions, RunError, resume};
 use crate::config::{Inputs, Resolved};
 use crate::ledger::place::{check_local, write_atomically};
-use crate::ledger::{Ledger, LedgerError, RunLock, RunMeta, RunPaths};
+use crate::ledger::{Ledger, LedgerError, Reader, RunLock, RunMeta, RunPaths};
 use cohort_protocol::RunId;
 use std::io::{ErrorKind, Read};
 use std::path::{Path, PathBuf};
@@ -96,7 +96,7 @@ fn enter(path: &Path, resolved: &Resolved, wiring: &Wiring) -> Result<Prepared, 
         return Err(missing().into());
     }
     let lock = RunLock::take(&paths.launch_lock(), Duration::ZERO)?;
-    let meta = Ledger::open(&paths)?.meta()?;
+    let meta = Reader::open(&paths)?.meta()?;
     let now = wiring.numerics();
     if meta.numerics != now {
         return Err(RunError::Numerics { begun: meta.numerics, now });
@@ -145,12 +145,17 @@ fn random_id() -> Result<RunId, RunError> {
 }
 
 /// What a run writes in its directory, the launch's lock apart.
-const WRITTEN: [&str; 15] = [
+const WRITTEN: [&str; 20] = [
     "config.toml",
     "ledger.sqlite",
     "ledger.sqlite-wal",
     "ledger.sqlite-shm",
     "ledger.lock",
+    "keeper.sqlite",
+    "keeper.sqlite-wal",
+    "keeper.sqlite-shm",
+    "keeper.lock",
+    "keeper.json",
     "segments",
     "checkpoints",
     "metrics.jsonl",

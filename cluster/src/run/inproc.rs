@@ -47,7 +47,7 @@ pub(super) async fn run(
     let watch = Arc::new(Watch { hangs: Mutex::default(), hung, progress });
     // One process is told to stop by signals, and nothing else.
     let (_orders, standing) = tokio::sync::watch::channel(Standing::default());
-    let around = Surroundings { shared_engine: true, progress: watch.clone(), replacer: watch, standing, begun };
+    let around = Surroundings { shared_engine: true, progress: watch.clone(), replacer: watch, standing, keeper: None, begun };
     let args = coordinator_args(wiring, paths, around)?;
     let serving = match HttpOptions::of(&wiring.config.cluster) {
         Some(options) => {
@@ -168,7 +168,7 @@ impl Place {
                 args.hello.incarnation = incarnation;
                 Ok(cohort_learner::run_worker(args, dialer, shutdown).await?)
             }
-            Role::Coordinator | Role::Node => Ok(()),
+            Role::Coordinator | Role::Node | Role::Keeper => Ok(()),
         }
     }
 

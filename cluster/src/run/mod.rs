@@ -28,7 +28,8 @@ use crate::devices::{Assignment, DeviceError};
 use crate::ledger::LedgerError;
 use crate::logging;
 use crate::progress::{LaunchReport, Progress, ProgressSink};
-use cohort_actors::{Shutdown, crash};
+use cohort_actors::certs::RunAuthority;
+use cohort_actors::{Shutdown, crash, parent};
 use cohort_protocol::WorkerId;
 use directory::Prepared;
 use std::path::PathBuf;
@@ -51,6 +52,8 @@ pub struct LaunchOptions {
     pub invites: Option<Invites>,
     /// What a scheduler's variables said, for the log.
     pub recognised: Vec<String>,
+    /// Socket of the keeper that started this process, where several hosts keep the ledger.
+    pub keeper: Option<String>,
 }
 
 /// Why a run did not reach its end. A run directory that exists can be resumed after every one of them.
@@ -74,6 +77,12 @@ pub enum RunError {
         /// Where.
         path: PathBuf,
     },
+    /// Several hosts keep the run, and this launch is not a keeper's.
+    #[error(
+        "several hosts keep this run (cluster.standby): make it with `cluster launch .. --prepare`, copy its directory to each of them, and \
+         start `cluster keep RUN --as N` there, N being its place in cluster.standby.keepers"
+    )]
+    NotByKeeper,
     /// What is there is no run's.
     #[error(
         "{} is not empty and holds no run: nothing in it is touched; name another directory by --run-dir, or empty it yourself",
@@ -156,6 +165,17 @@ pub enum RunError {
     },
 }
 
+/// Makes a run that nobody has begun: its directory, and the authority that its certificates come from.
+///
+/// # Errors
+/// [`RunError`].
+pub fn prepare(resolved: &Resolved, options: &LaunchOptions) -> Result<PathBuf, RunError> {
+    let prepared = directory::prepare(resolved, options)?;
+    let certs = agent::certificates(&prepared.paths);
+    RunAuthority::open_or_create(&certs, prepared.run()).map_err(AgentError::from)?;
+    Ok(prepared.paths.root().to_owned())
+}
+
 /// Trains. Blocks until the run is over, was drained, or cannot go on.
 pub fn launch(resolved: &Resolved, options: &LaunchOptions, progress: Arc<dyn ProgressSink>) -> Result<LaunchReport, RunError> {
     let begun = Instant::now();
@@ -163,6 +183,9 @@ pub fn launch(resolved: &Resolved, options: &LaunchOptions, progress: Arc<dyn Pr
     crash::arm_from_env().map_err(|error| RunError::System { what: "arm crash points", source: std::io::Error::other(error) })?;
     let config = Arc::new(resolved.config.clone());
     let cluster = &config.cluster;
+    if cluster.standby.is_some() && options.keeper.is_none() {
+        return Err(RunError::NotByKeeper);
+    }
     let devices = if cluster.processes {
         Assignment::of_run(&config, &cluster.devices, u32::from(cluster.ranks_here()) + u32::from(cluster.rollout))?
     } else {
@@ -182,12 +205,17 @@ pub fn launch(resolved: &Resolved, options: &LaunchOptions, progress: Arc<dyn Pr
         .map_err(system("start the runtime"))?;
     let report = runtime.block_on(async {
         let shutdown = Shutdown::new();
+        // A keeper's child leaves with it.
+        if options.keeper.is_some() {
+            parent::exit_with_parent(&shutdown)
+                .map_err(|error| RunError::System { what: "watch the keeper", source: std::io::Error::other(error) })?;
+        }
         let signals = watch_signals(shutdown.clone()).map_err(system("watch signals"))?;
         let report = if config.cluster.processes {
             let (run, paths) = (prepared.run(), prepared.paths.clone());
             let logs = log.parent().unwrap_or(paths.root()).to_owned();
-            let invites = options.invites.clone();
-            let options = AgentOptions { config, run, paths, logs, slots: source::RING_SLOTS, invites, devices };
+            let (invites, keeper) = (options.invites.clone(), options.keeper.clone());
+            let options = AgentOptions { config, run, paths, logs, slots: source::RING_SLOTS, invites, devices, keeper };
             agent::run(options, progress, shutdown).await.map_err(RunError::from)
         } else {
             inproc::run(&wiring, &prepared.paths, begun, progress, shutdown).await

@@ -29,6 +29,8 @@ pub struct Surroundings {
     pub replacer: Arc<dyn Replacer>,
     /// What the agent says.
     pub standing: watch::Receiver<Standing>,
+    /// Socket of this host's keeper, where several hosts keep the ledger.
+    pub keeper: Option<String>,
     /// When the launch began.
     pub begun: Instant,
 }
@@ -40,6 +42,7 @@ pub fn coordinator_args(wiring: &Wiring, paths: &RunPaths, around: Surroundings)
     let data = wiring.dataset()?;
     Ok(CoordinatorArgs {
         paths: paths.clone(),
+        keeper: around.keeper,
         plan: plan(config, data.as_ref(), around.shared_engine),
         workers: workers(config),
         numerics: wiring.numerics(),

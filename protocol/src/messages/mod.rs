@@ -1,5 +1,6 @@
 //! The message tables, one a direction. A table gives each message its explicit tag; tags are never reused.
 pub mod handshake;
+pub mod keepers;
 pub mod learner;
 pub mod node;
 pub mod ranks;
@@ -37,6 +38,10 @@ pub enum Direction {
     HolderToFetcher = 11,
     /// [`ranks::BetweenRanks`], both ways.
     BetweenRanks = 12,
+    /// [`keepers::AskerToKeeper`].
+    AskerToKeeper = 13,
+    /// [`keepers::KeeperToAsker`].
+    KeeperToAsker = 14,
 }
 
 /// A table of messages.

@@ -13,6 +13,7 @@ mod partial;
 mod ranks;
 mod samplers;
 mod settings;
+mod standby;
 mod transport;
 
 use cohort_tests::launch::Bench;

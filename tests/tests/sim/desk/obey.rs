@@ -228,7 +228,7 @@ impl Core {
             },
             Fact::Intent(intent) => Entry::Intent(intent),
             Fact::Commit(commit) => Entry::Commit(commit),
-            Fact::Dropped { group, reason, detail } => Entry::Dropped { group, reason, detail },
+            Fact::Dropped { group, reason, detail } => Entry::Dropped { group, reason: reason.into(), detail },
             Fact::Checkpoint { version, dir, manifest_sha256 } => Entry::Checkpoint { version, dir, manifest_sha256, at_ms },
             Fact::Evaluation(report) => Entry::Evaluation(report),
         })

@@ -1,0 +1,109 @@
+//! A run that three hosts keep: three keepers on loopback, each with its own run directory. Nothing passes between them but what they
+//! send each other.
+use super::bench;
+use anyhow::{Context, Result, ensure};
+use cohort_tests::hosts::step;
+use cohort_tests::launch::{Bench, GROUPS, PATIENCE, Running, finish, processes_of, signal, start, until, wait};
+use serde_json::Value;
+use std::net::{TcpListener, UdpSocket};
+use std::process::Command;
+use std::time::{Duration, Instant};
+
+const STEPS: &str = "100";
+const CONSUMED: u64 = 100 * GROUPS;
+const HOSTS: [&str; 3] = ["host-0", "host-1", "host-2"];
+/// From the death of the host that led to a coordinator on another.
+const FAILOVER: Duration = Duration::from_secs(10);
+
+/// Ports of loopback that nobody listens on, UDP and TCP.
+fn ports() -> Result<Vec<u16>> {
+    let mut held = Vec::new();
+    while held.len() < HOSTS.len() {
+        let tcp = TcpListener::bind("127.0.0.1:0")?;
+        let port = tcp.local_addr()?.port();
+        // Taken for UDP: another one.
+        if let Ok(udp) = UdpSocket::bind(("127.0.0.1", port)) {
+            held.push((tcp, udp, port));
+        }
+    }
+    Ok(held.into_iter().map(|(_, _, port)| port).collect())
+}
+
+/// Makes the run and gives every host its copy.
+fn prepare(bench: &Bench) -> Result<()> {
+    let keepers: Vec<String> = ports()?.into_iter().map(|port| format!("\"127.0.0.1:{port}\"")).collect();
+    let keepers = format!("cluster.standby.keepers=[{}]", keepers.join(","));
+    let options = ["--processes", "--steps", STEPS, "--set", &keepers];
+    let refused = finish(&mut bench.launch(HOSTS[0], &options))?;
+    ensure!(refused.code == Some(2) && refused.stderr.contains("cluster keep"), "{refused:?}");
+    let made = finish(&mut bench.launch(HOSTS[0], &[&options[..], &["--prepare"]].concat()))?;
+    ensure!(made.code == Some(0), "{made:?}");
+    for host in &HOSTS[1..] {
+        let copied = Command::new("cp").arg("-a").arg(bench.run_dir(HOSTS[0])).arg(bench.run_dir(host)).status()?;
+        ensure!(copied.success(), "{copied}");
+    }
+    Ok(())
+}
+
+fn keep(bench: &Bench, host: usize) -> Result<Running> {
+    let mut command = bench.command("keep");
+    start(command.arg(bench.run_dir(HOSTS[host])).arg("--as").arg(host.to_string()).arg("--json"))
+}
+
+/// What a host's status says of its coordinator: the epoch.
+fn epoch(bench: &Bench, host: &str) -> Result<u64> {
+    Ok(bench.status(host)?.and_then(|status| status["epoch"].as_u64()).unwrap_or(0))
+}
+
+#[test]
+fn a_run_outlives_the_host_that_runs_it_and_no_bit_changes() -> Result<()> {
+    let (_folder, bench) = bench()?;
+    let reference = finish(&mut bench.launch("calm", &["--steps", STEPS]))?.weights()?;
+    prepare(&bench)?;
+    let mut hosts = (0..3).map(|host| keep(&bench, host)).collect::<Result<Vec<_>>>()?;
+    let first = until("a host that runs the run", PATIENCE, || {
+        for (host, name) in HOSTS.iter().enumerate() {
+            if step(&bench, name)? > 20 {
+                return Ok(Some(host));
+            }
+        }
+        Ok(None)
+    })?;
+    // The whole host: its keeper, its agent by it, every worker.
+    let workers = processes_of(&bench.run_dir(HOSTS[first]))?;
+    ensure!(workers.len() >= 4, "{workers:?}");
+    let begun = Instant::now();
+    signal(hosts[first].pid(), "KILL")?;
+    // Those that died with the keeper are gone already.
+    workers.into_iter().for_each(|pid| drop(signal(pid, "KILL")));
+    let others: Vec<usize> = (0..3).filter(|host| *host != first).collect();
+    let second = until("a coordinator on another host", PATIENCE, || {
+        for &host in &others {
+            if epoch(&bench, HOSTS[host])? > 1 {
+                return Ok(Some(host));
+            }
+        }
+        Ok(None)
+    })?;
+    let after = begun.elapsed();
+    eprintln!("failover: a coordinator on another host {:.1} s after the first one's death", after.as_secs_f64());
+    ensure!(after < FAILOVER, "{after:?}");
+    drop(hosts.remove(first));
+    let mut codes = Vec::new();
+    let mut report = None;
+    for host in hosts {
+        let ended = wait(host, PATIENCE)?;
+        codes.push(ended.code);
+        match ended.report.as_ref().is_some_and(|report| report["led"] == Value::Bool(false)) {
+            true => {}
+            false => report = Some(ended),
+        }
+    }
+    assert_eq!(codes, [Some(0), Some(0)], "{report:?}");
+    assert_eq!(report.context("no report of the run")?.weights()?, reference);
+    for host in others {
+        bench.balanced(HOSTS[host], CONSUMED)?;
+    }
+    ensure!(processes_of(&bench.run_dir(HOSTS[second]))?.is_empty(), "its processes have left");
+    Ok(())
+}
