@@ -18,7 +18,7 @@ const PROOF: Duration = Duration::from_secs(1);
 
 type Dialled = Result<Arc<dyn Connection>, TransportError>;
 
-/// Reaches one place, over QUIC where that passes. [`Dialer::connect`] takes at most the deadline of a connection, and [`PROOF`]
+/// Reaches one place, over QUIC where that passes. [`Dialer::connect`] takes at most the deadline of a connection, and 1 s
 /// more where the peer has answered over TCP.
 #[derive(Debug)]
 pub struct ReachDialer {
