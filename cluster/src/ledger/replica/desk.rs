@@ -1,4 +1,4 @@
-//! The keeper's side of its host's coordinator: an abstract Unix socket for processes of the same user. See [`super::kept`] for the
+//! The keeper's side of its host's coordinator: an abstract Unix socket for processes of the same user. See `kept` for the
 //! frames.
 use super::keeper::Keeper;
 use cohort_protocol::keeping::{LedgerAnswer, LedgerCommand};

@@ -83,6 +83,9 @@ type Seated = (Option<LogPlace>, Vec<Vec<u64>>);
 
 impl Applied {
     fn apply(&mut self, entry: Entry<Types>) -> Result<LedgerAnswer, LedgerError> {
+        if self.stopped {
+            return Err(LedgerError::NotKept { why: "it was stopped".to_owned() });
+        }
         let at = place(entry.log_id);
         let answer = match entry.payload {
             EntryPayload::Blank => self.ledger.note(|tx| put(tx, "applied", &at)).map(|()| LedgerAnswer::Nothing),
@@ -169,19 +172,19 @@ impl RaftStateMachine<Types> for Machine {
         let (applied, entries) = (self.0.clone(), entries.into_iter().collect::<Vec<_>>());
         let done = tokio::task::spawn_blocking(move || {
             let mut applied = applied.lock().unwrap_or_else(PoisonError::into_inner);
-            let one = |entry: Entry<Types>| {
+            let mut one = |entry: Entry<Types>| {
                 let at = entry.log_id;
-                if applied.stopped {
-                    return Err(StorageIOError::apply(at, AnyError::error("this keeper was stopped")));
-                }
-                applied.apply(entry).map_err(|error| {
-                    tracing::error!(target: "cohort::keeper", %error, index = at.index, "entry_not_applied");
-                    StorageIOError::apply(at, &error)
-                })
+                applied.apply(entry).map_err(|error| (at, error))
             };
-            entries.into_iter().map(one).collect::<Result<_, _>>()
+            entries.into_iter().map(&mut one).collect::<Result<Vec<_>, _>>()
         });
-        Ok(done.await.map_err(|error| StorageIOError::write_state_machine(&error))??)
+        match done.await.map_err(|error| StorageIOError::write_state_machine(&error))? {
+            Ok(answers) => Ok(answers),
+            Err((at, error)) => {
+                tracing::error!(target: "cohort::keeper", %error, index = at.index, "entry_not_applied");
+                Err(StorageIOError::apply(at, &error).into())
+            }
+        }
     }
 
     async fn get_snapshot_builder(&mut self) -> NoSnapshots {
