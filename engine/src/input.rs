@@ -1,7 +1,26 @@
 //! What a call may be given. Every engine says the same of bad input, before it computes anything (B3).
 use crate::{EngineError, Extend, KvId, PackedBatch, PackedSequence};
 use cohort_model::DecoderSpec;
+use cohort_model::family::Positions;
 use std::fmt::Display;
+
+/// Checks an architecture's numbers against each other.
+pub(crate) fn spec(spec: &DecoderSpec) -> Result<(), EngineError> {
+    let counts =
+        [spec.hidden, spec.layers, spec.heads, spec.kv_heads, spec.head_dim, spec.intermediate, spec.vocab, spec.max_context];
+    let fits = counts.iter().all(|n| *n > 0)
+        && spec.heads.is_multiple_of(spec.kv_heads)
+        && (spec.family.traits().positions == Positions::Learned || spec.head_dim.is_multiple_of(2))
+        && spec.rope_theta.is_finite()
+        && spec.rope_theta > 0.0
+        && spec.norm_eps >= 0.0;
+    if fits {
+        return Ok(());
+    }
+    Err(EngineError::Input(format!(
+        "no decoder has these numbers: {spec:?}; sizes must be positive, head_dim even where it turns, kv_heads a divisor of heads"
+    )))
+}
 
 /// Checks an `extend`. `held`: tokens that a memory holds; `None` where it is not open.
 pub(crate) fn extend(

@@ -1,6 +1,7 @@
 //! Rounds on held-out prompts. Their groups live apart from training: they are leased only between steps, are scored and
 //! averaged, and never consumed. A round that a crash cut short is done again from its start; a complete one is recorded.
-use super::event::{Command, Fact, Work};
+use super::command::{Command, Fact};
+use super::event::Work;
 use super::plan::EvaluationRound;
 use super::state::{ControllerState, Then};
 use super::wave::{Group, Scoring, Wave, WaveKind};

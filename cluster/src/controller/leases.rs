@@ -7,7 +7,8 @@
 //! - **G3** leases are given only for the published version to workers that have it, and only while the wave lasts. In an
 //!   asynchronous run a training group may begin under any version that is not too stale now; the worker takes newer weights
 //!   in the middle of it.
-use super::event::{Command, ConnId, DeliveryId, Event, Fact, TrajectoriesSummary, Work};
+use super::command::{Command, Fact};
+use super::event::{ConnId, DeliveryId, Event, TrajectoriesSummary, Work};
 use super::membership::MAX_LOSSES;
 use super::staleness::{admissible, staleness};
 use super::state::{ControllerState, Then};

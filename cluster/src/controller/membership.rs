@@ -7,7 +7,8 @@
 //!   that an earlier coordinator had, and that this one has not seen, has twice as long: it must find out first.
 //! - **M3** losses and replacements of a worker are bounded: [`MAX_LOSSES`] at its work, [`MAX_REPLACEMENTS`] of them by
 //!   this coordinator, with nothing done in between, end the run.
-use super::event::{Command, ConnId, Work};
+use super::command::Command;
+use super::event::{ConnId, Work};
 use super::plan::Deadlines;
 use super::roster::{Roster, Seat};
 use super::watch::Watch;

@@ -5,7 +5,8 @@
 //! - **F2** patience counts from the first refusal of a thing to its next success, whatever else succeeds meanwhile. A run that
 //!   was asked to stop has none.
 //! - **F3** what was refused is asked for again and is not a failure: tries are counted only where nobody waits.
-use super::event::{Command, Refused};
+use super::command::Command;
+use super::event::Refused;
 use super::state::ControllerState;
 use cohort_protocol::messages::learner::Fault;
 use std::collections::BTreeMap;

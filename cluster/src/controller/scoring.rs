@@ -6,7 +6,8 @@
 //!   ([`OnFailure::Stop`], and always where it is one of an evaluation) or the group is dropped with its reason, so often in a
 //!   row at most. It never reads as reward 0.
 //! - **C3** the deadline of a request counts from the worker's last progress: a grader within its own limits is waited for.
-use super::event::{Command, ConnId, DeliveryId, Event, Fact, ScoresSummary, Work};
+use super::command::{Command, Fact};
+use super::event::{ConnId, DeliveryId, Event, ScoresSummary, Work};
 use super::membership::MAX_LOSSES;
 use super::plan::OnFailure;
 use super::state::{ControllerState, Then};

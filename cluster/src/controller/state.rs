@@ -7,7 +7,8 @@
 //! - **D3** the sequence of intents of a synchronous run is the same for any number of workers, any order of events, any losses
 //!   and restarts; that of an asynchronous one ([`super::stream`]) is recorded.
 use super::accounts::{Accounts, Idleness};
-use super::event::{Command, ConnId, DeliveryId, Event, Fact, Outcome, RecordId, ScoresSummary, TrajectoriesSummary, Work};
+use super::command::{Command, Fact, Outcome};
+use super::event::{ConnId, DeliveryId, Event, RecordId, ScoresSummary, TrajectoriesSummary, Work};
 use super::membership::{Member, Membership};
 use super::plan::{Plan, Standing};
 use super::ring::PublishedVersion;

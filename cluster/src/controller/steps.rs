@@ -11,7 +11,8 @@
 //!   does not, is damaged or cannot be read after all tries is passed over for the one before it; one that does not fit the
 //!   run, and a replay that does not give its digest, stop the run.
 //! - **T3** versions are published from the learner that holds exactly the committed version.
-use super::event::{Command, ConnId, Event, Fact, Outcome, Work};
+use super::command::{Command, Fact, Outcome};
+use super::event::{ConnId, Event, Work};
 use super::membership::Member;
 use super::ring::{PublishedVersion, free_slot};
 use super::state::{ControllerState, Then};

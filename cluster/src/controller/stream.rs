@@ -9,7 +9,8 @@
 //! - **A3** a group that was overtaken until it is too stale is dropped with its reason, and its prompt is begun again as
 //!   another group, in one transaction.
 //! - **A4** a step is not decided upon while rounds of its base version are due: they are all of one version.
-use super::event::{Command, Fact, Work};
+use super::command::{Command, Fact};
+use super::event::Work;
 use super::staleness::{self, admissible};
 use super::state::{ControllerState, Then};
 use super::wave::{Generation, Group, Scoring, Wave, WaveKind};

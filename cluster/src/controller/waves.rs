@@ -1,6 +1,7 @@
 //! A synchronous run: one wave after the other, of a step's groups or of evaluation rounds, each closed when all its groups
 //! are complete. `stream` is its counterpart with `max_staleness` above 0.
-use super::event::{Command, Fact, ScoresSummary, TrajectoriesSummary, Work};
+use super::command::{Command, Fact};
+use super::event::{ScoresSummary, TrajectoriesSummary, Work};
 use super::state::{ControllerState, Then};
 use super::wave::{Generation, Group, Scoring, Wave, WaveKind};
 use crate::ledger::PastGroup;

@@ -5,7 +5,8 @@
 //!   that it has it, or that it failed; what else it says of its weights it said before it was told.
 //! - **W2** a swap that failed is tried again after a pause, from a slot that is written anew; not for ever. That a version has
 //!   been followed by another before a slow worker had it is no failure: the worker is told of the newer one.
-use super::event::{Command, ConnId};
+use super::command::Command;
+use super::event::ConnId;
 use super::state::ControllerState;
 use cohort_protocol::PolicyVersion;
 use std::time::Instant;

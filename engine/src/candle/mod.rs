@@ -25,7 +25,6 @@ mod tests;
 
 use crate::{AdamW, Backend, EngineError, Extend, Forward, KvId, PackedBatch, Upstream, input};
 use candle_core::{Device, Tensor};
-use cohort_model::family::Positions;
 use cohort_model::{DecoderSpec, DeviceKind, WeightSet};
 use decoder::{Decoder, Fresh};
 use form::{Form, Item, Pass};
@@ -86,7 +85,7 @@ impl CandleEngine {
     /// [`EngineError::Input`] when the architecture's numbers do not fit together, or this build has no CUDA;
     /// [`EngineError::Device`] when the device cannot be opened or has no memory for the weights.
     pub fn new(spec: DecoderSpec, device: DeviceKind, kv_budget_bytes: usize) -> Result<Self, EngineError> {
-        check_spec(&spec)?;
+        input::spec(&spec)?;
         let device = open(device)?;
         let place = Arc::new(Place::of(&device).map_err(failed)?);
         let parameters = Parameters::zeros(&spec, &device, &place).map_err(failed)?;
@@ -304,23 +303,6 @@ impl Backend for CandleEngine {
         }
         self.parameters.optimizer_import(first, second, updates).map_err(failed)
     }
-}
-
-fn check_spec(spec: &DecoderSpec) -> Result<(), EngineError> {
-    let counts =
-        [spec.hidden, spec.layers, spec.heads, spec.kv_heads, spec.head_dim, spec.intermediate, spec.vocab, spec.max_context];
-    let fits = counts.iter().all(|n| *n > 0)
-        && spec.heads.is_multiple_of(spec.kv_heads)
-        && (spec.family.traits().positions == Positions::Learned || spec.head_dim.is_multiple_of(2))
-        && spec.rope_theta.is_finite()
-        && spec.rope_theta > 0.0
-        && spec.norm_eps >= 0.0;
-    if fits {
-        return Ok(());
-    }
-    Err(EngineError::Input(format!(
-        "no decoder has these numbers: {spec:?}; sizes must be positive, head_dim even where it turns, kv_heads a divisor of heads"
-    )))
 }
 
 fn open(device: DeviceKind) -> Result<Device, EngineError> {

@@ -8,10 +8,9 @@ use super::optimizer::Training;
 use super::record::Record;
 use super::weights::{Kind, Weights};
 use super::workspace::{BackwardSpace, Kept, Workspace};
-use crate::{Backend, EngineError};
+use crate::{Backend, EngineError, input};
 use cohort_kernels::rope::RopeTable;
 use cohort_kernels::{Cpu, Path};
-use cohort_model::family::Positions;
 use cohort_model::{DecoderSpec, DtypeKind, Lora, Quantization, WeightSet};
 
 /// Priority of the compute threads below the control threads.
@@ -32,7 +31,7 @@ impl NativeEngine {
     /// # Errors
     /// As [`NativeEngine::new`].
     pub fn with_path(spec: DecoderSpec, path: Path, threads: usize, kv_budget_bytes: usize) -> Result<Self, EngineError> {
-        check_spec(&spec)?;
+        input::spec(&spec)?;
         let layout = Layout::new(&spec);
         Ok(Self {
             cpu: Cpu::with_path(path, threads, NICE),
@@ -113,21 +112,4 @@ impl NativeEngine {
         self.recalled.one_block = true;
         self
     }
-}
-
-fn check_spec(spec: &DecoderSpec) -> Result<(), EngineError> {
-    let counts = [spec.hidden, spec.layers, spec.heads, spec.kv_heads, spec.intermediate, spec.vocab, spec.max_context];
-    let fits = counts.iter().all(|n| *n > 0)
-        && spec.heads.is_multiple_of(spec.kv_heads)
-        && spec.head_dim > 0
-        && (spec.family.traits().positions == Positions::Learned || spec.head_dim.is_multiple_of(2))
-        && spec.rope_theta.is_finite()
-        && spec.rope_theta > 0.0
-        && spec.norm_eps >= 0.0;
-    if fits {
-        return Ok(());
-    }
-    Err(EngineError::Input(format!(
-        "no decoder has these numbers: {spec:?}; sizes must be positive, head_dim even where it turns, kv_heads a divisor of heads"
-    )))
 }
