@@ -277,14 +277,18 @@ pub fn backward_weight(cpu: &Cpu, x: &RowPacked, dy: &[f32], out: usize, gradien
 fn gather_columns(path: Path, format: Format, dy: &[f32], out: usize, first: usize, columns: &mut [u32]) {
     let width = PANEL.min(out - first);
     let part = |row: &'_ [f32]| -> [f32; PANEL] {
-        let mut part = [0.0; PANEL];
-        part[..width].copy_from_slice(&row[first..first + width]);
-        part
+        let row = &row[first..first + width];
+        // Of a known length the copy needs no call.
+        row.first_chunk().copied().unwrap_or_else(|| {
+            let mut part = [0.0; PANEL];
+            part[..width].copy_from_slice(row);
+            part
+        })
     };
     match format {
         Format::F32 | Format::Int8 => {
-            for (line, row) in columns.chunks_exact_mut(PANEL).zip(dy.chunks_exact(out)) {
-                line.copy_from_slice(bytemuck::cast_slice(&part(row)));
+            for (line, row) in columns.as_chunks_mut::<PANEL>().0.iter_mut().zip(dy.chunks_exact(out)) {
+                *line = part(row).map(f32::to_bits);
             }
         }
         Format::Bf16 => {

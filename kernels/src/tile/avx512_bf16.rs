@@ -61,7 +61,7 @@ fn trial(number: u64) -> bool {
     // SAFETY: A is 8 rows of 8 words, B 8 rows of 48, C 8 rows of 48; the caller of `agree` has found the instructions.
     unsafe {
         run(MAX_ROWS, 3, Store::Set, &tile(&mut got));
-        pairs::portable(MAX_ROWS, 3, Store::Set, &tile(&mut want));
+        pairs::portable::<16>(MAX_ROWS, 3, Store::Set, &tile(&mut want));
     }
     got.iter().zip(&want).all(|(got, want)| got.to_bits() == want.to_bits())
 }

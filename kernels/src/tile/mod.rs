@@ -19,6 +19,8 @@ mod avx2;
 #[cfg(target_arch = "x86_64")]
 mod avx2_int8;
 #[cfg(target_arch = "x86_64")]
+mod avx2_pairs;
+#[cfg(target_arch = "x86_64")]
 mod avx512;
 #[cfg(target_arch = "x86_64")]
 mod avx512_bf16;
@@ -133,7 +135,9 @@ pub(crate) unsafe fn run(path: Path, format: Format, rows: usize, vecs: usize, s
         match (format, path.set()) {
             #[cfg(target_arch = "x86_64")]
             (Format::Bf16, Set::Avx512Bf16) => avx512_bf16::run(rows, vecs, store, tile),
-            (Format::Bf16, _) => pairs::run(path, rows, vecs, store, tile),
+            #[cfg(target_arch = "x86_64")]
+            (Format::Bf16, Set::Avx512 | Set::Avx512Vnni | Set::Avx2) => avx2_pairs::run(rows, vecs, store, tile),
+            (Format::Bf16, _) => pairs::portable::<16>(rows, vecs, store, tile),
             #[cfg(target_arch = "x86_64")]
             (Format::Int8, Set::Avx512Bf16 | Set::Avx512Vnni) => avx512_vnni::run(rows, vecs, store, tile),
             #[cfg(target_arch = "x86_64")]

@@ -1,58 +1,27 @@
-//! The definition of C2 in plain Rust, compiled for every instruction set that has no dot products of bf16 pairs: the same
-//! bits, at a fraction of the speed.
+//! The definition of C2 in plain Rust: the same bits as every path, at a fraction of the speed.
 use super::{Store, Tile};
-use crate::path::{Path, Set};
 
-/// See [`super::run`].
+/// See [`super::run`]; vectors of `L` columns, one row and one vector at a time.
 ///
 /// # Safety
 /// As there.
-pub(super) unsafe fn run(path: Path, rows: usize, vecs: usize, store: Store, t: &Tile) {
-    #[cfg(target_arch = "x86_64")]
-    #[target_feature(enable = "avx512f,avx512vl,avx512bw,avx512dq,avx2,fma")]
-    unsafe fn avx512(rows: usize, vecs: usize, store: Store, t: &Tile) {
-        // SAFETY: the caller's promise.
-        unsafe { portable(rows, vecs, store, t) }
-    }
-    #[cfg(target_arch = "x86_64")]
-    #[target_feature(enable = "avx2,fma")]
-    unsafe fn avx2(rows: usize, vecs: usize, store: Store, t: &Tile) {
-        // SAFETY: the caller's promise.
-        unsafe { portable(rows, vecs, store, t) }
-    }
-    // SAFETY: the caller's promise; the machine has the path's instructions (P2).
-    unsafe {
-        match path.set() {
-            #[cfg(target_arch = "x86_64")]
-            Set::Avx512 | Set::Avx512Vnni | Set::Avx512Bf16 => avx512(rows, vecs, store, t),
-            #[cfg(target_arch = "x86_64")]
-            Set::Avx2 => avx2(rows, vecs, store, t),
-            _ => portable(rows, vecs, store, t),
-        }
-    }
-}
-
-/// One row and one vector at a time.
-///
-/// # Safety
-/// As [`super::run`].
 #[inline(always)]
-pub(super) unsafe fn portable(rows: usize, vecs: usize, store: Store, t: &Tile) {
+pub(super) unsafe fn portable<const L: usize>(rows: usize, vecs: usize, store: Store, t: &Tile) {
     for r in 0..rows {
         for v in 0..vecs {
             // SAFETY: elements of the caller's tile.
             unsafe {
-                let c = t.c.add(r * t.c_row + v * t.c_vec).cast::<[f32; 16]>();
+                let c = t.c.add(r * t.c_row + v * t.c_vec).cast::<[f32; L]>();
                 let old = c.read_unaligned();
-                let mut acc = if store == Store::Chain { old.map(flushed) } else { [0.0; 16] };
+                let mut acc = if store == Store::Chain { old.map(flushed) } else { [0.0; L] };
                 for k in 0..t.k {
                     let a = t.a.add(r * t.a_row + k * t.a_k).cast::<u32>().read();
-                    let b = t.b.add(v * t.b_vec + k * t.b_k).cast::<[u32; 16]>().read_unaligned();
+                    let b = t.b.add(v * t.b_vec + k * t.b_k).cast::<[u32; L]>().read_unaligned();
                     acc = multiply(high(a), b.map(high), acc);
                     acc = multiply(low(a), b.map(low), acc);
                 }
                 if store == Store::Add {
-                    for i in 0..16 {
+                    for i in 0..L {
                         acc[i] += old[i];
                     }
                 }
@@ -72,18 +41,18 @@ fn low(pair: u32) -> f32 {
     f32::from_bits(pair << 16)
 }
 
-/// `fma(a, b, acc)` in 16 lanes with results below the smallest normal number as zeros.
+/// `fma(a, b, acc)` in every lane with results below the smallest normal number as zeros.
 #[inline(always)]
-fn multiply(a: f32, b: [f32; 16], acc: [f32; 16]) -> [f32; 16] {
-    let mut out = [0.0; 16];
+fn multiply<const L: usize>(a: f32, b: [f32; L], acc: [f32; L]) -> [f32; L] {
+    let mut out = [0.0; L];
     let mut doubtful = 0;
-    for i in 0..16 {
+    for i in 0..L {
         let sum = a.mul_add(b[i], acc[i]);
         doubtful |= u32::from(sum.abs() == f32::MIN_POSITIVE);
         out[i] = flushed(sum);
     }
     if doubtful != 0 {
-        for i in 0..16 {
+        for i in 0..L {
             out[i] = at_the_border(a, b[i], acc[i], out[i]);
         }
     }
