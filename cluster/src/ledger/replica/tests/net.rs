@@ -69,6 +69,14 @@ impl Net {
         self.cut.lock().unwrap().insert((from, to));
     }
 
+    /// Cut off from all others, in both directions.
+    pub(super) fn isolate(&self, one: u64) {
+        (0..KEEPERS).filter(|to| *to != one).for_each(|to| {
+            self.cut(one, to);
+            self.cut(to, one);
+        });
+    }
+
     pub(super) fn heal(&self) {
         self.cut.lock().unwrap().clear();
     }
