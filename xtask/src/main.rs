@@ -33,7 +33,7 @@ enum Command {
     Budget(budget::Args),
     /// Try at length what the tests try a little: seeds of the simulation, runs whose processes are killed.
     Soak(soak::Args),
-    /// Train with one slow rollout worker among three, synchronous and asynchronous, and draw the rewards.
+    /// Train with a slow rollout worker, or under kills, and draw the rewards.
     Curves(curves::Args),
     /// Measure controller, tracker of weights and ledger with 10 to 10,000 workers, and draw the curves.
     Scale(scale::Args),
