@@ -70,6 +70,12 @@ impl Path {
         }
     }
 
+    /// Whether its vectors have fewer than 512 bits.
+    #[inline(always)]
+    pub(crate) fn is_narrow(self) -> bool {
+        matches!(self.0, Set::Avx2 | Set::Portable)
+    }
+
     /// What to run.
     #[inline(always)]
     pub(crate) fn set(self) -> Set {

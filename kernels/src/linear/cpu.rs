@@ -9,7 +9,7 @@ use crate::{Cpu, Format, Path, scratch};
 
 /// Words of x that a range of rows may take, so that it stays in a core's second-level cache beside a panel.
 const ROWS_IN_CACHE: usize = 96 * 1024;
-/// Words of a column that the weight gradient takes at a time: its slice of dy stays in the first-level cache.
+/// Words of a column that are taken at a time, where a slice of 48 columns is to stay in the first-level cache.
 const STEPS_IN_CACHE: usize = 128;
 
 impl From<Output> for Store {
@@ -139,27 +139,42 @@ unsafe fn multiply(path: Path, store: Store, operands: &Operands<'_>, target: &C
     let width = target.width;
     let columns = PANEL.min(width - target.column);
     assert!(panel.len() >= k * PANEL && rows > 0 && (target.first + rows) * width <= target.y.len());
-    let (mut row, mut index) = (0, 0);
-    while row < rows {
-        // A rest of 9 to 15 rows goes as two tiles of about the same height.
-        let left = rows - row;
-        let count = if left > MAX_ROWS && left < 2 * MAX_ROWS { left.div_ceil(2) } else { left.min(MAX_ROWS) };
-        // SAFETY: rows below `first + rows`, columns below `width`: inside y by the check above.
-        let c = unsafe { target.y.as_mut_ptr().add((target.first + row) * width + target.column) };
-        let a = a[row * stride..].as_ptr().cast();
-        let b = panel.as_ptr().cast();
-        let tile = Tile { k, a, a_row: stride, a_k: 1, b, b_k: PANEL, b_vec: 16, c, c_row: width, c_vec: 16 };
-        // SAFETY: `a` has `count` rows of `stride`, the panel `k` rows of 48; C as above.
-        unsafe {
-            if columns.is_multiple_of(16) {
-                let ahead = Ahead::part(ahead, index, rows.div_ceil(MAX_ROWS), k);
-                run_ahead(path, format, count, columns / 16, store, &tile, ahead);
-            } else {
-                run_narrow(path, format, count, columns, store, &tile);
+    let block = steps_at_once(path, format, store, rows, k);
+    let mut step = 0;
+    while step == 0 || step < k {
+        let steps = block.min(k - step);
+        let store = if step == 0 { store } else { Store::Chain };
+        let (mut row, mut index) = (0, 0);
+        while row < rows {
+            // A rest of 9 to 15 rows goes as two tiles of about the same height.
+            let left = rows - row;
+            let count = if left > MAX_ROWS && left < 2 * MAX_ROWS { left.div_ceil(2) } else { left.min(MAX_ROWS) };
+            // SAFETY: rows below `first + rows`, columns below `width`: inside y by the check above.
+            let c = unsafe { target.y.as_mut_ptr().add((target.first + row) * width + target.column) };
+            let a = a[row * stride + step..].as_ptr().cast();
+            let b = panel[step * PANEL..].as_ptr().cast();
+            let tile = Tile { k: steps, a, a_row: stride, a_k: 1, b, b_k: PANEL, b_vec: 16, c, c_row: width, c_vec: 16 };
+            // SAFETY: `a` has `count` rows of `stride`, the panel `k` rows of 48; C as above.
+            unsafe {
+                if columns.is_multiple_of(16) {
+                    let ahead = Ahead::part(ahead, index, rows.div_ceil(MAX_ROWS), k);
+                    run_ahead(path, format, count, columns / 16, store, &tile, ahead);
+                } else {
+                    run_narrow(path, format, count, columns, store, &tile);
+                }
             }
+            (row, index) = (row + count, index + 1);
         }
-        (row, index) = (row + count, index + 1);
+        step += block.max(1);
     }
+}
+
+/// Steps of the chains that all rows take before the next ones (C1: where a chain is cut changes nothing). Tiles of 256-bit
+/// vectors read a panel twice as often as wider ones, too often for the second-level cache: a part of it that stays in the first
+/// serves all rows.
+fn steps_at_once(path: Path, format: Format, store: Store, rows: usize, k: usize) -> usize {
+    let cut = path.is_narrow() && format != Format::Int8 && store != Store::Add && rows > MAX_ROWS;
+    if cut { STEPS_IN_CACHE } else { k }
 }
 
 /// A tile whose last vector is not full: by way of a buffer.

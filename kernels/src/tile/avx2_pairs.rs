@@ -1,4 +1,4 @@
-//! Pairs of bf16 in 256-bit registers, up to 2 x 48 or 4 x 24, by multiply-adds: for machines without dot products of pairs.
+//! Pairs of bf16 in 256-bit registers, up to 1 x 48, 2 x 32, 3 x 24 or 4 x 16, by multiply-adds: for machines without dot products of pairs.
 //!
 //! A multiply-add gives the bits of C2 unless its result is no larger than the smallest normal number, 2^-126. Every number is a
 //! whole multiple of its grain, the weight of its last bit. Where the grains of all products and of the C that was there are
@@ -209,13 +209,14 @@ unsafe fn defined(rows: usize, halves: std::ops::Range<usize>, store: Store, t: 
 pub(super) unsafe fn run(rows: usize, vecs: usize, store: Store, t: &Tile) {
     // SAFETY: the caller's promise.
     let least = unsafe { least(rows, t) };
-    let (halves, widest) = (2 * vecs, if rows <= 2 { 6 } else { 3 });
+    // A few more sums at a time than a multiply-add takes steps, and the operands beside them in registers.
+    let (halves, widest) = (2 * vecs, [6, 4, 3, 2][rows.clamp(1, 4) - 1]);
     let mut first = 0;
     while first < halves {
         let h = (halves - first).min(widest);
         let (mut watch, mut row) = (OPERANDS, 0);
         while row < rows {
-            let r = (rows - row).min(if rows <= 2 { 2 } else { 4 });
+            let r = (rows - row).min(4);
             macro_rules! part {
                 ($($r:literal x $h:literal)*) => {
                     match (r, h) {
@@ -236,8 +237,8 @@ pub(super) unsafe fn run(rows: usize, vecs: usize, store: Store, t: &Tile) {
                     }
                 };
             }
-            part!(1 x 1  1 x 2  1 x 3  1 x 4  1 x 5  1 x 6  2 x 1  2 x 2  2 x 3  2 x 4  2 x 5  2 x 6
-                  3 x 1  3 x 2  3 x 3  4 x 1  4 x 2  4 x 3);
+            part!(1 x 1  1 x 2  1 x 3  1 x 4  1 x 5  1 x 6  2 x 1  2 x 2  2 x 3  2 x 4
+                  3 x 1  3 x 2  3 x 3  4 x 1  4 x 2);
             row += r;
         }
         first += h;
@@ -248,10 +249,10 @@ pub(super) unsafe fn run(rows: usize, vecs: usize, store: Store, t: &Tile) {
 mod tests {
     use super::*;
 
-    /// Whether a tile of 4 x 24 is known to be right by its operands, and by its results.
+    /// Whether a tile of 3 x 24 is known to be right by its operands, and by its results.
     fn known(a: f32, b: f32, c: f32) -> (bool, bool) {
         let pair = |x: f32| f32::from_bits(x.to_bits() >> 16 | x.to_bits() & 0xffff_0000);
-        let (a, b, mut c) = ([pair(a); 4 * 9], [pair(b); 9 * 24], [c; 4 * 24]);
+        let (a, b, mut c) = ([pair(a); 3 * 9], [pair(b); 9 * 24], [c; 3 * 24]);
         let tile_of = |c: &mut [f32]| Tile {
             k: 9,
             a: a.as_ptr(),
@@ -265,12 +266,12 @@ mod tests {
             c_vec: 16,
         };
         let before = c;
-        // SAFETY: A is 4 rows of 9 words, B 9 rows of 24, C 4 rows of 24; the caller has found the instructions.
+        // SAFETY: A is 3 rows of 9 words, B 9 rows of 24, C 3 rows of 24; the caller has found the instructions.
         unsafe {
-            let operands = tile::<4, 3, OPERANDS>(least(4, &tile_of(&mut c)), 0, Store::Chain, &tile_of(&mut c));
+            let operands = tile::<3, 3, OPERANDS>(least(3, &tile_of(&mut c)), 0, Store::Chain, &tile_of(&mut c));
             assert!(operands || c == before, "what is not known is not stored");
             c = before;
-            (operands, tile::<4, 3, RESULTS>(0, 0, Store::Chain, &tile_of(&mut c)))
+            (operands, tile::<3, 3, RESULTS>(0, 0, Store::Chain, &tile_of(&mut c)))
         }
     }
 
