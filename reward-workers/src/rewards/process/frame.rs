@@ -10,6 +10,9 @@ use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
 /// Longest JSON of a frame, in bytes, both ways. Checked before anything is allocated.
 pub const MAX_FRAME: usize = 64 << 20;
 
+/// Most values of a frame that is read: parsed, each takes some fifty times its shortest text.
+pub const MAX_VALUES: usize = 1 << 20;
+
 /// Why a frame could not be read or written.
 #[derive(Debug, Error)]
 pub enum FrameError {
@@ -28,6 +31,9 @@ pub enum FrameError {
     /// The JSON is none.
     #[error("{0}")]
     NotJson(String),
+    /// The JSON would take too much memory.
+    #[error("its answer has about {0} values, at most {MAX_VALUES} are read: answer with less metadata")]
+    TooMany(usize),
     /// A frame of ours would be too long.
     #[error("a group of {0} bytes is over the limit of {MAX_FRAME} bytes a frame: use smaller groups")]
     TooLong(usize),
@@ -71,6 +77,11 @@ pub async fn read<R: AsyncRead + Unpin>(from: &mut R) -> Result<Value, FrameErro
     if got < len {
         return Err(FrameError::Cut);
     }
+    // Every value but the first follows one of these; text that has them counts too.
+    let values = body.iter().filter(|byte| matches!(byte, b',' | b'[' | b'{')).count();
+    if values > MAX_VALUES {
+        return Err(FrameError::TooMany(values));
+    }
     crate::exchange::parse(&body).map_err(FrameError::NotJson)
 }
 
@@ -91,6 +102,15 @@ mod tests {
         block_on(write(&mut bytes, &message)).unwrap();
         assert_eq!(bytes[..4], ((bytes.len() - 4) as u32).to_le_bytes());
         assert_eq!(block_on(read(&mut bytes.as_slice())).unwrap(), message);
+    }
+
+    #[test]
+    fn more_values_than_memory_should_hold_are_refused_before_they_are_parsed() {
+        let framed = |body: Vec<u8>| [u32::try_from(body.len()).unwrap().to_le_bytes().to_vec(), body].concat();
+        let list = |values: usize| framed([b"[".to_vec(), b"1,".repeat(values - 1), b"1]".to_vec()].concat());
+        assert_eq!(block_on(read(&mut list(1000).as_slice())).unwrap().as_array().unwrap().len(), 1000);
+        let error = block_on(read(&mut list(MAX_VALUES + 1).as_slice())).unwrap_err();
+        assert!(matches!(error, FrameError::TooMany(values) if values == MAX_VALUES + 1), "{error}");
     }
 
     #[test]
