@@ -1,11 +1,15 @@
 //! The last steps before the program: the process gives up what it could do, and becomes it.
 use super::policy::Confinement;
 use super::{files, places, syscalls};
-use rustix::process::{Resource, Rlimit, Signal, getrlimit, set_parent_process_death_signal, setrlimit};
+use rustix::process::{
+    Resource, Rlimit, Signal, getpriority_process, getrlimit, set_parent_process_death_signal, setpriority_process, setrlimit,
+};
 use rustix::thread::{CapabilitySet, CapabilitySets, clear_ambient_capability_set, set_capabilities};
 use std::os::unix::process::CommandExt;
 use std::process::Command;
 
+/// Its priority: below its keeper's and its host's.
+const NICE: i32 = 5;
 /// Open files of each process at most.
 const FILES: u64 = 256;
 
@@ -16,6 +20,8 @@ pub(super) fn enter(confinement: Confinement) -> Result<u8, String> {
     let Confinement { program, args, network, limits, landlock_abi, .. } = confinement;
     let mut command = Command::new(&program);
     command.args(&args);
+    let nice = getpriority_process(None).unwrap_or(0).max(NICE);
+    setpriority_process(None, nice).map_err(|e| format!("its priority cannot be lowered: {e}"))?;
     limit(Resource::Core, 0)?;
     limit(Resource::Fsize, limits.scratch)?;
     limit(Resource::Nofile, FILES)?;

@@ -24,8 +24,11 @@ use std::time::{Duration, Instant};
 pub const LOOK: Duration = Duration::from_millis(20);
 /// Looks between two at the scratch folder, which cost more.
 const LOOKS_AT_SCRATCH: u32 = 10;
-/// For killed processes to be gone. One that the kernel holds in a call may take longer; then it is left to the kernel.
-const GONE: Duration = Duration::from_secs(3);
+/// For killed processes to be gone: thousands take a while to die. One that the kernel holds in a call may take longer; then
+/// it is left to the kernel.
+const GONE: Duration = Duration::from_secs(10);
+/// The keeper's own priority, where it may raise it: a bomb must not keep it from looking.
+const FIRST: i32 = -10;
 
 /// Runs the program to its end.
 pub(super) fn keep(mut confinement: Confinement) -> Result<u8, String> {
@@ -33,6 +36,8 @@ pub(super) fn keep(mut confinement: Confinement) -> Result<u8, String> {
     close_fds::set_fds_cloexec(3, &[]);
     let core = Rlimit { current: Some(0), maximum: Some(0) };
     rustix::process::setrlimit(Resource::Core, core).map_err(|e| format!("core dumps cannot be switched off: {e}"))?;
+    // Refused without privileges; the program has less than this process either way.
+    let _ = rustix::process::setpriority_process(None, FIRST);
     let me = rustix::process::getpid();
     rustix::process::set_child_subreaper(Some(me)).map_err(|e| format!("orphans cannot be adopted: {e}"))?;
     let scratch = Scratch::make(&std::env::temp_dir())?;

@@ -87,7 +87,7 @@ mod tests {
 
     #[test]
     fn asking_restricts_nobody() {
-        support();
+        let _support = support();
         assert!(std::fs::read_dir("/").is_ok());
         assert!(!rustix::thread::no_new_privs().unwrap(), "the thread that asked is not this one");
     }

@@ -50,8 +50,11 @@ async fn frames_that_never_come_or_lie_about_their_length_end_in_time() {
         ),
         (format!("{ASKED}say(b'{{\"type\": \"scores\", \"id\": 1, \"scores\": []}}'); hear()"), "0 scores for a group of 1"),
     ] {
-        let greets = talk.contains("HELLO");
-        let outcome = Attack::talk(&talk).grade(|c| (c.timeout_s, c.start_timeout_s) = (1.0, if greets { 20.0 } else { 1.0 })).await;
+        // Short only where it is the deadline that must end it.
+        let limit = |what: &str| if words.contains(what) { 1.0 } else { 20.0 };
+        let outcome = Attack::talk(&talk)
+            .grade(|c| (c.timeout_s, c.start_timeout_s) = (limit("grade a group within"), limit("say hello within")))
+            .await;
         assert!(outcome.error().contains(words), "{talk}: {}", outcome.error());
     }
     still_grades().await;

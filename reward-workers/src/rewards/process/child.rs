@@ -21,7 +21,7 @@ pub(super) const ENV: &str = "COHORT_PLUGIN";
 /// How long a killed or closing process may take to be gone, and its last lines to arrive.
 const GRACE: Duration = Duration::from_secs(1);
 /// How long the keeper of a confined process may take to kill all of it and to tidy up.
-const KEEPER_GRACE: Duration = Duration::from_secs(10);
+const KEEPER_GRACE: Duration = Duration::from_secs(15);
 /// For the exit status of a child that may have died in the middle of an answer.
 const LAST_WORDS: Duration = Duration::from_millis(100);
 

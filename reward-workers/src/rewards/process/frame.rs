@@ -4,14 +4,19 @@
 //! recognised by its first bytes and shown to the user.
 use crate::exchange::excerpt;
 use serde_json::Value;
+use std::time::Duration;
 use thiserror::Error;
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
+use tokio::time::timeout;
 
 /// Longest JSON of a frame, in bytes, both ways. Checked before anything is allocated.
 pub const MAX_FRAME: usize = 64 << 20;
 
 /// Most values of a frame that is read: parsed, each takes some fifty times its shortest text.
 pub const MAX_VALUES: usize = 1 << 20;
+
+/// For the rest of a text that stands where a frame should: it is there, or is not shown.
+const SHOWN: Duration = Duration::from_millis(100);
 
 /// Why a frame could not be read or written.
 #[derive(Debug, Error)]
@@ -66,7 +71,7 @@ pub async fn read<R: AsyncRead + Unpin>(from: &mut R) -> Result<Value, FrameErro
     if len > MAX_FRAME {
         let mut text = head.to_vec();
         let mut more = [0u8; 96];
-        if let Ok(n) = from.read(&mut more).await {
+        if let Ok(Ok(n)) = timeout(SHOWN, from.read(&mut more)).await {
             text.extend_from_slice(&more[..n]);
         }
         return Err(FrameError::NotAFrame(excerpt(&text)));
@@ -92,7 +97,7 @@ mod tests {
     use serde_json::json;
 
     fn block_on<T>(work: impl Future<Output = T>) -> T {
-        tokio::runtime::Builder::new_current_thread().build().unwrap().block_on(work)
+        tokio::runtime::Builder::new_current_thread().enable_time().build().unwrap().block_on(work)
     }
 
     #[test]

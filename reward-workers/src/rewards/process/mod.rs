@@ -41,7 +41,7 @@ use supervisor::Supervisor;
 use tokio::sync::Mutex;
 
 /// What killing a child and collecting its last lines may take.
-const MARGIN: Duration = Duration::from_secs(15);
+const MARGIN: Duration = Duration::from_secs(20);
 
 /// Keys of `type = "process"`.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
