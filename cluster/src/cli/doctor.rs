@@ -275,7 +275,7 @@ mod tests {
         let refused = confinement(&config, none);
         assert!(refused.status == Status::Error && refused.found.contains("Landlock"), "{refused:?}");
         assert_eq!(confinement(&config, confine::Support { landlock_abi: Some(1), ..none }).status, Status::Ok);
-        config.rewards.parts[0].options.insert("confine".to_owned(), false.into());
+        config.rewards.parts.last_mut().unwrap().options.insert("confine".to_owned(), false.into());
         assert_eq!(confinement(&config, none).status, Status::Warn);
     }
 

@@ -72,8 +72,8 @@ pub struct ProcessConfig {
     /// where it is confined; 0 is none. Default 4096.
     #[serde(default = "four_gib")]
     pub memory_mib: u64,
-    /// Whether it runs confined by Landlock, seccomp and limits, which all keys below are about. Default true. With false it
-    /// may do whatever the worker may.
+    /// Whether it runs confined by Landlock, seccomp and limits, which the keys from `network` to `scratch_mib` are about.
+    /// Default true. With false it may do whatever the worker may.
     #[serde(default = "yes")]
     pub confine: bool,
     /// Whether it may use the internet: TCP and UDP. Default false.
