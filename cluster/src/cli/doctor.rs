@@ -226,8 +226,8 @@ fn python(config: &Config) -> Check {
 
 /// Matters where a grader is a program of a user: it does not start where it cannot be confined.
 fn confinement(config: &Config, support: confine::Support) -> Check {
-    let confined = |options: &serde_json::Map<String, serde_json::Value>| options.get("confine") != Some(&false.into());
-    let wanted = config.rewards.parts.iter().any(|part| part.kind == "process" && confined(&part.options));
+    let confined = |key: Option<&serde_json::Value>| key.and_then(serde_json::Value::as_bool) != Some(false);
+    let wanted = config.rewards.parts.iter().any(|part| part.kind == "process" && confined(part.options.get("confine")));
     let fix = "boot a kernel with all of it, or set confine = false on rewards of type \"process\" whose programs you trust";
     match support.missing() {
         None => check("confinement", Status::Ok, support.to_string(), fix),
