@@ -21,9 +21,9 @@ async fn an_answer_that_would_fill_the_hosts_memory_is_refused_unread() {
     if !can_confine() {
         return;
     }
-    // 60 MB of text that would be gigabytes of values.
+    // A fiftieth of the memory that its values would take.
     let bomb =
-        "say(HELLO); hear(); hear()\nsay(b'{\"type\": \"scores\", \"id\": 1, \"scores\": [' + b'1,' * 30000000 + b'1]}')\nhear()";
+        "say(HELLO); hear(); hear()\nsay(b'{\"type\": \"scores\", \"id\": 1, \"scores\": [' + b'1,' * 4000000 + b'1]}')\nhear()";
     let outcome = Attack::talk(bomb).grade(|_| {}).await;
     assert!(outcome.error().contains("values, at most"), "{}", outcome.error());
     let deep = "say(HELLO); hear(); hear()\nsay(b'[' * 1000000)\nhear()";
