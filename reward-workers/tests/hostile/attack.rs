@@ -98,7 +98,7 @@ impl Attack {
         std::fs::write(self.folder().join("plugin.py"), &self.source).unwrap();
         let mut config = ProcessConfig::new([python(), "plugin.py"]);
         config.working_dir = Some(self.folder());
-        (config.attempts, config.timeout_s) = (1, 20.0);
+        (config.attempts, config.timeout_s, config.start_timeout_s) = (1, 90.0, 90.0);
         for (name, value) in [
             ("HOST", std::process::id().to_string()),
             ("OUT", self.out().display().to_string()),

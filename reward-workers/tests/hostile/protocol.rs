@@ -51,7 +51,7 @@ async fn frames_that_never_come_or_lie_about_their_length_end_in_time() {
         (format!("{ASKED}say(b'{{\"type\": \"scores\", \"id\": 1, \"scores\": []}}'); hear()"), "0 scores for a group of 1"),
     ] {
         // Short only where it is the deadline that must end it.
-        let limit = |what: &str| if words.contains(what) { 1.0 } else { 20.0 };
+        let limit = |what: &str| if words.contains(what) { 1.0 } else { 90.0 };
         let outcome = Attack::talk(&talk)
             .grade(|c| (c.timeout_s, c.start_timeout_s) = (limit("grade a group within"), limit("say hello within")))
             .await;
@@ -76,7 +76,7 @@ async fn an_end_at_any_point_is_an_error() {
         (format!("{ASKED}os.close(1); os.close(0); time.sleep(300)"), "while it graded a group"),
         (format!("{ASKED}os.kill(os.getpid(), 15)"), "signal: 15 (SIGTERM)"),
     ] {
-        let outcome = Attack::talk(&talk).grade(|c| c.timeout_s = if words.contains("within 2s") { 2.0 } else { 20.0 }).await;
+        let outcome = Attack::talk(&talk).grade(|c| c.timeout_s = if words.contains("within 2s") { 2.0 } else { 90.0 }).await;
         assert!(outcome.error().contains(words), "{talk}: {}", outcome.error());
     }
     still_grades().await;
