@@ -8,13 +8,14 @@
 //! - **A4** bytes of a peer never panic and never allocate more than [`cohort_protocol::limits`] allow.
 //!
 //! Files: `transport/` frames between processes; `link/` the typed session of a worker and its coordinator on top; `certs`
-//! the run's own certificate authority; `supervision/` restarts of actors and child processes; `breaker/` calls to things
+//! the run's own certificate authority; `supervision/` restarts of actors and child processes; `confine/` child processes that nobody need trust; `breaker/` calls to things
 //! that may be down; `credits` bounds what ractor's unbounded mailboxes hold; `shutdown`, `parent` and `crash` how
 //! processes end: asked to, orphaned, or killed by a test; `backoff` how long to wait before the next try; `wall` the time of day, for certificates, tokens and people.
 
 pub mod backoff;
 pub mod breaker;
 pub mod certs;
+pub mod confine;
 pub mod crash;
 pub mod credits;
 pub mod link;

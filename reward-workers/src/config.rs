@@ -185,6 +185,14 @@ fn resolve_part(kind: &str, options: &mut Map<String, Value>, folder: &Path) {
             let given = options.get("working_dir").and_then(Value::as_str).unwrap_or(".").to_owned();
             let resolved = if given == "." { folder.display().to_string() } else { absolute(&given) };
             options.insert("working_dir".to_owned(), resolved.into());
+            for key in ["read", "write"] {
+                let paths = options.get_mut(key).and_then(Value::as_array_mut).into_iter().flatten();
+                for path in paths {
+                    if let Some(given) = path.as_str() {
+                        *path = absolute(given).into();
+                    }
+                }
+            }
         }
         "json_schema" => {
             if let Some(path) = options.get("schema_path").and_then(Value::as_str).map(absolute) {
@@ -243,9 +251,11 @@ mod tests {
 
     #[test]
     fn relative_commands_run_from_the_folder_of_the_config() {
-        let mut config = RewardsConfig { parts: vec![PartConfig::new("process")], ..Default::default() };
+        let part = PartConfig::new("process").option("read", vec!["data", "/srv"]);
+        let mut config = RewardsConfig { parts: vec![part], ..Default::default() };
         config.resolve_paths(Path::new("/etc/run"));
         assert_eq!(config.parts[0].options["working_dir"], "/etc/run");
+        assert_eq!(config.parts[0].options["read"], serde_json::json!(["/etc/run/data", "/srv"]));
         config.resolve_paths(Path::new("/elsewhere"));
         assert_eq!(config.parts[0].options["working_dir"], "/etc/run", "resolved once, kept on resume");
     }

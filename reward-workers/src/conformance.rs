@@ -1,6 +1,7 @@
 //! Checks a plug-in command against the protocol, for people who write one.
 use crate::reward::{Reward, SampleInput, ScoreInput};
 use crate::rewards::process::{ProcessConfig, ProcessReward};
+use cohort_actors::confine::Confiner;
 use cohort_protocol::{GroupId, LeasePurpose, SampleIx, ScoreOutcome, Turn, TurnRole};
 use serde::Serialize;
 use serde_json::{Map, Value, json};
@@ -33,10 +34,10 @@ impl Conformance {
 }
 
 /// Runs a plug-in through the protocol: one sample, a group, unusual texts, a large group, and that equal questions get
-/// equal answers. `item` is a row like those of the data set. A failed first check ends the list: the rest would repeat it.
-pub async fn conformance(config: ProcessConfig, item: Map<String, Value>) -> Conformance {
+/// equal answers. It is confined by `confiner`. `item` is a row like those of the data set. A failed first check ends the list: the rest would repeat it.
+pub async fn conformance(config: ProcessConfig, confiner: &Confiner, item: Map<String, Value>) -> Conformance {
     let mut checks = Vec::new();
-    let reward = match ProcessReward::new("conformance", config) {
+    let reward = match ProcessReward::new("conformance", config, confiner) {
         Ok(reward) => reward,
         Err(why) => {
             checks.push(Check { name: "config", passed: false, detail: why });

@@ -1,5 +1,6 @@
 //! Reward types by name (`type = ".."`). A program built on this crate registers its own beside the built-in ones.
 use crate::{RewardError, RewardsConfig, reward::Reward, rewards};
+use cohort_actors::confine::Confiner;
 use schemars::{JsonSchema, Schema, SchemaGenerator};
 use serde::de::DeserializeOwned;
 use serde_json::{Map, Value};
@@ -55,11 +56,18 @@ pub struct Registry {
 }
 
 impl Registry {
-    /// The built-in types.
+    /// The built-in types. Programs of users are confined by the running program, which must hand
+    /// [`cohort_actors::confine::COMMAND`] on as `cluster` does.
     #[must_use]
     pub fn builtin() -> Self {
+        Self::confining(&Confiner::default())
+    }
+
+    /// The built-in types, programs of users confined by `confiner`.
+    #[must_use]
+    pub fn confining(confiner: &Confiner) -> Self {
         let mut registry = Self { types: BTreeMap::new() };
-        for entry in rewards::builtin() {
+        for entry in rewards::builtin(confiner) {
             registry.register(entry);
         }
         registry

@@ -1,5 +1,6 @@
 //! The `process` reward with real python3 children: what a plug-in can do wrong, and that nothing of it is a score.
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, reason = "a test fails by panicking")]
+use cohort_actors::confine::{self, Confiner};
 use cohort_protocol::{GroupId, LeasePurpose, SampleIx, ScoreOutcome, Turn, TurnRole};
 use cohort_reward_workers::rewards::process::{ProcessConfig, ProcessReward};
 use cohort_reward_workers::{Reward, SampleInput, ScoreInput, conformance, scaffold};
@@ -19,6 +20,21 @@ fn group(samples: u16) -> ScoreInput {
     ScoreInput { purpose: LeasePurpose::Train, group: GroupId(5), seed: 11, item, samples }
 }
 
+fn confiner() -> Confiner {
+    Confiner::by(env!("CARGO_BIN_EXE_confine_under_test"))
+}
+
+/// As users run it: confined where the kernel can; its own folder is open to these tests' notes.
+fn in_folder(command: [&str; 2], folder: &Path) -> ProcessConfig {
+    let mut config = ProcessConfig::new(command);
+    config.working_dir = Some(folder.to_owned());
+    config.confine = confine::support().missing().is_none();
+    if config.confine {
+        config.write = vec![folder.to_owned()];
+    }
+    config
+}
+
 /// A plug-in file with the SDK beside it.
 struct PlugIn(tempfile::TempDir);
 
@@ -36,15 +52,13 @@ impl PlugIn {
     }
 
     fn config(&self) -> ProcessConfig {
-        let mut config = ProcessConfig::new(["python3", "plugin.py"]);
-        config.working_dir = Some(self.0.path().to_owned());
-        config
+        in_folder(["python3", "plugin.py"], self.0.path())
     }
 
     fn reward(&self, change: impl FnOnce(&mut ProcessConfig)) -> ProcessReward {
         let mut config = self.config();
         change(&mut config);
-        ProcessReward::new("mine", config).unwrap()
+        ProcessReward::new("mine", config, &confiner()).unwrap()
     }
 
     async fn failure(&self, change: impl FnOnce(&mut ProcessConfig)) -> (String, bool) {
@@ -259,9 +273,8 @@ fn the_child_dies_with_the_worker_even_while_it_hangs() {
     // The worker is another process of this test binary, killed while its child is busy.
     const ROLE: &str = "COHORT_TEST_WORKER_DIR";
     if let Ok(dir) = std::env::var(ROLE) {
-        let mut config = ProcessConfig::new(["python3", "plugin.py"]);
-        config.working_dir = Some(dir.into());
-        let reward = ProcessReward::new("mine", config).unwrap();
+        let config = in_folder(["python3", "plugin.py"], Path::new(&dir));
+        let reward = ProcessReward::new("mine", config, &confiner()).unwrap();
         let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
         runtime.block_on(reward.score(&group(1)));
         return;
@@ -294,15 +307,16 @@ fn the_child_dies_with_the_worker_even_while_it_hangs() {
 async fn the_scaffold_conforms_and_its_config_builds() {
     let dir = tempfile::tempdir().unwrap();
     let files = scaffold::init_plugin(dir.path(), "python").unwrap();
-    let mut config = ProcessConfig::new(["python3", "my_reward.py"]);
-    config.working_dir = Some(dir.path().to_owned());
-    let report = conformance(config, Map::new()).await;
+    let config = in_folder(["python3", "my_reward.py"], dir.path());
+    let confined = config.confine;
+    let report = conformance(config, &confiner(), Map::new()).await;
     assert!(report.passed(), "{report:?}");
     assert_eq!(report.checks.len(), 6);
     let toml: toml::Table = std::fs::read_to_string(&files[2]).unwrap().parse().unwrap();
     let mut rewards: cohort_reward_workers::RewardsConfig = toml["rewards"].clone().try_into().unwrap();
     rewards.resolve_paths(dir.path());
-    let reward = cohort_reward_workers::Registry::builtin().build(&rewards).unwrap();
+    rewards.parts[1].options.insert("confine".to_owned(), confined.into());
+    let reward = cohort_reward_workers::Registry::confining(&confiner()).build(&rewards).unwrap();
     let mut input = group(1);
     input.samples[0].context = json!({"correct": 1, "format": 1}).as_object().unwrap().clone();
     let got = reward.score(&input).await;
@@ -314,10 +328,10 @@ async fn the_scaffold_conforms_and_its_config_builds() {
 
 #[tokio::test]
 async fn conformance_says_what_is_wrong() {
-    let report = conformance(PlugIn::new("import nothing_like_it").config(), Map::new()).await;
+    let report = conformance(PlugIn::new("import nothing_like_it").config(), &confiner(), Map::new()).await;
     assert!(!report.passed() && report.checks.len() == 1, "{report:?}");
     let plugin = PlugIn::graded_by("import random\n@reward\ndef mine(turns, item, context):\n    return random.random()");
-    let report = conformance(plugin.config(), Map::new()).await;
+    let report = conformance(plugin.config(), &confiner(), Map::new()).await;
     let failed: Vec<_> = report.checks.iter().filter(|c| !c.passed).map(|c| c.name).collect();
     assert_eq!(failed, ["deterministic"], "{report:?}");
 }

@@ -5,7 +5,7 @@ use crate::config::{Config, Resolved};
 use crate::devices::{self, Assignment, Gpu, Inventory};
 use crate::ledger::place::check_local;
 use crate::preflight::{Memory, Need, memory_text};
-use cohort_actors::wall;
+use cohort_actors::{confine, wall};
 use cohort_model::{DeviceKind, ModelFiles};
 use serde::Serialize;
 use std::io::Write;
@@ -83,7 +83,7 @@ fn checks(resolved: &Resolved) -> Vec<Check> {
     let parameters = model.map_or(0, |files| files.spec.parameters() as u64);
     let checkpoints = 12 * parameters * (u64::from(config.training.checkpoint.keep) + 1);
     checks.extend([file_system(&root), disk(&root, checkpoints + SPARE_DISK), writable(&root)]);
-    checks.extend([descriptors(), loopback(), python(config), clock()]);
+    checks.extend([descriptors(), loopback(), python(config), confinement(config, confine::support()), clock()]);
     checks
 }
 
@@ -224,6 +224,17 @@ fn python(config: &Config) -> Check {
     }
 }
 
+/// Matters where a grader is a program of a user: it does not start where it cannot be confined.
+fn confinement(config: &Config, support: confine::Support) -> Check {
+    let confined = |key: Option<&serde_json::Value>| key.and_then(serde_json::Value::as_bool) != Some(false);
+    let wanted = config.rewards.parts.iter().any(|part| part.kind == "process" && confined(part.options.get("confine")));
+    let fix = "boot a kernel with all of it, or set confine = false on rewards of type \"process\" whose programs you trust";
+    match support.missing() {
+        None => check("confinement", Status::Ok, support.to_string(), fix),
+        Some(missing) => check("confinement", if wanted { Status::Error } else { Status::Warn }, missing, fix),
+    }
+}
+
 fn clock() -> Check {
     let now = wall::unix_ms() / 1000;
     let status = if now < EARLIEST { Status::Error } else { Status::Ok };
@@ -254,6 +265,19 @@ fn text(report: &Report, out: &mut dyn Write) -> Result<(), CliError> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_kernel_that_cannot_confine_matters_where_a_program_of_a_user_is_confined() {
+        let none = confine::Support { landlock_abi: None, seccomp: true, children: true };
+        let mut config = Config::default();
+        assert_eq!(confinement(&config, none).status, Status::Warn);
+        config.rewards.parts.push(cohort_reward_workers::PartConfig::new("process"));
+        let refused = confinement(&config, none);
+        assert!(refused.status == Status::Error && refused.found.contains("Landlock"), "{refused:?}");
+        assert_eq!(confinement(&config, confine::Support { landlock_abi: Some(1), ..none }).status, Status::Ok);
+        config.rewards.parts.last_mut().unwrap().options.insert("confine".to_owned(), false.into());
+        assert_eq!(confinement(&config, none).status, Status::Warn);
+    }
 
     #[test]
     fn devices_are_listed_and_held_against_the_workers_that_need_one() {

@@ -12,6 +12,7 @@ use crate::config::{Config, Inputs, Resolved};
 use crate::ledger::RunPaths;
 use crate::progress::{EvaluationReport, ExampleDialogue};
 use crate::run::wiring::Wiring;
+use cohort_actors::confine::Confiner;
 use cohort_model::Quantization;
 use cohort_model::lora::is_adapter;
 use cohort_protocol::{
@@ -129,9 +130,15 @@ fn model(checkpoint: &str) -> Result<(String, u64), CliError> {
     Ok((dir.display().to_string(), step.unwrap_or(0)))
 }
 
+/// The run directory that a checkpoint lies in.
+fn run_of(model: &str) -> Option<PathBuf> {
+    let run = Path::new(model).parent().and_then(Path::parent)?;
+    RunPaths::new(run).config().is_file().then(|| run.to_owned())
+}
+
 fn configuration(args: &Args, model: &str) -> Result<Resolved, CliError> {
-    let run = Path::new(model).parent().and_then(Path::parent).map(|run| RunPaths::new(run).config());
-    let files = match run.filter(|config| args.config.is_empty() && config.is_file()) {
+    let run = run_of(model).map(|run| RunPaths::new(&run).config());
+    let files = match run.filter(|_| args.config.is_empty()) {
         Some(config) => vec![config],
         None if args.config.is_empty() && !model.starts_with("builtin://") => {
             let why = format!("{model} does not lie in a run directory; name the configuration with --config FILE");
@@ -167,7 +174,9 @@ impl Session<'_> {
             return Err(CliError::new(Exit::Data, "no held-out prompts: raise environment.heldout"));
         }
         let items: Vec<SampledItem> = (0..prompts).map(|i| data.heldout(i)).collect();
-        let reward = Registry::builtin().build(&self.config.rewards)?;
+        // Programs of users do not see the run that the checkpoint lies in.
+        let confiner = run_of(&self.config.model.path).iter().fold(Confiner::default(), |all, run| all.hiding(run));
+        let reward = Registry::confining(&confiner).build(&self.config.rewards)?;
         let samples = args.samples.unwrap_or(eval.samples).max(1);
         let sampled = self.round(&items, samples, false, &reward).await?;
         Ok((sampled, self.round(&items, 1, true, &reward).await?))

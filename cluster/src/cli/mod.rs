@@ -8,6 +8,7 @@ mod audit;
 mod certs;
 mod chaos;
 mod completions;
+mod confined;
 mod docs;
 mod doctor;
 mod evaluate;
@@ -113,6 +114,9 @@ enum Command {
     Version(version::Args),
     /// Write a completion script for a shell
     Completions(completions::Args),
+    /// Run one program of a user confined (started by a reward worker)
+    #[command(hide = true)]
+    Confined(confined::Args),
     /// Run one worker process (started by the node agent)
     #[command(hide = true)]
     Worker(worker::Args),
@@ -186,6 +190,8 @@ fn dispatch(command: Command, out: &mut dyn Write) -> Result<u8, CliError> {
         Command::Inspect(args) => inspect::run(&args, out),
         Command::Version(args) => version::run(&args, out),
         Command::Completions(args) => completions::run(&args, out),
+        // Its host reads the program's own code.
+        Command::Confined(args) => return Ok(confined::run(&args)),
         // Its agent reads codes of its own.
         Command::Worker(args) => return Ok(worker::run(args)),
     };

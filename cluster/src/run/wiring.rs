@@ -2,6 +2,7 @@
 //! arguments. Both kinds of run, in-process and processes, are wired here, so that they cannot differ.
 use crate::config::Config;
 use crate::preflight::{Need, available_memory};
+use cohort_actors::confine::Confiner;
 use cohort_actors::parent;
 use cohort_engine::candle::CandleEngine;
 use cohort_engine::native::NativeEngine;
@@ -14,7 +15,7 @@ use cohort_model::{Lora, ModelConfig, ModelError, ModelFiles, Quantization};
 use cohort_protocol::messages::handshake::Hello;
 use cohort_protocol::version::{PROTOCOL, PROTOCOL_MIN};
 use cohort_protocol::{Role, RunId, WorkerId};
-use cohort_reward_workers::{Registry, RewardArgs, RewardError};
+use cohort_reward_workers::{Registry, Reward, RewardArgs, RewardError};
 use cohort_rollout::dataset::Dataset;
 use cohort_rollout::{RolloutArgs, RolloutError, registry};
 use std::path::{Path, PathBuf};
@@ -106,7 +107,7 @@ impl Wiring {
         self.dataset()?;
         registry::agent(&self.config.agent, &self.files)?;
         registry::environment(&self.config.environment)?;
-        Registry::builtin().build(&self.config.rewards)?;
+        self.rewards()?;
         Ok(())
     }
 
@@ -185,11 +186,17 @@ impl Wiring {
         })
     }
 
+    /// The graders; programs of users do not see the run's directory.
+    pub fn rewards(&self) -> Result<Arc<dyn Reward>, WiringError> {
+        let confiner = Confiner::default().hiding(&self.run_dir);
+        Ok(Registry::confining(&confiner).build(&self.config.rewards)?)
+    }
+
     /// A reward worker.
     pub fn reward(&self, index: u16) -> Result<RewardArgs, WiringError> {
         Ok(RewardArgs {
             hello: self.hello(WorkerId { role: Role::Reward, index })?,
-            reward: Registry::builtin().build(&self.config.rewards)?,
+            reward: self.rewards()?,
             capacity: self.config.cluster.capacity.get(),
         })
     }

@@ -15,9 +15,11 @@ pub mod regex;
 
 use crate::registry::RewardType;
 use crate::reward::RuleReward;
+use cohort_actors::confine::Confiner;
 
-/// Every built-in type with its summary for the generated docs.
-pub(crate) fn builtin() -> Vec<RewardType> {
+/// Every built-in type with its summary for the generated docs; programs of users are confined by `confiner`.
+pub(crate) fn builtin(confiner: &Confiner) -> Vec<RewardType> {
+    let confiner = confiner.clone();
     let mut types = vec![
         RewardType::new("exact_match", "1 where the completion equals the row's answer, else 0.", |name, c| {
             Ok(RuleReward::new(name, exact_match::ExactMatch::new(c)))
@@ -51,11 +53,9 @@ pub(crate) fn builtin() -> Vec<RewardType> {
             Ok(RuleReward::new(name, random::Random::new(c)?))
         }),
         RewardType::new("http", "Your own HTTP endpoint grades a group in one POST.", http::HttpReward::new),
-        RewardType::new(
-            "process",
-            "Your own program grades groups over its standard input and output.",
-            process::ProcessReward::new,
-        ),
+        RewardType::new("process", "Your own program grades groups over its standard input and output.", move |name, config| {
+            process::ProcessReward::new(name, config, &confiner)
+        }),
     ];
     types.extend(heuristic::builtin());
     types

@@ -10,6 +10,7 @@ mod hosts;
 mod int8;
 mod kills;
 mod partial;
+mod plugin;
 mod ranks;
 mod samplers;
 mod settings;

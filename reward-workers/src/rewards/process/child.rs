@@ -1,22 +1,27 @@
 //! One running plug-in: spawn, hello, exchange, kill.
+use super::confined::Terms;
 use super::output::Output;
 use super::{ProcessConfig, frame, frame::FrameError, hello};
 use crate::guard::{Failure, seconds};
+use cohort_actors::confine::{self, Confiner};
 use rustix::process::{Pid, Resource, Rlimit, Signal};
 use serde_json::{Map, Value};
+use std::os::unix::process::ExitStatusExt;
 use std::path::PathBuf;
 use std::process::{ExitStatus, Stdio};
 use std::sync::Arc;
 use std::time::Duration;
 use tokio::io::BufReader;
 use tokio::process::{Child, ChildStdin, ChildStdout, Command};
-use tokio::time::timeout;
+use tokio::time::{Instant, timeout};
 use tracing::info;
 
 /// Environment variable that tells the SDK that a host is at the other end.
 pub(super) const ENV: &str = "COHORT_PLUGIN";
 /// How long a killed or closing process may take to be gone, and its last lines to arrive.
 const GRACE: Duration = Duration::from_secs(1);
+/// How long the keeper of a confined process may take to kill all of it and to tidy up.
+const KEEPER_GRACE: Duration = Duration::from_secs(15);
 /// For the exit status of a child that may have died in the middle of an answer.
 const LAST_WORDS: Duration = Duration::from_millis(100);
 
@@ -24,7 +29,7 @@ const LAST_WORDS: Duration = Duration::from_millis(100);
 #[derive(Debug, Clone)]
 pub(super) struct Spec {
     pub(super) name: String,
-    program: PathBuf,
+    program: String,
     args: Vec<String>,
     working_dir: PathBuf,
     env: Vec<(String, String)>,
@@ -32,11 +37,12 @@ pub(super) struct Spec {
     pub(super) timeout: Duration,
     pub(super) start_timeout: Duration,
     memory: Option<u64>,
+    terms: Option<Terms>,
 }
 
 impl Spec {
     /// Checks a part's keys. A program with a slash is taken from the working directory.
-    pub(super) fn new(name: &str, config: &ProcessConfig) -> Result<Self, String> {
+    pub(super) fn new(name: &str, config: &ProcessConfig, confiner: &Confiner) -> Result<Self, String> {
         let Some((program, args)) = config.command.split_first().filter(|(program, _)| !program.is_empty()) else {
             return Err(
                 "command is empty: give the program and its arguments, as command = [\"python3\", \"my_reward.py\"]".into()
@@ -48,11 +54,12 @@ impl Spec {
         if !working_dir.is_dir() {
             return Err(format!("working_dir = {}: there is no such folder", working_dir.display()));
         }
-        let program = if program.contains('/') { working_dir.join(program) } else { PathBuf::from(program) };
+        let program = if program.contains('/') { working_dir.join(program).display().to_string() } else { program.clone() };
         let memory = match config.memory_mib {
             0 => None,
             mib => Some(mib.checked_mul(1 << 20).ok_or_else(|| format!("memory_mib = {mib} is more than there can be"))?),
         };
+        let terms = Terms::new(config, &working_dir, memory, confiner)?;
         Ok(Self {
             name: name.to_owned(),
             program,
@@ -63,11 +70,26 @@ impl Spec {
             timeout: seconds("timeout_s", config.timeout_s)?,
             start_timeout: seconds("start_timeout_s", config.start_timeout_s)?,
             memory,
+            terms,
         })
     }
 
+    /// What to spawn, streams and folder apart.
+    fn start(&self) -> Result<Command, String> {
+        let Some(terms) = &self.terms else {
+            let mut command = Command::new(&self.program);
+            command.args(&self.args).kill_on_drop(true);
+            return Ok(command);
+        };
+        let own = self.env.iter().find(|(name, _)| name == "PATH").map(|(_, path)| path.into());
+        let path = own.or_else(|| std::env::var_os("PATH")).unwrap_or_default();
+        let program = confine::find(&self.program, &self.working_dir, &path)?;
+        // Not killed on drop: its keeper ends by itself when its standard input is closed, and tidies up first.
+        terms.command(program, &self.args, &self.working_dir).map(Command::from)
+    }
+
     fn command(&self) -> String {
-        std::iter::once(self.program.display().to_string()).chain(self.args.iter().cloned()).collect::<Vec<_>>().join(" ")
+        std::iter::once(self.program.clone()).chain(self.args.iter().cloned()).collect::<Vec<_>>().join(" ")
     }
 }
 
@@ -75,7 +97,8 @@ impl Spec {
 pub(super) struct Plugin {
     spec: Arc<Spec>,
     child: Child,
-    stdin: ChildStdin,
+    /// Closed, it tells a keeper to end everything.
+    stdin: Option<ChildStdin>,
     stdout: BufReader<ChildStdout>,
     output: Output,
     next_id: u64,
@@ -118,8 +141,11 @@ impl Plugin {
     fn spawn(spec: &Arc<Spec>) -> Result<Self, Failure> {
         let fatal =
             |why: String| Failure::Fatal(format!("command `{}` in {}: {why}", spec.command(), spec.working_dir.display()));
-        let mut child = Command::new(&spec.program)
-            .args(&spec.args)
+        let cannot =
+            |e: String| fatal(format!("it cannot be started: {e}; correct `command`, which runs in the config file's folder"));
+        let mut child = spec
+            .start()
+            .map_err(cannot)?
             .current_dir(&spec.working_dir)
             .env(ENV, "1")
             // Unbuffered, a print before the SDK is imported would reach the frames.
@@ -129,14 +155,11 @@ impl Plugin {
             .stdout(Stdio::piped())
             .stderr(Stdio::piped())
             .process_group(0)
-            .kill_on_drop(true)
             .spawn()
-            .map_err(|e| {
-                fatal(format!("it cannot be started: {e}; correct `command`, which runs in the config file's folder"))
-            })?;
+            .map_err(|e| cannot(e.to_string()))?;
         let pipes = (child.stdin.take(), child.stdout.take(), child.stderr.take());
         let (Some(stdin), Some(stdout), Some(stderr)) = pipes else { return Err(fatal("its pipes are missing".into())) };
-        if let (Some(bytes), Some(pid)) = (spec.memory, pid(&child)) {
+        if let (Some(bytes), Some(pid), None) = (spec.memory, pid(&child), &spec.terms) {
             // Set on the running child: it has not been asked for anything yet, and what it starts inherits the cap.
             let cap = Rlimit { current: Some(bytes), maximum: Some(bytes) };
             if let Err(e) = rustix::process::prlimit(Some(pid), Resource::As, cap) {
@@ -147,7 +170,7 @@ impl Plugin {
             }
         }
         let output = Output::follow(&spec.name, stderr);
-        Ok(Self { spec: spec.clone(), child, stdin, stdout: BufReader::new(stdout), output, next_id: 0 })
+        Ok(Self { spec: spec.clone(), child, stdin: Some(stdin), stdout: BufReader::new(stdout), output, next_id: 0 })
     }
 
     async fn greet(&mut self) -> Result<hello::PluginHello, Wrong> {
@@ -156,14 +179,21 @@ impl Plugin {
         match hello::check(&first, &spec.options) {
             Ok(hello) => {
                 let welcome = hello::welcome(&spec.name, &spec.options);
-                frame::write(&mut self.stdin, &welcome).await.map_err(|_| Wrong::Exited)?;
+                self.say(&welcome).await.map_err(|_| Wrong::Exited)?;
                 Ok(hello)
             }
             Err(why) => {
                 // Told before it is killed; one that does not listen has nothing to lose.
-                let _ = timeout(GRACE, frame::write(&mut self.stdin, &hello::refused(&why))).await;
+                let _ = timeout(GRACE, self.say(&hello::refused(&why))).await;
                 Err(Wrong::Unfit(why))
             }
+        }
+    }
+
+    async fn say(&mut self, message: &Value) -> Result<(), FrameError> {
+        match &mut self.stdin {
+            Some(stdin) => frame::write(stdin, message).await,
+            None => Err(FrameError::Closed),
         }
     }
 
@@ -198,7 +228,7 @@ impl Plugin {
     async fn exchange(&mut self, what: &'static str, after: Duration, message: Option<&Value>) -> Result<Value, Wrong> {
         let (stdin, stdout, child) = (&mut self.stdin, &mut self.stdout, &mut self.child);
         let talk = async {
-            if let Some(message) = message {
+            if let (Some(message), Some(stdin)) = (message, stdin) {
                 frame::write(stdin, message).await?;
             }
             frame::read(stdout).await
@@ -227,8 +257,8 @@ impl Plugin {
             _ => {}
         }
         let own_exit = self.child.try_wait().ok().flatten();
-        self.kill();
-        let _ = timeout(GRACE, self.child.wait()).await;
+        self.stop().await;
+        let own_exit = own_exit.or_else(|| self.ended_by_itself());
         let tail = self.output.tail(GRACE).await;
         let tail = if tail.is_empty() { String::new() } else { format!("; its last lines:\n{tail}") };
         let command = self.spec.command();
@@ -243,11 +273,31 @@ impl Plugin {
                 _ => why,
             })),
             Wrong::Unfit(why) | Wrong::Raised(why) => Failure::Fatal(spoke(why)),
+            Wrong::Exited if own_exit.and_then(|s| s.code()) == Some(confine::REFUSED.into()) && self.spec.terms.is_some() => {
+                Failure::Fatal(spoke("it could not be confined and was not started".to_owned()))
+            }
             Wrong::Exited => exited(own_exit, self.next_id == 0, &spoke),
         }
     }
 
-    /// Kills the group; the process is its leader.
+    /// How it ended, where that was not our doing: a keeper that was still tidying up ends as its program did.
+    fn ended_by_itself(&mut self) -> Option<ExitStatus> {
+        let status = self.child.try_wait().ok().flatten().filter(|_| self.spec.terms.is_some())?;
+        (status.signal() != Some(Signal::KILL.as_raw())).then_some(status)
+    }
+
+    /// Ends everything of it: a keeper by closing its standard input, any other by killing its group.
+    async fn stop(&mut self) {
+        drop(self.stdin.take());
+        if self.spec.terms.is_some() && timeout(KEEPER_GRACE, self.child.wait()).await.is_ok() {
+            return;
+        }
+        self.kill();
+        // What is stuck in the kernel is left to it.
+        let _ = timeout(GRACE, self.child.wait()).await;
+    }
+
+    /// Kills the group; the process, or its keeper, is its leader.
     fn kill(&self) {
         if let Some(pid) = pid(&self.child) {
             // One that is gone already is what is wanted.
@@ -258,6 +308,15 @@ impl Plugin {
 
 impl Drop for Plugin {
     fn drop(&mut self) {
+        drop(self.stdin.take());
+        let begun = Instant::now();
+        while self.spec.terms.is_some() && begun.elapsed() < KEEPER_GRACE {
+            // In its own thread, which ends with it: a few milliseconds.
+            match self.child.try_wait() {
+                Ok(None) => std::thread::sleep(Duration::from_millis(1)),
+                _ => return,
+            }
+        }
         self.kill();
     }
 }

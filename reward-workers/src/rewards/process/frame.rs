@@ -4,11 +4,19 @@
 //! recognised by its first bytes and shown to the user.
 use crate::exchange::excerpt;
 use serde_json::Value;
+use std::time::Duration;
 use thiserror::Error;
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
+use tokio::time::timeout;
 
 /// Longest JSON of a frame, in bytes, both ways. Checked before anything is allocated.
 pub const MAX_FRAME: usize = 64 << 20;
+
+/// Most values of a frame that is read: parsed, each takes some fifty times its shortest text.
+pub const MAX_VALUES: usize = 1 << 20;
+
+/// For the rest of a text that stands where a frame should: it is there, or is not shown.
+const SHOWN: Duration = Duration::from_millis(100);
 
 /// Why a frame could not be read or written.
 #[derive(Debug, Error)]
@@ -28,6 +36,9 @@ pub enum FrameError {
     /// The JSON is none.
     #[error("{0}")]
     NotJson(String),
+    /// The JSON would take too much memory.
+    #[error("its answer has about {0} values, at most {MAX_VALUES} are read: answer with less metadata")]
+    TooMany(usize),
     /// A frame of ours would be too long.
     #[error("a group of {0} bytes is over the limit of {MAX_FRAME} bytes a frame: use smaller groups")]
     TooLong(usize),
@@ -60,7 +71,7 @@ pub async fn read<R: AsyncRead + Unpin>(from: &mut R) -> Result<Value, FrameErro
     if len > MAX_FRAME {
         let mut text = head.to_vec();
         let mut more = [0u8; 96];
-        if let Ok(n) = from.read(&mut more).await {
+        if let Ok(Ok(n)) = timeout(SHOWN, from.read(&mut more)).await {
             text.extend_from_slice(&more[..n]);
         }
         return Err(FrameError::NotAFrame(excerpt(&text)));
@@ -70,6 +81,11 @@ pub async fn read<R: AsyncRead + Unpin>(from: &mut R) -> Result<Value, FrameErro
     let got = from.take(len as u64).read_to_end(&mut body).await?;
     if got < len {
         return Err(FrameError::Cut);
+    }
+    // Every value but the first follows one of these; text that has them counts too.
+    let values = body.iter().filter(|byte| matches!(byte, b',' | b'[' | b'{')).count();
+    if values > MAX_VALUES {
+        return Err(FrameError::TooMany(values));
     }
     crate::exchange::parse(&body).map_err(FrameError::NotJson)
 }
@@ -81,7 +97,7 @@ mod tests {
     use serde_json::json;
 
     fn block_on<T>(work: impl Future<Output = T>) -> T {
-        tokio::runtime::Builder::new_current_thread().build().unwrap().block_on(work)
+        tokio::runtime::Builder::new_current_thread().enable_time().build().unwrap().block_on(work)
     }
 
     #[test]
@@ -91,6 +107,15 @@ mod tests {
         block_on(write(&mut bytes, &message)).unwrap();
         assert_eq!(bytes[..4], ((bytes.len() - 4) as u32).to_le_bytes());
         assert_eq!(block_on(read(&mut bytes.as_slice())).unwrap(), message);
+    }
+
+    #[test]
+    fn more_values_than_memory_should_hold_are_refused_before_they_are_parsed() {
+        let framed = |body: Vec<u8>| [u32::try_from(body.len()).unwrap().to_le_bytes().to_vec(), body].concat();
+        let list = |values: usize| framed([b"[".to_vec(), b"1,".repeat(values - 1), b"1]".to_vec()].concat());
+        assert_eq!(block_on(read(&mut list(1000).as_slice())).unwrap().as_array().unwrap().len(), 1000);
+        let error = block_on(read(&mut list(MAX_VALUES + 1).as_slice())).unwrap_err();
+        assert!(matches!(error, FrameError::TooMany(values) if values == MAX_VALUES + 1), "{error}");
     }
 
     #[test]

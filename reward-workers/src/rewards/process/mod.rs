@@ -6,14 +6,18 @@
 //! - **X2** every exchange has a deadline; a child that misses it, dies, or writes anything but the answer is killed and
 //!   started anew for the next try.
 //! - **X3** more than `max_restarts` restarts within `restart_window_s` end the plug-in for good, naming the first cause.
+//! - **X4** the child is confined ([`cohort_actors::confine`]) unless the config says otherwise, and does not start where that
+//!   cannot be had; its keeper leads the process group, and leaves nothing of it behind.
 //!
 //! | failure | action | what is lost |
 //! |---|---|---|
 //! | hangs past `timeout_s` | killed, restarted, tried again | the time |
 //! | dies, writes nonsense | restarted, tried again | the time |
+//! | uses more than its limits | killed as a whole, restarted, tried again | the time |
 //! | wrong count, bad entry, exception | the sample or group fails; no retry, no restart | nothing |
 //! | too many restarts | the plug-in ends; its groups fail with the first cause | the run stops |
 mod child;
+mod confined;
 pub mod frame;
 pub mod hello;
 mod output;
@@ -24,6 +28,7 @@ use crate::guard::{Failure, Guard, GuardOptions};
 use crate::reward::{Reward, ScoreInput, failed};
 use async_trait::async_trait;
 use cohort_actors::backoff::BackoffPolicy;
+use cohort_actors::confine::Confiner;
 use cohort_actors::supervision::SupervisionPolicy;
 use cohort_protocol::ScoreOutcome;
 use schemars::JsonSchema;
@@ -36,7 +41,7 @@ use supervisor::Supervisor;
 use tokio::sync::Mutex;
 
 /// What killing a child and collecting its last lines may take.
-const MARGIN: Duration = Duration::from_secs(5);
+const MARGIN: Duration = Duration::from_secs(20);
 
 /// Keys of `type = "process"`.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
@@ -48,7 +53,7 @@ pub struct ProcessConfig {
     /// Folder in which the program runs, relative to the config file. Default: the config file's folder.
     #[serde(default)]
     pub working_dir: Option<PathBuf>,
-    /// Environment variables beside the worker's own. Default: none.
+    /// Environment variables for it, beside PATH and the like. Default: none.
     #[serde(default)]
     pub env: BTreeMap<String, String>,
     /// A table handed to the program; checked against the schema it declares. Default: empty.
@@ -63,9 +68,34 @@ pub struct ProcessConfig {
     /// Tries for one group, each in a fresh process where the last one failed. Default 2.
     #[serde(default = "two")]
     pub attempts: u32,
-    /// Cap of its address space in MiB (RLIMIT_AS, Linux); 0 is none. Default 4096.
+    /// Cap of the address space of each of its processes in MiB (RLIMIT_AS, Linux), and of the resident memory of all together
+    /// where it is confined; 0 is none. Default 4096.
     #[serde(default = "four_gib")]
     pub memory_mib: u64,
+    /// Whether it runs confined by Landlock, seccomp and limits, which the keys from `network` to `scratch_mib` are about.
+    /// Default true. With false it may do whatever the worker may.
+    #[serde(default = "yes")]
+    pub confine: bool,
+    /// Whether it may use the internet: TCP and UDP. Default false.
+    #[serde(default)]
+    pub network: bool,
+    /// Files and folders that it reads beside the system's libraries, its interpreter and `working_dir`; relative to the
+    /// config file. Default: none.
+    #[serde(default)]
+    pub read: Vec<PathBuf>,
+    /// Files and folders that it reads and writes beside its own temporary folder, which is `TMPDIR` and `HOME`; relative to
+    /// the config file. Default: none.
+    #[serde(default)]
+    pub write: Vec<PathBuf>,
+    /// The worker's environment variables that it gets beside PATH, locale and Python's. Default: none.
+    #[serde(default)]
+    pub pass_env: Vec<String>,
+    /// Processes and threads at once, at most. Default 256.
+    #[serde(default = "many")]
+    pub processes: u32,
+    /// MiB in its temporary folder, and in any one file it writes, at most. Default 256.
+    #[serde(default = "many_mib")]
+    pub scratch_mib: u64,
     /// Restarts within `restart_window_s` before the plug-in ends for good. Default 20.
     #[serde(default = "twenty")]
     pub max_restarts: u32,
@@ -89,6 +119,15 @@ fn sixty() -> f64 {
 fn four_gib() -> u64 {
     4096
 }
+fn yes() -> bool {
+    true
+}
+fn many() -> u32 {
+    256
+}
+fn many_mib() -> u64 {
+    256
+}
 
 impl ProcessConfig {
     /// A command with the default limits.
@@ -103,6 +142,13 @@ impl ProcessConfig {
             start_timeout_s: thirty(),
             attempts: two(),
             memory_mib: four_gib(),
+            confine: true,
+            network: false,
+            read: Vec::new(),
+            write: Vec::new(),
+            pass_env: Vec::new(),
+            processes: many(),
+            scratch_mib: many_mib(),
             max_restarts: twenty(),
             restart_window_s: sixty(),
         }
@@ -115,13 +161,13 @@ pub struct ProcessReward {
     guard: Guard,
     turn: Mutex<()>,
     supervisor: Supervisor,
-    memory_mib: u64,
+    limits: confined::Limits,
 }
 
 impl ProcessReward {
-    /// Checks the keys and starts the supervising thread.
-    pub fn new(name: &str, config: ProcessConfig) -> Result<Self, String> {
-        let spec = child::Spec::new(name, &config)?;
+    /// Checks the keys and starts the supervising thread. The child is confined by `confiner`.
+    pub fn new(name: &str, config: ProcessConfig, confiner: &Confiner) -> Result<Self, String> {
+        let spec = child::Spec::new(name, &config, confiner)?;
         let policy = SupervisionPolicy {
             max_restarts: config.max_restarts,
             window: crate::guard::seconds("restart_window_s", config.restart_window_s)?,
@@ -140,17 +186,8 @@ impl ProcessReward {
             },
         )?;
         let supervisor = Supervisor::start(spec, policy)?;
-        Ok(Self { name: name.to_owned(), guard, turn: Mutex::new(()), supervisor, memory_mib: config.memory_mib })
-    }
-
-    /// Adds the remedy to an exception that the memory cap raised.
-    fn explain(&self, outcome: &mut ScoreOutcome) {
-        if let ScoreOutcome::Failed { error, .. } = outcome
-            && error.contains("MemoryError")
-            && self.memory_mib > 0
-        {
-            error.push_str(&format!("; its memory cap is memory_mib = {}", self.memory_mib));
-        }
+        let limits = confined::Limits::of(&config);
+        Ok(Self { name: name.to_owned(), guard, turn: Mutex::new(()), supervisor, limits })
     }
 }
 
@@ -170,7 +207,11 @@ impl Reward for ProcessReward {
             Ok(outcomes) => outcomes,
             Err(failure) => vec![failed(&self.name, failure.why(), failure.retryable()); count],
         };
-        outcomes.iter_mut().for_each(|outcome| self.explain(outcome));
+        for outcome in &mut outcomes {
+            if let ScoreOutcome::Failed { error, .. } = outcome {
+                self.limits.explain(error);
+            }
+        }
         outcomes
     }
 

@@ -1,7 +1,8 @@
 //! What a plug-in prints: its standard error, to which the SDK has moved its standard output too. Lines go to the log,
 //! the last ones into errors.
 //!
-//! Bounds: a line is cut at 2,000 bytes, 16 lines are kept for errors, 100 lines a second are logged; the rest is counted.
+//! Bounds: a line is cut at 2,000 bytes, 16 lines are kept for errors, 100 lines a second are logged; the rest is counted. A
+//! program that prints more than 4 MiB a second waits.
 use std::collections::VecDeque;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
@@ -13,6 +14,8 @@ use tracing::{info, warn};
 const LINE: usize = 2_000;
 const KEPT: usize = 16;
 const LOGGED_PER_S: u32 = 100;
+const SECOND: Duration = Duration::from_secs(1);
+const READ_PER_S: usize = 4 << 20;
 
 /// Follows a stream until it ends.
 pub(super) struct Output {
@@ -54,7 +57,14 @@ struct Log {
 impl Log {
     async fn follow<R: AsyncRead + Unpin>(mut self, mut from: R) {
         let (mut line, mut buffer) = (Vec::new(), [0u8; 4096]);
+        let (mut second, mut read) = (Instant::now(), 0);
         while let Ok(n @ 1..) = from.read(&mut buffer).await {
+            read += n;
+            if second.elapsed() >= SECOND {
+                (second, read) = (Instant::now(), n);
+            } else if read > READ_PER_S {
+                tokio::time::sleep_until(second + SECOND).await;
+            }
             for &byte in &buffer[..n] {
                 match byte {
                     b'\n' => self.line(&std::mem::take(&mut line)),
@@ -71,7 +81,7 @@ impl Log {
 
     fn line(&mut self, bytes: &[u8]) {
         let line = String::from_utf8_lossy(bytes).trim_end().to_owned();
-        if self.second.elapsed() >= Duration::from_secs(1) {
+        if self.second.elapsed() >= SECOND {
             self.report_dropped();
             (self.second, self.logged) = (Instant::now(), 0);
         }
