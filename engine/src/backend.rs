@@ -10,7 +10,7 @@ use crate::parts::{self, Visit, WeightSource};
 use cohort_kernels::logprob::RowStats;
 use cohort_model::spec::TensorSpec;
 use cohort_model::{DecoderSpec, WeightSet};
-use std::ops::ControlFlow;
+use std::ops::{ControlFlow, Range};
 use thiserror::Error;
 
 /// A sequence's key/value memory.
@@ -199,6 +199,22 @@ pub trait Backend: Send {
     fn forward(&mut self, batch: &PackedBatch, train: bool) -> Result<Forward, EngineError>;
     /// Adds the gradients of the last `forward(.., true)` to the accumulated ones.
     fn backward(&mut self, upstream: Upstream<'_>) -> Result<(), EngineError>;
+    /// Where the gradients lie, among all that [`Backend::each_gradient`] shows in one bucket, in the order in which a backward pass is
+    /// done with them: the same in every engine of equal numerics and architecture. Empty: all at its end.
+    fn gradient_order(&self) -> Vec<Range<usize>> {
+        Vec::new()
+    }
+    /// [`Backend::backward`] of the last pass before the gradients are read: when it is done with a range of
+    /// [`Backend::gradient_order`], `done` is shown all of them and that range. It may change what the pass is done with, and
+    /// break the pass off, after which the gradients are of no use.
+    fn backward_in_order(
+        &mut self,
+        upstream: Upstream<'_>,
+        done: &mut dyn FnMut(&mut [f32], Range<usize>) -> ControlFlow<()>,
+    ) -> Result<(), EngineError> {
+        let _ = done;
+        self.backward(upstream)
+    }
     /// Sets accumulated gradients to zero.
     fn zero_grad(&mut self);
     /// Global L2 norm of the accumulated gradients (sum in f64 in a fixed order).

@@ -3,7 +3,7 @@ use crate::parts::Visit;
 use crate::{AdamW, Backend, EngineError, Extend, Forward, KvId, PackedBatch, Partition, Scored, Upstream};
 use cohort_model::spec::TensorSpec;
 use cohort_model::{DecoderSpec, WeightSet};
-use std::ops::ControlFlow;
+use std::ops::{ControlFlow, Range};
 
 /// Passes every call on and notes those that may change weights.
 pub(crate) struct Watched<'a> {
@@ -90,6 +90,16 @@ impl Backend for Watched<'_> {
     }
     fn backward(&mut self, upstream: Upstream<'_>) -> Result<(), EngineError> {
         self.inner.backward(upstream)
+    }
+    fn gradient_order(&self) -> Vec<Range<usize>> {
+        self.inner.gradient_order()
+    }
+    fn backward_in_order(
+        &mut self,
+        upstream: Upstream<'_>,
+        done: &mut dyn FnMut(&mut [f32], Range<usize>) -> ControlFlow<()>,
+    ) -> Result<(), EngineError> {
+        self.inner.backward_in_order(upstream, done)
     }
     fn zero_grad(&mut self) {
         self.inner.zero_grad();

@@ -48,7 +48,7 @@ use layout::Layout;
 use lora::Adapters;
 use optimizer::Training;
 use record::Record;
-use std::ops::ControlFlow;
+use std::ops::{ControlFlow, Range};
 use weights::Weights;
 use workspace::{BackwardSpace, Kept, Workspace};
 
@@ -130,6 +130,35 @@ impl NativeEngine {
         let recalled = pending.batch.rows();
         self.pending = Some(pending);
         Some(Forward { logp: scores.logp, entropy: scores.entropy, recalled })
+    }
+
+    /// A backward pass that tells of each stage when it is done with it.
+    fn backward_telling(&mut self, upstream: Upstream<'_>, done: &mut backward::Done<'_>) -> Result<(), EngineError> {
+        let Some(pending) = &mut self.pending else {
+            return Err(EngineError::Input("backward without a forward in training before it, under the same weights".into()));
+        };
+        let (got, want) = (upstream.d_logp.len(), pending.targets.len());
+        if got != want || upstream.d_entropy.is_some_and(|d| d.len() != want) {
+            return Err(EngineError::Input(format!("gradients of {got} log-probs where the forward had {want} targets")));
+        }
+        if !forward::finite(upstream.d_logp) || !upstream.d_entropy.is_none_or(forward::finite) {
+            return Err(EngineError::NonFinite("a gradient of the loss by a log-prob or an entropy is not finite".into()));
+        }
+        let layout = self.adapters.as_ref().map_or(&self.layout, |adapters| &adapters.layout);
+        let gradients = Gradients { arena: self.training.gradients_mut(layout), adapters: self.adapters.as_ref() };
+        let (model, work, space) = (model!(self, None), &mut self.workspace, &mut self.backward);
+        let kept = match &pending.recalled {
+            Some(rows) => {
+                self.recalled.reserve(model, 1, rows.len(), true);
+                work.reserve(model, rows.len());
+                &mut self.recalled
+            }
+            None => &mut self.kept,
+        };
+        // Who breaks off knows that it did.
+        let _ = backward::backward(model, pending, (kept, self.record.as_ref()), work, space, (upstream, done), gradients);
+        self.pending = None;
+        Ok(())
     }
 
     /// The weights change: nothing that was computed with them counts any more.
@@ -335,30 +364,25 @@ impl Backend for NativeEngine {
     }
 
     fn backward(&mut self, upstream: Upstream<'_>) -> Result<(), EngineError> {
-        let Some(pending) = &mut self.pending else {
-            return Err(EngineError::Input("backward without a forward in training before it, under the same weights".into()));
-        };
-        let (got, want) = (upstream.d_logp.len(), pending.targets.len());
-        if got != want || upstream.d_entropy.is_some_and(|d| d.len() != want) {
-            return Err(EngineError::Input(format!("gradients of {got} log-probs where the forward had {want} targets")));
-        }
-        if !forward::finite(upstream.d_logp) || !upstream.d_entropy.is_none_or(forward::finite) {
-            return Err(EngineError::NonFinite("a gradient of the loss by a log-prob or an entropy is not finite".into()));
-        }
-        let layout = self.adapters.as_ref().map_or(&self.layout, |adapters| &adapters.layout);
-        let gradients = Gradients { arena: self.training.gradients_mut(layout), adapters: self.adapters.as_ref() };
-        let (model, work, space) = (model!(self, None), &mut self.workspace, &mut self.backward);
-        let kept = match &pending.recalled {
-            Some(rows) => {
-                self.recalled.reserve(model, 1, rows.len(), true);
-                work.reserve(model, rows.len());
-                &mut self.recalled
-            }
-            None => &mut self.kept,
-        };
-        backward::backward(model, pending, (kept, self.record.as_ref()), work, space, upstream, gradients);
-        self.pending = None;
-        Ok(())
+        self.backward_telling(upstream, &mut |_, _| ControlFlow::Continue(()))
+    }
+
+    fn gradient_order(&self) -> Vec<Range<usize>> {
+        // Adapters are small: theirs are read at the end.
+        if self.adapters.is_some() { Vec::new() } else { self.layout.backward_order() }
+    }
+
+    fn backward_in_order(
+        &mut self,
+        upstream: Upstream<'_>,
+        done: &mut dyn FnMut(&mut [f32], Range<usize>) -> ControlFlow<()>,
+    ) -> Result<(), EngineError> {
+        let order = self.gradient_order();
+        let len = self.layout.len();
+        self.backward_telling(upstream, &mut |all, stage| match order.get(stage) {
+            Some(range) => done(&mut all[..len], range.clone()),
+            None => ControlFlow::Continue(()),
+        })
     }
 
     fn zero_grad(&mut self) {
