@@ -11,7 +11,6 @@
 //! adding the ranks up in the tree over R is the rest of the tree over S ([`admits`]). So the tree, and with it every
 //! rounding, depends on S alone, which is part of the run's numerics.
 use crate::collective::{Collective, CollectiveError};
-use crate::step::StepError;
 use cohort_engine::{AdamW, Backend, EngineError, Partition};
 use cohort_kernels::tree::add;
 use std::ops::{ControlFlow, Range};
@@ -73,23 +72,11 @@ impl GradientTree {
         }
         Ok(())
     }
-}
 
-/// Replaces the engine's gradients by the sum of every rank's.
-pub(crate) fn all_reduce(engine: &mut dyn Backend, ranks: &mut dyn Collective) -> Result<(), StepError> {
-    if ranks.world() == 1 {
-        return Ok(());
+    /// [`GradientTree::close`] after the last shard, of a part of the gradients: `values` are those at `range` among all.
+    pub(crate) fn fold(&self, range: Range<usize>, values: &mut [f32]) {
+        self.waiting.iter().rev().for_each(|(_, sum)| add(values, &sum[range.clone()]));
     }
-    let mut failed = None;
-    let shown = engine.each_gradient(&mut |bucket| match ranks.all_reduce(bucket) {
-        Ok(()) => ControlFlow::Continue(()),
-        Err(error) => {
-            failed = Some(error);
-            ControlFlow::Break(())
-        }
-    });
-    shown.map_err(|source| StepError::Engine { during: "sum over ranks", source })?;
-    failed.map_or(Ok(()), |error| Err(error.into()))
 }
 
 /// An update by ranks of which each keeps a part of the optimizer's state: each updates its part and has the others' from them.

@@ -11,6 +11,7 @@
 //!   lost stops it too; where ranks keep the optimizer's state in parts, perhaps in the middle of the update, which then counts.
 mod error;
 mod gradient;
+mod summing;
 
 pub use error::{StepError, StepFailure};
 pub use gradient::Proximal;
@@ -19,7 +20,7 @@ use crate::aggregator::{payload_digest, stats};
 use crate::algo::{Denominators, Loss};
 use crate::batching::{MicroBatch, Plan};
 use crate::collective::{Collective, Solo};
-use crate::metrics::{self, Tally};
+use crate::metrics::Tally;
 use crate::shards;
 use crate::training::Training;
 use cohort_actors::crash::{LEARNER_BACKWARD, crash_point};
@@ -197,11 +198,7 @@ pub fn update(
 ) -> Result<Tally, StepFailure> {
     engine.zero_grad();
     let given = Given { logp_ref, proximal };
-    let summed = accumulate(engine, plan, objective, given, ranks, watch).and_then(|tallies| {
-        let metrics = metrics::gather(tallies, ranks)?;
-        shards::all_reduce(engine, ranks)?;
-        Ok(metrics)
-    });
+    let summed = accumulate(engine, plan, objective, given, ranks, watch);
     let result = summed.map_err(StepFailure::untouched).and_then(|metrics| apply(engine, objective, metrics.averaged(), ranks));
     if result.is_err() {
         engine.zero_grad();

@@ -8,7 +8,7 @@ use cohort_protocol::{
     Epoch, FinishReason, GroupId, GroupPayload, PolicyVersion, SampleIx, Score, ScoredTrajectory, StepId, StepIntent, Trajectory,
     VersionSpan,
 };
-use std::ops::ControlFlow;
+use std::ops::{ControlFlow, Range};
 use std::sync::Arc;
 
 const EMBED: &str = "model.embed_tokens.weight";
@@ -31,6 +31,8 @@ pub(crate) struct Toy {
     pub(crate) forwards: usize,
     pub(crate) backwards: usize,
     pub(crate) on: Option<(Moment, Hook)>,
+    /// Where its gradients lie, side by side, in the order in which it says that it is done with them; empty: it does not say.
+    pub(crate) order: Vec<Range<usize>>,
 }
 
 /// Something that it is about to do.
@@ -38,6 +40,8 @@ pub(crate) struct Toy {
 pub(crate) enum Moment {
     /// A backward pass.
     Backward,
+    /// Saying that a pass is done with some gradients.
+    Done,
     /// Giving its part of the updated weights to others.
     Exchange,
     /// Taking a part of the optimizer's state.
@@ -112,6 +116,7 @@ impl Toy {
             forwards: 0,
             backwards: 0,
             on: None,
+            order: Vec::new(),
         }
     }
 
@@ -125,6 +130,16 @@ impl Toy {
         {
             hook();
         }
+    }
+
+    /// All gradients side by side.
+    fn flat(&self) -> Vec<f32> {
+        self.grads.0.values().flat_map(|tensor| tensor.data.iter().copied()).collect()
+    }
+
+    fn set_flat(&mut self, all: &[f32]) {
+        let mut rest = all.iter().copied();
+        self.grads.0.values_mut().flat_map(|tensor| &mut tensor.data).zip(&mut rest).for_each(|(value, sum)| *value = sum);
     }
 
     fn head(&self) -> &'static str {
@@ -232,6 +247,24 @@ impl Backend for Toy {
         }
         Ok(())
     }
+    fn gradient_order(&self) -> Vec<Range<usize>> {
+        self.order.clone()
+    }
+    fn backward_in_order(
+        &mut self,
+        upstream: Upstream<'_>,
+        done: &mut dyn FnMut(&mut [f32], Range<usize>) -> ControlFlow<()>,
+    ) -> Result<(), EngineError> {
+        self.backward(upstream)?;
+        let mut all = self.flat();
+        // Breaks off by itself.
+        let _ = self.order.iter().try_for_each(|range| {
+            self.about_to(Moment::Done);
+            done(&mut all, range.clone())
+        });
+        self.set_flat(&all);
+        Ok(())
+    }
     fn zero_grad(&mut self) {
         self.grads = zeros(&self.spec);
     }
@@ -335,6 +368,13 @@ impl Backend for Toy {
         Ok(())
     }
     fn each_gradient(&mut self, visit: &mut dyn FnMut(&mut [f32]) -> ControlFlow<()>) -> Result<(), EngineError> {
+        if !self.order.is_empty() {
+            let mut all = self.flat();
+            // One bucket: whether it is the last does not matter.
+            let _ = visit(&mut all);
+            self.set_flat(&all);
+            return Ok(());
+        }
         // Breaks off by itself.
         let _ = self.grads.0.values_mut().try_for_each(|tensor| visit(&mut tensor.data));
         Ok(())
