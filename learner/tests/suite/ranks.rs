@@ -517,6 +517,23 @@ async fn a_checkpoint_of_a_state_in_parts_is_the_lone_learners_and_any_number_of
     }
 }
 
+/// Two of four take a step, all four the next two: what two keep is gathered and divided among four, without a replay. (Ten seconds: so
+/// long the first step waits for ranks that are missing.)
+#[tokio::test(flavor = "multi_thread")]
+async fn a_state_in_parts_is_divided_anew_when_ranks_come() {
+    let training = config(4);
+    let (alone, requests) = (commits(1, &training, native).await, requests(3, &training));
+    let mut session = Session::new(4, in_parts(&training), native).await;
+    session.join(1, engine(native)).await;
+    assert_eq!(session.drive(0, false, &requests[..1], &alone).await, 0);
+    session.join(2, engine(native)).await;
+    session.join(3, engine(native)).await;
+    assert_eq!(session.drive(1, false, &requests, &alone).await, 0, "no part was lost");
+    let whole = Session::whole(1, training.clone(), native).await;
+    assert_eq!(whole.drive(0, false, &requests, &alone).await, 0);
+    assert_eq!(session.checkpoint(3).await.1, whole.checkpoint(3).await.1);
+}
+
 /// A rank of two or of four is gone, with its part, at any point of a step, between steps, and while its part is gathered: what it took along is
 /// loaded and replayed, and no bit changes.
 #[tokio::test(flavor = "multi_thread")]
