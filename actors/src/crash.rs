@@ -29,6 +29,10 @@ pub const LEARNER_BACKWARD: &str = "learner-backward";
 pub const FOLLOWER_REDUCE: &str = "follower-reduce";
 /// In the learner rank that leads, the first piece of the gradient summed and sent to the others, the rest not.
 pub const LEAD_REDUCE: &str = "lead-reduce";
+/// In a learner rank that follows and keeps a part of the optimizer's state, values of it, or weights that it has updated, handed on, the rest not.
+pub const FOLLOWER_GATHER: &str = "follower-gather";
+/// In the learner rank that leads, the same.
+pub const LEAD_GATHER: &str = "lead-gather";
 /// In a learner rank that follows, the step done and not yet confirmed to the lead.
 pub const FOLLOWER_STEPPED: &str = "follower-stepped";
 /// In the learner, checkpoint files written and not yet renamed.
@@ -39,7 +43,7 @@ pub const SAVING: &str = "saving";
 pub const PUBLISH: &str = "publish";
 
 /// Every point there is.
-pub const ALL: [&str; 12] = [
+pub const ALL: [&str; 14] = [
     MID_DECODE,
     TRAJECTORY_SENT,
     HANDED_IN,
@@ -48,6 +52,8 @@ pub const ALL: [&str; 12] = [
     LEARNER_BACKWARD,
     FOLLOWER_REDUCE,
     LEAD_REDUCE,
+    FOLLOWER_GATHER,
+    LEAD_GATHER,
     FOLLOWER_STEPPED,
     CHECKPOINT,
     SAVING,

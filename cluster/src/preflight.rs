@@ -15,7 +15,7 @@ pub struct Need {
     pub parameters: u64,
     /// Their gradients.
     pub gradients: u64,
-    /// AdamW's two moments.
+    /// AdamW's two moments, or a rank's part of them.
     pub moments: u64,
     /// What the forward pass of one micro-batch keeps for its backward pass.
     pub activations: u64,
@@ -59,8 +59,13 @@ impl Need {
     /// For a run: one engine that both generates and learns, or, with processes, one that learns and one a rollout worker.
     #[must_use]
     pub fn of_run(spec: &DecoderSpec, config: &Config) -> Self {
-        let one = Self::of_lone_learner(spec, config);
-        let shards = u64::from(config.training.logical_shards) / u64::from(config.cluster.learner.get());
+        let mut one = Self::of_lone_learner(spec, config);
+        let world = u64::from(config.cluster.learner.get());
+        if config.training.shard_optimizer {
+            // They are gathered for a checkpoint in the memory of the gradients.
+            one.moments = one.moments.div_ceil(world);
+        }
+        let shards = u64::from(config.training.logical_shards) / world;
         let ranks = u64::from(config.cluster.ranks_here());
         let waiting = u64::from(shards.max(1).ilog2()) * one.gradients;
         let rank = one.parameters + one.gradients + one.moments + one.activations + one.reference;
@@ -272,7 +277,8 @@ impl Memory {
         } else if n.kv > n.parameters {
             "lower cluster.capacity or training.group_size"
         } else {
-            "full training takes 16 bytes a parameter in f32, 18 in bf16; train adapters (model.lora), or choose a smaller model or a machine with more memory"
+            "full training takes 16 bytes a parameter in f32, 18 in bf16; train adapters (model.lora), share the optimizer's state among learner \
+             ranks on several hosts (training.shard_optimizer), or choose a smaller model or a machine with more memory"
         }
     }
 }
@@ -392,6 +398,12 @@ mod tests {
         let two = Need::of_run(&spec, &config);
         assert_eq!(two.ranks, rank + 2 * waiting);
         assert_eq!(two.total(), one.total() + two.ranks);
+        config.training.shard_optimizer = true;
+        let parted = Need::of_run(&spec, &config);
+        assert_eq!(parted.moments, one.moments / 2);
+        assert_eq!(parted.total(), two.total() - one.moments, "both ranks together keep them once");
+        let per_rank = parted.parameters + parted.gradients + parted.moments;
+        assert_eq!(per_rank, (8 + 8 / 2) * 134_515_008);
     }
 
     #[test]

@@ -5,11 +5,12 @@
 //!   tokens were cut into calls, and for any number of threads; between the two where [`Backend::is_exact`].
 //! - **B2** `backward` and `update` are deterministic for equal inputs in equal order, for any number of threads.
 //! - **B3** a failed call leaves weights, moments and KV as they were before it.
+use crate::Partition;
 use crate::parts::{self, Visit, WeightSource};
 use cohort_kernels::logprob::RowStats;
 use cohort_model::spec::TensorSpec;
 use cohort_model::{DecoderSpec, WeightSet};
-use std::ops::ControlFlow;
+use std::ops::{ControlFlow, Range};
 use thiserror::Error;
 
 /// A sequence's key/value memory.
@@ -198,6 +199,22 @@ pub trait Backend: Send {
     fn forward(&mut self, batch: &PackedBatch, train: bool) -> Result<Forward, EngineError>;
     /// Adds the gradients of the last `forward(.., true)` to the accumulated ones.
     fn backward(&mut self, upstream: Upstream<'_>) -> Result<(), EngineError>;
+    /// Where the gradients lie, among all that [`Backend::each_gradient`] shows in one bucket, in the order in which a backward pass is
+    /// done with them: the same in every engine of equal numerics and architecture. Empty: all at its end.
+    fn gradient_order(&self) -> Vec<Range<usize>> {
+        Vec::new()
+    }
+    /// [`Backend::backward`] of the last pass before the gradients are read: when it is done with a range of
+    /// [`Backend::gradient_order`], `done` is shown all of them and that range. It may change what the pass is done with, and
+    /// break the pass off, after which the gradients are of no use.
+    fn backward_in_order(
+        &mut self,
+        upstream: Upstream<'_>,
+        done: &mut dyn FnMut(&mut [f32], Range<usize>) -> ControlFlow<()>,
+    ) -> Result<(), EngineError> {
+        let _ = done;
+        self.backward(upstream)
+    }
     /// Sets accumulated gradients to zero.
     fn zero_grad(&mut self);
     /// Global L2 norm of the accumulated gradients (sum in f64 in a fixed order).
@@ -213,10 +230,80 @@ pub trait Backend: Send {
     fn optimizer_export(&self) -> Result<(WeightSet, WeightSet, u64), EngineError>;
     /// Takes moments and update count back.
     fn optimizer_import(&mut self, first: &WeightSet, second: &WeightSet, updates: u64) -> Result<(), EngineError>;
-    /// Moments and update count as before the first update.
+    /// Moments and update count as before the first update, of all parameters.
     fn optimizer_reset(&mut self) -> Result<(), EngineError> {
         let mut zeros = self.export()?;
         zeros.0.values_mut().for_each(|tensor| tensor.data.fill(0.0));
         self.optimizer_import(&zeros, &zeros, 0)
     }
+
+    /// Updates done.
+    fn updates(&self) -> u64;
+    /// The part of the optimizer's state that is kept: all of it, unless [`Backend::keep_partition`] or
+    /// [`Backend::take_partition`] says otherwise. Importing and resetting make it whole again; where it is not whole,
+    /// [`Backend::update`] and [`Backend::optimizer_export`] are refused.
+    fn partition(&self) -> Partition {
+        Partition::WHOLE
+    }
+    /// Keeps this part of a whole state from now on, and frees the rest.
+    fn keep_partition(&mut self, part: Partition) -> Result<(), EngineError> {
+        undivided(part)
+    }
+    /// Replaces the optimizer's state by this part of one after so many updates. Where there were any, `fill` writes the
+    /// values of its first, then of its second moments, bucket by bucket, until it breaks off.
+    fn take_partition(
+        &mut self,
+        part: Partition,
+        updates: u64,
+        fill: &mut dyn FnMut(&mut [f32]) -> ControlFlow<()>,
+    ) -> Result<(), EngineError> {
+        let _ = (updates, fill);
+        undivided(part)
+    }
+    /// Shows a part of the moments that are kept, as [`Backend::take_partition`] has them written; nothing before the first update.
+    fn each_moment(&mut self, part: Partition, visit: &mut dyn FnMut(&mut [f32]) -> ControlFlow<()>) -> Result<(), EngineError> {
+        let _ = visit;
+        undivided(part)
+    }
+    /// [`Backend::optimizer_export`] of a state that several ranks keep: `fill` is shown first moments, then second ones, bucket
+    /// by bucket, with the own part in place, and writes the others, until it breaks off; what is given is then of no use. The
+    /// gradients must be zero: their memory is used.
+    fn optimizer_gather(
+        &mut self,
+        fill: &mut dyn FnMut(&mut [f32]) -> ControlFlow<()>,
+    ) -> Result<(WeightSet, WeightSet, u64), EngineError> {
+        let _ = fill;
+        self.optimizer_export()
+    }
+    /// [`Backend::update`] of a state that several ranks keep: changes the weights of its part and has `exchange` write those of the
+    /// other parts, bucket by bucket, until it breaks off. The weights are then no version's. An error is before any change.
+    fn update_partition(
+        &mut self,
+        optimizer: &AdamW,
+        lr: f64,
+        grad_scale: f64,
+        exchange: &mut dyn FnMut(&mut [f32]) -> ControlFlow<()>,
+    ) -> Result<(), EngineError> {
+        let _ = exchange;
+        self.update(optimizer, lr, grad_scale)
+    }
+}
+
+/// What an engine that knows no parts says of one.
+fn undivided(part: Partition) -> Result<(), EngineError> {
+    if part == Partition::WHOLE {
+        return Ok(());
+    }
+    Err(EngineError::Input("this engine keeps the optimizer's state whole: set training.shard_optimizer = false".into()))
+}
+
+/// What an engine that keeps a part says where the whole is wanted.
+pub(crate) fn divided(part: Partition, what: &str) -> Result<(), EngineError> {
+    if part == Partition::WHOLE {
+        return Ok(());
+    }
+    let (rank, of) = (part.rank(), part.of());
+    Err(EngineError::Input(format!(
+        "{what} of an engine that keeps part {rank} of {of} of the optimizer's state: gather it first"
+    )))
 }

@@ -6,7 +6,7 @@
 //!
 //! Files: `backend` the seam; `input` what a call may be given; `handle` the roles' side; `driver` the engine's thread; `scheduler` who is in the next step, `beginnings` what
 //! its sequences have in common;
-//! `sampler` one token from logits; `stream` tokens as they come; `fabric` between the devices of several engines; `parts` weights on their way out; `ring` weights by version, in memory or shared by a host; `stub` canned text.
+//! `sampler` one token from logits; `stream` tokens as they come; `fabric` between the devices of several engines; `partition` which part of an optimizer's state an engine keeps; `parts` weights on their way out; `ring` weights by version, in memory or shared by a host; `stub` canned text.
 
 /// Whether this build can compute on a CUDA device.
 pub const HAS_CUDA: bool = cfg!(feature = "cuda");
@@ -19,6 +19,7 @@ pub mod fabric;
 pub mod handle;
 mod input;
 pub mod native;
+pub mod partition;
 mod parts;
 pub mod ring;
 pub mod sampler;
@@ -30,6 +31,7 @@ mod watched;
 pub use backend::{AdamW, Backend, EngineError, Extend, Forward, KvId, PackedBatch, PackedSequence, Scored, Upstream};
 pub use cohort_kernels::sampling::{Penalties, Truncation};
 pub use handle::{Completion, EngineHandle, EngineOptions, Label, Session, Span};
+pub use partition::Partition;
 pub use parts::{Part, Visit, WeightSource};
 pub use ring::{HeldRing, LocalRing, RingError, SharedRing, SlotImage, WeightRing};
 pub use sampler::{BadSampling, Constraint, Decoding, DrawKey, StopWatch};

@@ -3,7 +3,8 @@
 //! The next token of a reply gets a large logit; a bias per token, column 0 of `model.embed_tokens.weight`, is added. The
 //! bias is all that trains, with its true gradient, so plumbing tests see weights that change, digests that differ and
 //! log-probs that agree or, after a flipped bit, do not. Text never improves: this is no model.
-use crate::{AdamW, Backend, EngineError, Extend, Forward, KvId, PackedBatch, Upstream};
+use crate::backend::divided;
+use crate::{AdamW, Backend, EngineError, Extend, Forward, KvId, PackedBatch, Partition, Upstream};
 use cohort_kernels::Path;
 use cohort_model::{DecoderSpec, Tensor, WeightSet};
 use std::collections::BTreeMap;
@@ -50,6 +51,7 @@ pub struct StubBackend {
     script: Script,
     weights: WeightSet,
     moments: [WeightSet; 2],
+    partition: Partition,
     gradient: Vec<f32>,
     updates: u64,
     memories: BTreeMap<u32, Vec<u32>>,
@@ -74,6 +76,7 @@ impl StubBackend {
         Ok(Self {
             gradient: vec![0.0; vocab],
             moments: [zeros(&weights), zeros(&weights)],
+            partition: Partition::WHOLE,
             spec,
             script,
             weights,
@@ -225,19 +228,79 @@ impl Backend for StubBackend {
     }
 
     /// Plain gradient descent: a stub has nothing to gain from moments.
-    fn update(&mut self, _optimizer: &AdamW, lr: f64, grad_scale: f64) -> Result<(), EngineError> {
+    fn update(&mut self, optimizer: &AdamW, lr: f64, grad_scale: f64) -> Result<(), EngineError> {
+        divided(self.partition, "an update")?;
+        self.update_partition(optimizer, lr, grad_scale, &mut |_| ControlFlow::Continue(()))
+    }
+
+    fn update_partition(
+        &mut self,
+        _optimizer: &AdamW,
+        lr: f64,
+        grad_scale: f64,
+        exchange: &mut dyn FnMut(&mut [f32]) -> ControlFlow<()>,
+    ) -> Result<(), EngineError> {
         let norm = self.grad_norm()?;
         if !norm.is_finite() {
             return Err(EngineError::NonFinite(format!("gradient norm {norm}")));
         }
+        let own = self.partition.range(self.spec.vocab);
         if let Some(tensor) = self.weights.0.get_mut(BIAS) {
-            for (row, gradient) in tensor.data.chunks_exact_mut(self.spec.hidden).zip(&self.gradient) {
-                row[0] -= (f64::from(*gradient) * grad_scale * lr) as f32;
+            let mut biases: Vec<f32> = tensor.data.chunks_exact(self.spec.hidden).map(|row| row[0]).collect();
+            for (bias, gradient) in biases[own.clone()].iter_mut().zip(&self.gradient[own]) {
+                *bias -= (f64::from(*gradient) * grad_scale * lr) as f32;
             }
+            // One bucket: whether it is the last does not matter.
+            let _ = exchange(&mut biases);
+            tensor.data.chunks_exact_mut(self.spec.hidden).zip(biases).for_each(|(row, bias)| row[0] = bias);
         }
         self.updates += 1;
         self.zero_grad();
         Ok(())
+    }
+
+    fn updates(&self) -> u64 {
+        self.updates
+    }
+
+    fn partition(&self) -> Partition {
+        self.partition
+    }
+
+    fn keep_partition(&mut self, part: Partition) -> Result<(), EngineError> {
+        if self.partition != part {
+            divided(self.partition, "another part")?;
+            self.partition = part;
+        }
+        Ok(())
+    }
+
+    /// There are no moments to take.
+    fn take_partition(
+        &mut self,
+        part: Partition,
+        updates: u64,
+        _fill: &mut dyn FnMut(&mut [f32]) -> ControlFlow<()>,
+    ) -> Result<(), EngineError> {
+        (self.partition, self.updates) = (part, updates);
+        Ok(())
+    }
+
+    /// Nor to show.
+    fn each_moment(
+        &mut self,
+        _part: Partition,
+        _visit: &mut dyn FnMut(&mut [f32]) -> ControlFlow<()>,
+    ) -> Result<(), EngineError> {
+        Ok(())
+    }
+
+    fn optimizer_gather(
+        &mut self,
+        _fill: &mut dyn FnMut(&mut [f32]) -> ControlFlow<()>,
+    ) -> Result<(WeightSet, WeightSet, u64), EngineError> {
+        let [first, second] = self.moments.clone();
+        Ok((first, second, self.updates))
     }
 
     fn each_gradient(&mut self, visit: &mut dyn FnMut(&mut [f32]) -> ControlFlow<()>) -> Result<(), EngineError> {
@@ -251,6 +314,7 @@ impl Backend for StubBackend {
     }
 
     fn optimizer_export(&self) -> Result<(WeightSet, WeightSet, u64), EngineError> {
+        divided(self.partition, "the export")?;
         let [first, second] = self.moments.clone();
         Ok((first, second, self.updates))
     }
@@ -260,7 +324,7 @@ impl Backend for StubBackend {
             moments.check(&self.spec).map_err(|e| EngineError::Input(e.to_string()))?;
         }
         self.moments = [first.clone(), second.clone()];
-        self.updates = updates;
+        (self.partition, self.updates) = (Partition::WHOLE, updates);
         Ok(())
     }
 }

@@ -1,9 +1,9 @@
 //! A backend that remembers whether its weights were touched, so that stale keys and values are never decoded from.
 use crate::parts::Visit;
-use crate::{AdamW, Backend, EngineError, Extend, Forward, KvId, PackedBatch, Scored, Upstream};
+use crate::{AdamW, Backend, EngineError, Extend, Forward, KvId, PackedBatch, Partition, Scored, Upstream};
 use cohort_model::spec::TensorSpec;
 use cohort_model::{DecoderSpec, WeightSet};
-use std::ops::ControlFlow;
+use std::ops::{ControlFlow, Range};
 
 /// Passes every call on and notes those that may change weights.
 pub(crate) struct Watched<'a> {
@@ -91,6 +91,16 @@ impl Backend for Watched<'_> {
     fn backward(&mut self, upstream: Upstream<'_>) -> Result<(), EngineError> {
         self.inner.backward(upstream)
     }
+    fn gradient_order(&self) -> Vec<Range<usize>> {
+        self.inner.gradient_order()
+    }
+    fn backward_in_order(
+        &mut self,
+        upstream: Upstream<'_>,
+        done: &mut dyn FnMut(&mut [f32], Range<usize>) -> ControlFlow<()>,
+    ) -> Result<(), EngineError> {
+        self.inner.backward_in_order(upstream, done)
+    }
     fn zero_grad(&mut self) {
         self.inner.zero_grad();
     }
@@ -115,5 +125,41 @@ impl Backend for Watched<'_> {
     }
     fn optimizer_reset(&mut self) -> Result<(), EngineError> {
         self.inner.optimizer_reset()
+    }
+    fn updates(&self) -> u64 {
+        self.inner.updates()
+    }
+    fn partition(&self) -> Partition {
+        self.inner.partition()
+    }
+    fn keep_partition(&mut self, part: Partition) -> Result<(), EngineError> {
+        self.inner.keep_partition(part)
+    }
+    fn take_partition(
+        &mut self,
+        part: Partition,
+        updates: u64,
+        fill: &mut dyn FnMut(&mut [f32]) -> ControlFlow<()>,
+    ) -> Result<(), EngineError> {
+        self.inner.take_partition(part, updates, fill)
+    }
+    fn each_moment(&mut self, part: Partition, visit: &mut dyn FnMut(&mut [f32]) -> ControlFlow<()>) -> Result<(), EngineError> {
+        self.inner.each_moment(part, visit)
+    }
+    fn optimizer_gather(
+        &mut self,
+        fill: &mut dyn FnMut(&mut [f32]) -> ControlFlow<()>,
+    ) -> Result<(WeightSet, WeightSet, u64), EngineError> {
+        self.inner.optimizer_gather(fill)
+    }
+    fn update_partition(
+        &mut self,
+        optimizer: &AdamW,
+        lr: f64,
+        grad_scale: f64,
+        exchange: &mut dyn FnMut(&mut [f32]) -> ControlFlow<()>,
+    ) -> Result<(), EngineError> {
+        self.changed = true;
+        self.inner.update_partition(optimizer, lr, grad_scale, exchange)
     }
 }

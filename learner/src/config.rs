@@ -37,6 +37,10 @@ pub struct TrainingConfig {
     /// (`cluster.learner`) share them: equal values give equal bits for any number of ranks. At most `groups_per_step`. Part of
     /// the run's numerics. Default 1.
     pub logical_shards: u32,
+    /// Every learner rank keeps AdamW's moments of a part of the parameters, updates that part and gives it to the others (ZeRO-1):
+    /// 8 + 8 / ranks bytes a parameter instead of 16; the bits stay the same. A rank that is lost takes its part along: a checkpoint is
+    /// loaded and the steps since are taken again. Needs `cluster.learner` above 1; may change at a resume. Default false.
+    pub shard_optimizer: bool,
     /// Compute what the samples of a group have in common before their first sampled token, the prompt, once, forward and
     /// backward. Part of the run's numerics. Default true.
     pub share_prompts: bool,
@@ -82,6 +86,7 @@ impl Default for TrainingConfig {
             inner_epochs: 1,
             micro_batch_tokens: 4096,
             logical_shards: 1,
+            shard_optimizer: false,
             share_prompts: true,
             recompute_activations: false,
             reuse_sampling_mb: 1024,

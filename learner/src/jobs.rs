@@ -1,12 +1,15 @@
 //! How each job is done: on the engine's thread, on the disk, in the ring.
 //!
-//! Invariant **J1**: a job that fails says what it leaves ([`Aftermath`]); only a load and a step with several inner
-//! epochs can leave weights that are no version.
+//! Invariants
+//! - **J1** a job that fails says what it leaves ([`Aftermath`]); only a load, a step with several inner epochs, and one of ranks
+//!   that keep the optimizer's state in parts can leave weights that are no version.
+//! - **J2** what is lost with another rank is not this learner's failure ([`Aftermath::LostWithRank`]), [`TRIES`] times without a new
+//!   step in between.
 use crate::batching::Plan;
 use crate::checkpoint::{self, CheckpointError, OptimizerState, TrainState};
 use crate::collective::{Collective, CollectiveError, Solo};
 use crate::publish::publish;
-use crate::ranks::{Team, TeamError};
+use crate::ranks::{Moments, Team, TeamError};
 use crate::shards;
 use crate::state::{Aftermath, Failure, Job, Outcome};
 use crate::step::{self, StepError};
@@ -18,8 +21,9 @@ use cohort_protocol::messages::ranks::Holding;
 use cohort_protocol::{PolicyVersion, StepCommit};
 use std::path::PathBuf;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
 use std::time::Instant;
+use tracing::warn;
 
 /// Tries of a step that loses a rank each time, after which the coordinator hears of it.
 const TRIES: u32 = 10;
@@ -46,6 +50,8 @@ pub struct Workshop {
     pub micro_batches: Arc<AtomicU64>,
     /// The followers, where this learner leads some.
     pub team: Option<Arc<Team>>,
+    /// States lost with other ranks since the last new step.
+    pub losses: AtomicU32,
 }
 
 impl Workshop {
@@ -103,29 +109,50 @@ impl Workshop {
     async fn step(self: Arc<Self>, request: StepRequest) -> Result<Outcome, Failure> {
         let plan = step::plan(&self.training, &request).map_err(|e| step_failure(&e, Aftermath::Intact))?;
         let (request, plan) = (Arc::new(request), Arc::new(plan));
+        let done = self.again(|| self.clone().attempt(request.clone(), plan.clone())).await;
+        if !request.replay && matches!(done, Ok(Outcome::Stepped(_))) {
+            self.losses.store(0, Ordering::Relaxed);
+        }
+        done
+    }
+
+    /// Does what needs the other ranks until none of them is lost on the way.
+    async fn again<T, F>(&self, attempt: impl Fn() -> F) -> Result<T, Failure>
+    where
+        F: Future<Output = Result<T, Attempt>>,
+    {
         let mut tries = 1;
         loop {
-            match self.clone().attempt(request.clone(), plan.clone()).await {
-                Err(Attempt::Abandoned(why)) if tries < TRIES => {
-                    if let Some(team) = &self.team {
-                        team.disband(&why).await;
-                    }
-                    tries += 1;
-                }
-                Err(Attempt::Abandoned(why)) => return Err(step_failure(&why.into(), Aftermath::Intact)),
+            let (why, aftermath) = match attempt().await {
+                Ok(done) => return Ok(done),
                 Err(Attempt::Failed(failure)) => return Err(failure),
-                Ok(outcome) => return Ok(outcome),
+                Err(Attempt::PartLost(why)) => return Err(self.lost(why)),
+                Err(Attempt::Abandoned(why, aftermath)) => (why, aftermath),
+            };
+            if let Some(team) = &self.team {
+                team.disband(&why).await;
             }
+            if aftermath != Aftermath::Intact {
+                return Err(self.lost(why.to_string()));
+            }
+            if tries == TRIES {
+                return Err(step_failure(&why.into(), Aftermath::Intact));
+            }
+            tries += 1;
         }
     }
 
+    /// J2.
+    fn lost(&self, error: String) -> Failure {
+        warn!(target: "cohort::learner", error, "state_lost");
+        let again = self.losses.fetch_add(1, Ordering::Relaxed) + 1 < TRIES;
+        let aftermath = if again { Aftermath::LostWithRank } else { Aftermath::WeightsLost };
+        Failure { error, fatal: false, fault: Fault::Worker, aftermath }
+    }
+
     async fn attempt(self: Arc<Self>, request: Arc<StepRequest>, plan: Arc<Plan>) -> Result<Outcome, Attempt> {
-        let intact = |e: EngineError| engine_failure(&e, Aftermath::Intact);
         let members = match &self.team {
-            Some(team) => team.form(&self.engine, request.intent.base).await.map_err(|e| match e {
-                TeamError::Ranks(why) => abandoned(why.into(), Aftermath::Intact),
-                TeamError::Engine(e) => Attempt::Failed(intact(e)),
-            })?,
+            Some(team) => team.form(&self.engine, request.intent.base).await.map_err(of_team)?,
             None => Vec::new(),
         };
         let own = shards::of_rank(self.training.logical_shards, 0, members.len() + 1);
@@ -193,9 +220,9 @@ impl Workshop {
     }
 
     async fn checkpoint(self: Arc<Self>, request: CheckpointRequest) -> Result<Outcome, Failure> {
-        let exported = self.engine.with_backend(|engine| Ok((engine.export()?, engine.optimizer_export()?)));
-        let (weights, (first, second, updates)) =
-            exported.await.and_then(|done: Result<_, EngineError>| done).map_err(|e| engine_failure(&e, Aftermath::Intact))?;
+        let (first, second, updates) = self.moments(request.version).await?;
+        let weights = self.engine.with_backend(|engine| engine.export()).await.and_then(|done| done);
+        let weights = weights.map_err(|e| engine_failure(&e, Aftermath::Intact))?;
         let state = TrainState {
             version: request.version,
             weights,
@@ -211,6 +238,17 @@ impl Workshop {
         Ok(Outcome::Saved { dir: saved.dir, manifest_sha256: saved.manifest_sha256 })
     }
 
+    /// The optimizer's state, from all ranks that keep some of it.
+    async fn moments(&self, version: PolicyVersion) -> Result<Moments, Failure> {
+        match &self.team {
+            Some(team) => self.again(|| async { team.moments(&self.engine, version).await.map_err(of_team) }).await,
+            None => {
+                let exported = self.engine.with_backend(|engine| engine.optimizer_export()).await.and_then(|done| done);
+                exported.map_err(|e| engine_failure(&e, Aftermath::Intact))
+            }
+        }
+    }
+
     /// Labels the engine's weights as a version; gives their digest and SHA-256.
     async fn name(&self, version: PolicyVersion) -> Result<(u64, String), Failure> {
         let lost = |e| engine_failure(&e, Aftermath::WeightsLost);
@@ -221,16 +259,26 @@ impl Workshop {
 
 /// How a try of a step ended that did not succeed.
 enum Attempt {
-    /// A rank was lost or stuck, and nothing of the step is in the weights: try again.
-    Abandoned(CollectiveError),
+    /// A rank was lost or stuck. Where nothing of it is in the weights, it can be tried again.
+    Abandoned(CollectiveError, Aftermath),
+    /// A part of the optimizer's state is nowhere any more.
+    PartLost(String),
     /// For good.
     Failed(Failure),
 }
 
 fn abandoned(error: StepError, aftermath: Aftermath) -> Attempt {
     match error {
-        StepError::Ranks(why) if aftermath == Aftermath::Intact && !why.is_fatal() => Attempt::Abandoned(why),
+        StepError::Ranks(why) if !why.is_fatal() => Attempt::Abandoned(why, aftermath),
         error => Attempt::Failed(step_failure(&error, aftermath)),
+    }
+}
+
+fn of_team(error: TeamError) -> Attempt {
+    match error {
+        TeamError::Ranks(why) => abandoned(why.into(), Aftermath::Intact),
+        TeamError::Engine(e) => Attempt::Failed(engine_failure(&e, Aftermath::Intact)),
+        lost @ TeamError::PartLost { .. } => Attempt::PartLost(lost.to_string()),
     }
 }
 

@@ -10,9 +10,8 @@
 //! R ranks take S / R neighbouring shards each. Where that is a power of two, a rank's shards are a node of the tree, and
 //! adding the ranks up in the tree over R is the rest of the tree over S ([`admits`]). So the tree, and with it every
 //! rounding, depends on S alone, which is part of the run's numerics.
-use crate::collective::Collective;
-use crate::step::StepError;
-use cohort_engine::{Backend, EngineError};
+use crate::collective::{Collective, CollectiveError};
+use cohort_engine::{AdamW, Backend, EngineError, Partition};
 use cohort_kernels::tree::add;
 use std::ops::{ControlFlow, Range};
 
@@ -73,23 +72,35 @@ impl GradientTree {
         }
         Ok(())
     }
+
+    /// [`GradientTree::close`] after the last shard, of a part of the gradients: `values` are those at `range` among all.
+    pub(crate) fn fold(&self, range: Range<usize>, values: &mut [f32]) {
+        self.waiting.iter().rev().for_each(|(_, sum)| add(values, &sum[range.clone()]));
+    }
 }
 
-/// Replaces the engine's gradients by the sum of every rank's.
-pub(crate) fn all_reduce(engine: &mut dyn Backend, ranks: &mut dyn Collective) -> Result<(), StepError> {
-    if ranks.world() == 1 {
-        return Ok(());
-    }
+/// An update by ranks of which each keeps a part of the optimizer's state: each updates its part and has the others' from them.
+/// An update is the same for every value wherever it is done, so the weights have the bits of one rank that keeps it whole.
+///
+/// # Errors
+/// Those of the engine are before any change; a rank that is lost leaves weights that are no version's.
+pub(crate) fn update_parts(
+    engine: &mut dyn Backend,
+    (optimizer, learning_rate, scale): (&AdamW, f64, f64),
+    ranks: &mut dyn Collective,
+) -> Result<Result<(), CollectiveError>, EngineError> {
     let mut failed = None;
-    let shown = engine.each_gradient(&mut |bucket| match ranks.all_reduce(bucket) {
-        Ok(()) => ControlFlow::Continue(()),
-        Err(error) => {
-            failed = Some(error);
-            ControlFlow::Break(())
+    engine.update_partition(optimizer, learning_rate, scale, &mut |bucket| {
+        let parts: Vec<Range<usize>> = Partition::all(ranks.world()).map(|part| part.range(bucket.len())).collect();
+        match ranks.all_gather(bucket, &parts) {
+            Ok(()) => ControlFlow::Continue(()),
+            Err(error) => {
+                failed = Some(error);
+                ControlFlow::Break(())
+            }
         }
-    });
-    shown.map_err(|source| StepError::Engine { during: "sum over ranks", source })?;
-    failed.map_or(Ok(()), |error| Err(error.into()))
+    })?;
+    Ok(failed.map_or(Ok(()), Err))
 }
 
 #[cfg(test)]

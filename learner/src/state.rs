@@ -7,7 +7,7 @@
 //! - **D3** requests of another epoch than the connection's are ignored; answers carry the epoch of their request and are
 //!   not sent into another one.
 //! - **D4** `Ready` names the version in the engine, so it waits for a running job; where followers find this lead is told at
-//!   once.
+//!   once. A job that loses that version with another rank ends with it, instead of an answer.
 //! - **D5** the progress counter moves with every micro-batch, and with every beat while the job is within its patience
 //!   ([`Patience`]); the coordinator replaces a learner whose counter stands still.
 use crate::patience::Patience;
@@ -110,6 +110,8 @@ pub enum Aftermath {
     Intact,
     /// Weights that are no version: they must be loaded again.
     WeightsLost,
+    /// The same, by the loss of another rank. It is no failure of this one, which says, as after a start, that it holds nothing.
+    LostWithRank,
     /// The engine is gone.
     EngineLost,
 }
@@ -279,6 +281,12 @@ impl LearnerState {
 
     fn on_finished(&mut self, outcome: Outcome, out: &mut Vec<Command>) {
         let Some(Running { what, request, .. }) = self.running.take() else { return };
+        if let Outcome::Failed(Failure { aftermath: Aftermath::LostWithRank, .. }) = outcome {
+            (self.held, self.last, self.greeting) = (None, None, false);
+            out.push(Command::Send(LearnerToCoordinator::Ready(None)));
+            out.extend(self.leaving.take().map(Command::Leave));
+            return;
+        }
         let epoch = request.epoch();
         let answer = match (outcome, request) {
             (Outcome::Loaded { version, digest, sha256 }, _) => {
@@ -299,7 +307,7 @@ impl LearnerState {
             (Outcome::Failed(failure), _) => {
                 match failure.aftermath {
                     Aftermath::Intact => {}
-                    Aftermath::WeightsLost => (self.held, self.last) = (None, None),
+                    Aftermath::WeightsLost | Aftermath::LostWithRank => (self.held, self.last) = (None, None),
                     Aftermath::EngineLost => out.push(Command::Fail(failure.error.clone())),
                 }
                 LearnerToCoordinator::Failed(LearnerFailed {

@@ -7,9 +7,11 @@
 //!   the step's base policy drew must be equal, others are counted apart ([`Origin`](crate::batching::Origin)). Where the
 //!   training pass draws (dropout), they are those of a pass that does not.
 //! - **S3** a value that is not finite stops the step before the update it would have entered, on every rank; weights and
-//!   moments then are those after [`StepFailure::updates`] updates, so with 0 the state is as before the step.
+//!   moments then are those after [`StepFailure::updates`] updates, so with 0 the state is as before the step. A rank that is
+//!   lost stops it too; where ranks keep the optimizer's state in parts, perhaps in the middle of the update, which then counts.
 mod error;
 mod gradient;
+mod summing;
 
 pub use error::{StepError, StepFailure};
 pub use gradient::Proximal;
@@ -18,11 +20,11 @@ use crate::aggregator::{payload_digest, stats};
 use crate::algo::{Denominators, Loss};
 use crate::batching::{MicroBatch, Plan};
 use crate::collective::{Collective, Solo};
-use crate::metrics::{self, Tally};
+use crate::metrics::Tally;
 use crate::shards;
 use crate::training::Training;
 use cohort_actors::crash::{LEARNER_BACKWARD, crash_point};
-use cohort_engine::{AdamW, Backend};
+use cohort_engine::{AdamW, Backend, EngineError, Partition};
 use cohort_kernels::sampling::key;
 use cohort_protocol::messages::learner::StepRequest;
 use cohort_protocol::{GroupId, GroupPayload, StepIntent};
@@ -57,6 +59,7 @@ pub fn take(
     ranks: &mut dyn Collective,
     watch: &mut dyn FnMut(u32, usize),
 ) -> Result<Vec<Tally>, StepFailure> {
+    own_part(engine, ranks).map_err(StepFailure::untouched)?;
     // Nobody computes before everybody stands.
     ranks.barrier().map_err(|error| StepFailure::untouched(error.into()))?;
     if training.rechecks(intent.step) {
@@ -80,10 +83,20 @@ pub fn take(
             }
         };
         let metrics = update(engine, plan, &objective, logp_ref, proximal.as_mut(), ranks, &mut watch)
-            .map_err(|error| StepFailure { error, updates: epoch })?;
+            .map_err(|failure| StepFailure { updates: epoch + failure.updates, ..failure })?;
         epochs.push(metrics);
     }
     Ok(epochs)
+}
+
+/// Whether the engine keeps the whole of the optimizer's state, or this rank's part of it.
+fn own_part(engine: &dyn Backend, ranks: &dyn Collective) -> Result<(), StepError> {
+    let (part, rank, world) = (engine.partition(), ranks.rank(), ranks.world());
+    if part == Partition::WHOLE || Some(part) == Partition::new(rank, world) {
+        return Ok(());
+    }
+    let why = format!("rank {rank} of {world} keeps part {} of {} of the optimizer's state", part.rank(), part.of());
+    Err(StepError::Engine { during: "the beginning of a step", source: EngineError::Input(why) })
 }
 
 /// The metrics of a whole step: its groups', then those of each inner epoch.
@@ -171,8 +184,9 @@ pub struct Objective<'a> {
     pub draws: u64,
 }
 
-/// One optimizer update over a whole plan; where `ranks` are several, over the plans of all of them. On an error the weights
-/// and moments are as before and no gradient is left. Gives rank 0 everyone's metrics.
+/// One optimizer update over a whole plan; where `ranks` are several, over the plans of all of them. On an error no gradient is
+/// left, and the weights and moments are as before, unless the failure counts an update: then they are no version's. Gives rank
+/// 0 everyone's metrics.
 pub fn update(
     engine: &mut dyn Backend,
     plan: &Plan,
@@ -181,30 +195,40 @@ pub fn update(
     proximal: Option<&mut Proximal<'_>>,
     ranks: &mut dyn Collective,
     watch: &mut dyn FnMut(usize),
-) -> Result<Tally, StepError> {
+) -> Result<Tally, StepFailure> {
     engine.zero_grad();
     let given = Given { logp_ref, proximal };
-    let result = accumulate(engine, plan, objective, given, ranks, watch).and_then(|tallies| {
-        let metrics = metrics::gather(tallies, ranks)?;
-        shards::all_reduce(engine, ranks)?;
-        apply(engine, objective, metrics.averaged())
-    });
+    let summed = accumulate(engine, plan, objective, given, ranks, watch);
+    let result = summed.map_err(StepFailure::untouched).and_then(|metrics| apply(engine, objective, metrics.averaged(), ranks));
     if result.is_err() {
         engine.zero_grad();
     }
     result
 }
 
-fn apply(engine: &mut dyn Backend, objective: &Objective<'_>, mut metrics: Tally) -> Result<Tally, StepError> {
-    let norm = engine.grad_norm().map_err(engine_error("gradient norm"))?;
+fn apply(
+    engine: &mut dyn Backend,
+    objective: &Objective<'_>,
+    mut metrics: Tally,
+    ranks: &mut dyn Collective,
+) -> Result<Tally, StepFailure> {
+    let untouched = |during| move |error| StepFailure::untouched(engine_error(during)(error));
+    let norm = engine.grad_norm().map_err(untouched("gradient norm"))?;
     if !norm.is_finite() {
-        return Err(StepError::NonFinite { what: "gradient norm", place: "the whole step".into(), value: norm });
+        let place = "the whole step".into();
+        return Err(StepFailure::untouched(StepError::NonFinite { what: "gradient norm", place, value: norm }));
     }
     let scale = match objective.max_grad_norm {
         Some(max) if norm > max => max / norm,
         _ => 1.0,
     };
-    engine.update(&objective.optimizer, objective.learning_rate, scale).map_err(engine_error("update"))?;
+    let (optimizer, rate) = (&objective.optimizer, objective.learning_rate);
+    if engine.partition() == Partition::WHOLE {
+        engine.update(optimizer, rate, scale).map_err(untouched("update"))?;
+    } else {
+        let exchanged = shards::update_parts(engine, (optimizer, rate, scale), ranks).map_err(untouched("update"))?;
+        exchanged.map_err(|error| StepFailure { error: error.into(), updates: 1 })?;
+    }
     metrics.mean("grad_norm", norm, 1.0);
     metrics.mean("learning_rate", objective.learning_rate, 1.0);
     Ok(metrics)

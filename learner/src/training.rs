@@ -30,6 +30,8 @@ pub struct Training {
     pub packing: Packing,
     /// Parts of a step whose gradients are summed in one tree, at least 1.
     pub logical_shards: usize,
+    /// Whether each learner rank keeps a part of the optimizer's state.
+    pub shard_optimizer: bool,
     /// Steps whose forward pass is computed though sampling has done so: every so many; 0 for none.
     pub recheck_interval: u64,
     /// Key of every random draw.
@@ -118,6 +120,7 @@ impl TryFrom<&TrainingConfig> for Training {
             inner_epochs: c.inner_epochs,
             packing: Packing { micro_batch_tokens: c.micro_batch_tokens as usize, share_prompts: c.share_prompts },
             logical_shards: c.logical_shards as usize,
+            shard_optimizer: c.shard_optimizer,
             recheck_interval: c.recheck_interval.into(),
             seed: c.seed,
             optimizer: optimizer(c)?,

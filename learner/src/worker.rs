@@ -17,7 +17,7 @@ use cohort_protocol::messages::learner::{CoordinatorToLearner, LearnerToCoordina
 use ractor::{Actor, ActorRef};
 use std::path::PathBuf;
 use std::sync::Arc;
-use std::sync::atomic::AtomicU64;
+use std::sync::atomic::{AtomicU32, AtomicU64};
 use std::time::Duration;
 use tokio::sync::oneshot;
 use tokio::time::MissedTickBehavior;
@@ -81,6 +81,7 @@ pub async fn run_worker(args: LearnerArgs, dialer: Arc<dyn Dialer>, shutdown: Sh
         run_dir: args.run_dir,
         micro_batches,
         team,
+        losses: AtomicU32::default(),
     });
     let (exit, exited) = oneshot::channel();
     let actor_args = LearnerActorArgs { workshop, meeting, sender: link.sender(), exit };
@@ -114,6 +115,7 @@ fn lead(
         terms,
         count: ranks.count,
         shards: training.logical_shards,
+        partitioned: training.shard_optimizer,
         pulse: Pulse::of(work.clone()),
         patience: Duration::from_secs(patience.micro_batch),
         fabrics: ranks.fabrics.clone(),

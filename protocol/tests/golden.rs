@@ -19,7 +19,9 @@ use cohort_protocol::messages::node::{
     Certificate, CertificateRequest, ChildState, ChunkFailed, ChunkName, FetchChunk, HeadToNode, Manifest, NoWeights, NodeReady,
     NodeToHead, Replace, RunFacts, WantWeights,
 };
-use cohort_protocol::messages::ranks::{BetweenRanks, Holding, RankFabric, RankFailed, RankMemory, RankState, RankStep};
+use cohort_protocol::messages::ranks::{
+    BetweenRanks, Holding, RankFabric, RankFailed, RankMemory, RankPart, RankState, RankStep,
+};
 use cohort_protocol::messages::reward::{
     CoordinatorToReward, RewardBeat, RewardToCoordinator, SampleToScore, ScoreReply, ScoreRequest,
 };
@@ -259,6 +261,7 @@ fn between_ranks() -> Vec<(&'static str, BetweenRanks)> {
     let failed = RankFailed { error: "loss is NaN".into(), fatal: true, fault: Fault::Compute };
     let memory = RankMemory { host: "0f3a pid:[1]".into(), path: "/proc/7/fd/9".into(), mark: 3 };
     let fabric = RankFabric { kind: "nccl".into(), invitation: vec![7, 0, 255], rank: 1, world: 4 };
+    let part = RankPart { rank: 1, world: 4, updates: 3 };
     vec![
         ("Beat", BetweenRanks::Beat(31)),
         ("Holds", BetweenRanks::Holds(Some(holding))),
@@ -272,6 +275,9 @@ fn between_ranks() -> Vec<(&'static str, BetweenRanks)> {
         ("Memory", BetweenRanks::Memory(memory)),
         ("Opened", BetweenRanks::Opened(true)),
         ("Fabric", BetweenRanks::Fabric(fabric)),
+        ("Keeps", BetweenRanks::Keeps(Some(part))),
+        ("Keep", BetweenRanks::Keep(part)),
+        ("HandIn", BetweenRanks::HandIn(part)),
     ]
 }
 

@@ -11,7 +11,7 @@ use cohort_protocol::messages::learner::{
     CheckpointRequest, CheckpointSaved, CoordinatorToLearner, Fault, LearnerBeat, LearnerFailed, LearnerToCoordinator, Load,
     LoadFrom, Loaded, PublishRequest, Published, StepRequest, Stepped,
 };
-use cohort_protocol::messages::ranks::{BetweenRanks, Holding, RankFailed, RankMemory, RankState, RankStep};
+use cohort_protocol::messages::ranks::{BetweenRanks, Holding, RankFailed, RankMemory, RankPart, RankState, RankStep};
 use cohort_protocol::messages::reward::{
     CoordinatorToReward, RewardBeat, RewardToCoordinator, SampleToScore, ScoreReply, ScoreRequest,
 };
@@ -360,6 +360,7 @@ fn keeper_to_asker() -> impl Strategy<Value = KeeperToAsker> {
 
 fn between_ranks() -> impl Strategy<Value = BetweenRanks> {
     let holding = || (version(), any::<u64>()).prop_map(|(version, digest)| Holding { version, digest });
+    let part = || any::<(u32, u32, u64)>().prop_map(|(rank, world, updates)| RankPart { rank, world, updates });
     let fault = prop_oneof![Just(Fault::Worker), Just(Fault::Compute), Just(Fault::System)];
     let step = (intent(), vec(group(), 0..3), any::<(u32, u32, u64, u64, u32, u32)>()).prop_map(
         |(intent, groups, (first, last, sequences, tokens, rank, world))| {
@@ -378,6 +379,9 @@ fn between_ranks() -> impl Strategy<Value = BetweenRanks> {
         (text(), any::<bool>(), fault).prop_map(|(error, fatal, fault)| BetweenRanks::Failed(RankFailed { error, fatal, fault })),
         (text(), text(), any::<u64>()).prop_map(|(host, path, mark)| BetweenRanks::Memory(RankMemory { host, path, mark })),
         any::<bool>().prop_map(BetweenRanks::Opened),
+        of(part()).prop_map(BetweenRanks::Keeps),
+        part().prop_map(BetweenRanks::Keep),
+        part().prop_map(BetweenRanks::HandIn),
     ]
 }
 

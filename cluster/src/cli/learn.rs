@@ -20,7 +20,7 @@ use serde::Serialize;
 use std::io::Write;
 use std::path::PathBuf;
 use std::sync::Arc;
-use std::sync::atomic::AtomicU64;
+use std::sync::atomic::{AtomicU32, AtomicU64};
 
 #[derive(Debug, clap::Args)]
 pub(super) struct Args {
@@ -82,6 +82,7 @@ pub(super) fn run(args: &Args, out: &mut dyn Write) -> Result<Exit, CliError> {
         run_dir: args.out.clone(),
         micro_batches: Arc::new(AtomicU64::new(0)),
         team: None,
+        losses: AtomicU32::default(),
     });
     std::fs::create_dir_all(&args.out).map_err(|e| CliError::io("make", &args.out, &e))?;
     let mut metrics = JsonlSink::open(&args.out.join("metrics.jsonl")).map_err(|e| CliError::new(Exit::Io, e))?;

@@ -56,6 +56,10 @@ impl Config {
             );
             return Err(("cluster.learner".to_owned(), why));
         }
+        if self.training.shard_optimizer && ranks == 1 {
+            let why = "has no effect with one learner rank: remove it, or set cluster.learner";
+            return Err(("training.shard_optimizer".to_owned(), why.to_owned()));
+        }
         let corrects = !matches!(self.training.correction, CorrectionConfig::None {});
         // Cross-entropy reads no ratio: there is nothing to correct.
         let reads_ratio = !matches!(self.training.loss, LossConfig::Sft {});

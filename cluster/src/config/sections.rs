@@ -15,8 +15,8 @@ pub struct ClusterConfig {
     pub rollout: u16,
     /// Reward workers of this host: how many grade groups at the same time. 0: other hosts bring them, which needs `listen`.
     pub reward: u16,
-    /// Learner ranks: how many share the groups of a step, each with weights, gradients and moments of its own. `training.logical_shards` must be
-    /// their number times 1, 2, 4, ..; the weights after a step do not depend on it. Default 1.
+    /// Learner ranks: how many share the groups of a step, each with weights and gradients of its own, and with moments, unless
+    /// `training.shard_optimizer` divides them. `training.logical_shards` must be their number times 1, 2, 4, ..; the weights after a step do not depend on it. Default 1.
     pub learner: NonZeroU16,
     /// How many of the learner ranks run on the head node, the lead among them; the others run on hosts that offer places for
     /// them. Nothing: those for which no host of `nodes` has a place.

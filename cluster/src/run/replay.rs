@@ -14,7 +14,7 @@ use cohort_protocol::messages::learner::{Load, LoadFrom, StepRequest};
 use cohort_protocol::{Epoch, GroupPayload, PolicyVersion, StepCommit, StepId, StepIntent};
 use std::path::PathBuf;
 use std::sync::Arc;
-use std::sync::atomic::AtomicU64;
+use std::sync::atomic::{AtomicU32, AtomicU64};
 use thiserror::Error;
 
 /// Why steps could not be taken again to the same weights.
@@ -137,6 +137,7 @@ impl Replay {
             run_dir: paths.root().to_owned(),
             micro_batches: Arc::new(AtomicU64::new(0)),
             team: None,
+            losses: AtomicU32::default(),
         };
         Ok(Self { history, past, shop: Arc::new(shop), begins, last })
     }

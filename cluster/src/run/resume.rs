@@ -6,7 +6,7 @@ use serde_json::Value;
 use std::collections::BTreeMap;
 
 /// Keys, and tables of keys, that another launch of the same run may set anew.
-const FREE: [&str; 4] = ["cluster", "logging", "training.checkpoint", "training.eval"];
+const FREE: [&str; 5] = ["cluster", "logging", "training.checkpoint", "training.eval", "training.shard_optimizer"];
 /// May grow.
 const STEPS: &str = "training.steps";
 
@@ -101,6 +101,7 @@ mod tests {
             c.logging.level = "debug".into();
             c.training.checkpoint.every += 1;
             c.training.eval.every += 1;
+            c.training.shard_optimizer = true;
         });
         assert_eq!(free, None);
         assert_eq!(identity(&Config::default()), {

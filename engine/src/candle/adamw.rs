@@ -3,6 +3,7 @@ use super::place::{Place, misplaced};
 use candle_core::{CpuStorage, Error, InplaceOp2, Layout, Result, Tensor};
 use cohort_kernels::adamw::{self, Step};
 use std::cell::RefCell;
+use std::ops::Range;
 #[cfg(feature = "cuda")]
 use {candle_core::CudaStorage, candle_core::cuda_backend::cudarc::driver::CudaSlice};
 
@@ -30,6 +31,12 @@ impl Moments {
         }
     }
 
+    /// Those of a range of the weight's values.
+    pub(super) fn cut(&self, place: &Place, range: Range<usize>) -> Result<Self> {
+        let (first, second) = self.download(place)?;
+        Self::upload(place, &first[range.clone()], &second[range])
+    }
+
     /// First and second.
     pub(super) fn download(&self, place: &Place) -> Result<(Vec<f32>, Vec<f32>)> {
         match (self, place) {
@@ -42,7 +49,7 @@ impl Moments {
     }
 }
 
-/// One update of `weight`.
+/// One update of `weight`, or of as many of its values as there are moments.
 pub(super) fn update(place: &Place, step: Step, weight: &Tensor, gradient: &Tensor, moments: &mut Moments) -> Result<()> {
     weight.inplace_op2(&gradient.contiguous()?, &Update { place, step, moments: RefCell::new(moments) })
 }

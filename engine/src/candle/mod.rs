@@ -23,7 +23,8 @@ mod scores;
 #[cfg(test)]
 mod tests;
 
-use crate::{AdamW, Backend, EngineError, Extend, Forward, KvId, PackedBatch, Upstream, input};
+use crate::backend::divided;
+use crate::{AdamW, Backend, EngineError, Extend, Forward, KvId, PackedBatch, Partition, Upstream, input};
 use candle_core::{Device, Tensor};
 use cohort_model::{DecoderSpec, DeviceKind, WeightSet};
 use decoder::{Decoder, Fresh};
@@ -270,6 +271,17 @@ impl Backend for CandleEngine {
     }
 
     fn update(&mut self, optimizer: &AdamW, lr: f64, grad_scale: f64) -> Result<(), EngineError> {
+        divided(self.parameters.partition(), "an update")?;
+        self.update_partition(optimizer, lr, grad_scale, &mut |_| ControlFlow::Continue(()))
+    }
+
+    fn update_partition(
+        &mut self,
+        optimizer: &AdamW,
+        lr: f64,
+        grad_scale: f64,
+        exchange: &mut dyn FnMut(&mut [f32]) -> ControlFlow<()>,
+    ) -> Result<(), EngineError> {
         self.usable()?;
         let norm = self.parameters.grad_norm().map_err(failed)?;
         if !(norm * grad_scale).is_finite() || !lr.is_finite() {
@@ -279,7 +291,7 @@ impl Backend for CandleEngine {
             )));
         }
         self.pending = None;
-        self.parameters.update(optimizer, lr, grad_scale).map_err(failed).inspect_err(|error| {
+        self.parameters.update(optimizer, (lr, grad_scale), exchange).map_err(failed).inspect_err(|error| {
             self.broken = Some(EngineError::Device(format!("an update was not finished, the weights are lost: {error}")));
         })?;
         Ok(())
@@ -293,7 +305,47 @@ impl Backend for CandleEngine {
         self.parameters.gradients().map_err(failed)
     }
 
+    fn updates(&self) -> u64 {
+        self.parameters.updates()
+    }
+
+    fn partition(&self) -> Partition {
+        self.parameters.partition()
+    }
+
+    fn keep_partition(&mut self, part: Partition) -> Result<(), EngineError> {
+        if self.parameters.partition() != part {
+            divided(self.parameters.partition(), "another part")?;
+            self.parameters.cut(part).map_err(failed)?;
+        }
+        Ok(())
+    }
+
+    fn take_partition(
+        &mut self,
+        part: Partition,
+        updates: u64,
+        fill: &mut dyn FnMut(&mut [f32]) -> ControlFlow<()>,
+    ) -> Result<(), EngineError> {
+        self.parameters.take(part, updates, fill).map_err(failed)
+    }
+
+    fn each_moment(&mut self, part: Partition, visit: &mut dyn FnMut(&mut [f32]) -> ControlFlow<()>) -> Result<(), EngineError> {
+        if self.parameters.partition() != part {
+            divided(self.parameters.partition(), "another part")?;
+        }
+        self.parameters.each_moment(part, visit).map_err(failed)
+    }
+
+    fn optimizer_gather(
+        &mut self,
+        fill: &mut dyn FnMut(&mut [f32]) -> ControlFlow<()>,
+    ) -> Result<(WeightSet, WeightSet, u64), EngineError> {
+        self.parameters.gather(fill).map_err(failed)
+    }
+
     fn optimizer_export(&self) -> Result<(WeightSet, WeightSet, u64), EngineError> {
+        divided(self.parameters.partition(), "the export")?;
         self.parameters.optimizer_export().map_err(failed)
     }
 

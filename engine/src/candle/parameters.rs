@@ -2,7 +2,7 @@
 use super::adamw::{self, Moments};
 use super::decoder::{Block, Linear, Network, Norm};
 use super::place::Place;
-use crate::AdamW;
+use crate::{AdamW, Partition};
 use candle_core::backprop::GradStore;
 use candle_core::{DType, Device, Result, Tensor, Var};
 use cohort_kernels::adamw::Step;
@@ -20,7 +20,9 @@ pub(super) struct Parameters {
     weights: BTreeMap<String, Var>,
     layers: usize,
     gradients: Named,
+    /// Of each weight the part that is kept.
     moments: BTreeMap<String, Moments>,
+    partition: Partition,
     updates: u64,
 }
 
@@ -28,8 +30,8 @@ impl Parameters {
     pub(super) fn zeros(spec: &DecoderSpec, device: &Device, place: &Arc<Place>) -> Result<Self> {
         let zero = |shape: Vec<usize>| Var::zeros(shape, DType::F32, device);
         let weights = spec.tensors().into_iter().map(|t| Ok((t.name, zero(t.shape)?))).collect::<Result<_>>()?;
-        let (gradients, moments) = (Named::new(), BTreeMap::new());
-        Ok(Self { place: place.clone(), weights, layers: spec.layers, gradients, moments, updates: 0 })
+        let (gradients, moments, partition) = (Named::new(), BTreeMap::new(), Partition::WHOLE);
+        Ok(Self { place: place.clone(), weights, layers: spec.layers, gradients, moments, partition, updates: 0 })
     }
 
     /// The network's tensors; `track` keeps the graph that gradients need.
@@ -126,24 +128,133 @@ impl Parameters {
         Ok(())
     }
 
-    /// In place: a device that fails on the way leaves some weights new and some old.
-    pub(super) fn update(&mut self, optimizer: &AdamW, lr: f64, grad_scale: f64) -> Result<()> {
+    /// In place: a device that fails on the way leaves some weights new and some old. Where a part of the moments is kept, only
+    /// its weights change, and `exchange` writes the others, tensor by tensor, through the host's memory.
+    pub(super) fn update(
+        &mut self,
+        optimizer: &AdamW,
+        (lr, grad_scale): (f64, f64),
+        exchange: &mut dyn FnMut(&mut [f32]) -> ControlFlow<()>,
+    ) -> Result<()> {
         let AdamW { beta1, beta2, eps, weight_decay } = *optimizer;
         self.updates += 1;
         for (name, var) in &self.weights {
+            let range = self.partition.range(var.elem_count());
             let decay = if var.rank() > 1 { weight_decay } else { 0.0 };
             let step = Step::new((beta1, beta2), eps, decay, lr, grad_scale, self.updates);
             if !self.moments.contains_key(name) {
-                self.moments.insert(name.clone(), Moments::zeros(&self.place, var.elem_count())?);
+                self.moments.insert(name.clone(), Moments::zeros(&self.place, range.len())?);
             }
-            let Some(moments) = self.moments.get_mut(name) else { continue };
-            match self.gradients.get(name) {
-                Some(gradient) => adamw::update(&self.place, step, var.as_tensor(), gradient, moments)?,
-                None => adamw::update(&self.place, step, var.as_tensor(), &var.zeros_like()?, moments)?,
-            }
+            let Some(moments) = self.moments.get_mut(name).filter(|_| !range.is_empty()) else { continue };
+            // The same memory, as a row.
+            let own = |tensor: &Tensor| tensor.detach().flatten_all()?.narrow(0, range.start, range.len());
+            let gradient = match self.gradients.get(name) {
+                Some(gradient) => own(&gradient.contiguous()?)?,
+                None => Tensor::zeros(range.len(), DType::F32, var.device())?,
+            };
+            adamw::update(&self.place, step, &own(var.as_tensor())?, &gradient, moments)?;
         }
         self.zero_grad();
+        if self.partition == Partition::WHOLE {
+            return Ok(());
+        }
+        for var in self.weights.values() {
+            let mut values = var.flatten_all()?.to_vec1::<f32>()?;
+            let flow = exchange(&mut values);
+            var.set(&Tensor::from_vec(values, var.dims(), var.device())?)?;
+            if flow.is_break() {
+                break;
+            }
+        }
         Ok(())
+    }
+
+    pub(super) fn updates(&self) -> u64 {
+        self.updates
+    }
+
+    pub(super) fn partition(&self) -> Partition {
+        self.partition
+    }
+
+    /// Frees all moments but those of a part.
+    pub(super) fn cut(&mut self, part: Partition) -> Result<()> {
+        for (name, moments) in &mut self.moments {
+            let Some(var) = self.weights.get(name) else { continue };
+            *moments = moments.cut(&self.place, part.range(var.elem_count()))?;
+        }
+        self.partition = part;
+        Ok(())
+    }
+
+    /// Replaces the moments by a part of those after so many updates.
+    pub(super) fn take(
+        &mut self,
+        part: Partition,
+        updates: u64,
+        fill: &mut dyn FnMut(&mut [f32]) -> ControlFlow<()>,
+    ) -> Result<()> {
+        self.reset(part, updates);
+        if updates == 0 {
+            return Ok(());
+        }
+        let mut both = [Vec::new(), Vec::new()];
+        'all: for moment in &mut both {
+            for var in self.weights.values() {
+                let mut values = vec![0.0; part.range(var.elem_count()).len()];
+                if fill(&mut values).is_break() {
+                    break 'all;
+                }
+                moment.push(values);
+            }
+        }
+        let [first, second] = both;
+        for (name, (first, second)) in self.weights.keys().zip(first.iter().zip(&second)) {
+            self.moments.insert(name.clone(), Moments::upload(&self.place, first, second)?);
+        }
+        Ok(())
+    }
+
+    /// No moments, as of a part.
+    pub(super) fn reset(&mut self, part: Partition, updates: u64) {
+        self.moments.clear();
+        (self.partition, self.updates) = (part, updates);
+    }
+
+    /// First moments, then second ones, of a part of those that are kept.
+    pub(super) fn each_moment(&self, part: Partition, visit: &mut dyn FnMut(&mut [f32]) -> ControlFlow<()>) -> Result<()> {
+        for second in [false, true] {
+            for (name, moments) in self.moments.iter().filter(|_| self.updates > 0) {
+                let Some(var) = self.weights.get(name) else { continue };
+                let (range, kept) = (part.range(var.elem_count()), self.partition.range(var.elem_count()));
+                let both = moments.download(&self.place)?;
+                let mut values = if second { both.1 } else { both.0 };
+                if visit(&mut values[range.start - kept.start..range.end - kept.start]).is_break() {
+                    return Ok(());
+                }
+            }
+        }
+        Ok(())
+    }
+
+    /// The canonical form of moments of which this engine keeps a part; `fill` writes the others, tensor by tensor.
+    pub(super) fn gather(&self, fill: &mut dyn FnMut(&mut [f32]) -> ControlFlow<()>) -> Result<(WeightSet, WeightSet, u64)> {
+        let mut sets = [BTreeMap::new(), BTreeMap::new()];
+        'all: for (second, set) in sets.iter_mut().enumerate() {
+            for (name, var) in &self.weights {
+                let mut data = vec![0.0; var.elem_count()];
+                if let Some(moments) = self.moments.get(name).filter(|_| self.updates > 0) {
+                    let both = moments.download(&self.place)?;
+                    data[self.partition.range(var.elem_count())].copy_from_slice(if second == 1 { &both.1 } else { &both.0 });
+                    if fill(&mut data).is_break() {
+                        break 'all;
+                    }
+                }
+                set.insert(name.clone(), Canonical { shape: var.dims().to_vec(), data });
+            }
+        }
+        let [first, second] = sets;
+        Ok((WeightSet(first), WeightSet(second), self.updates))
     }
 
     pub(super) fn optimizer_export(&self) -> Result<(WeightSet, WeightSet, u64)> {
@@ -169,7 +280,7 @@ impl Parameters {
             let moments = Moments::upload(&self.place, &data(first, name)?, &data(second, name)?)?;
             Ok((name.clone(), moments))
         });
-        (self.moments, self.updates) = (moments.collect::<Result<_>>()?, updates);
+        (self.moments, self.updates, self.partition) = (moments.collect::<Result<_>>()?, updates, Partition::WHOLE);
         Ok(())
     }
 

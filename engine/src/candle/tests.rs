@@ -292,6 +292,19 @@ fn gradients_accumulate_and_an_update_moves_the_loss_down() {
 }
 
 #[test]
+fn ranks_that_keep_parts_of_the_optimizers_state_compute_what_one_does() {
+    let accumulate = |engine: &mut dyn Backend, step: u64| {
+        let n = engine.forward(&batch(), true).unwrap().logp.len();
+        let up = vec![-0.1 - step as f32; n];
+        engine.backward(Upstream { d_logp: &up, d_entropy: None }).unwrap();
+    };
+    for form in 0..2 {
+        let make = || -> Box<dyn Backend> { Box::new(engines(true).into_iter().nth(form).unwrap()) };
+        crate::partition::testing::parts_are_the_whole(&make, &accumulate);
+    }
+}
+
+#[test]
 fn equal_calls_give_equal_bits() {
     let run = |form: usize| {
         let mut engine = engines(false).into_iter().nth(form).unwrap();

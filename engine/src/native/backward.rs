@@ -15,7 +15,7 @@ use cohort_kernels::linear::{self, Output, RowPacked};
 use cohort_kernels::rope::{self, Direction};
 use cohort_kernels::{Buffer, bias, embedding, gelu, head, rmsnorm, swiglu};
 use cohort_model::family::{Mlp, Positions};
-use std::ops::Range;
+use std::ops::{ControlFlow, Range};
 
 /// Where gradients go: to every parameter, or to adapters alone.
 pub(super) struct Gradients<'a> {
@@ -34,20 +34,25 @@ impl Gradients<'_> {
     }
 }
 
-/// Adds the gradients of one forward pass.
+/// Told, of each stage of a backward pass, that its gradients are final, with all of them.
+pub(super) type Done<'a> = dyn FnMut(&mut [f32], usize) -> ControlFlow<()> + 'a;
+
+/// Adds the gradients of one forward pass. Stages are those of [`Layout::backward_order`](super::layout::Layout::backward_order);
+/// breaks off where `done` does.
 pub(super) fn backward(
     model: Model<'_>,
     pending: &mut Pending,
     (kept, record): (&mut Kept, Option<&Record>),
     work: &mut Workspace,
     space: &mut BackwardSpace,
-    upstream: Upstream<'_>,
+    (upstream, done): (Upstream<'_>, &mut Done<'_>),
     mut gradients: Gradients<'_>,
-) {
+) -> ControlFlow<()> {
     let rows = pending.batch.rows();
     let width = model.spec.hidden;
     space.reserve(model, rows);
     ends(model, pending, work, &mut space.dx[..rows * width], upstream, &mut gradients);
+    done(gradients.arena, 0)?;
     for layer in (0..model.spec.layers).rev() {
         match (record, &pending.recalled) {
             (Some(record), Some(recalled)) => record.recall(model.cpu, layer, recalled, kept.block(model, layer, rows, true)),
@@ -58,6 +63,7 @@ pub(super) fn backward(
         let mut kept = kept.block(model, layer, rows, true);
         block.mlp(&mut kept, space);
         block.attention(&mut kept, space);
+        done(gradients.arena, model.spec.layers - layer)?;
     }
     let (spec, batch, dx) = (model.spec, &pending.batch, &space.dx[..rows * width]);
     let gradient = gradients.of(model.layout.embedding());
@@ -68,6 +74,7 @@ pub(super) fn backward(
     if !gradient.is_empty() {
         embedding::scatter_add(model.cpu, gradient, spec.max_context, width, &batch.positions, dx);
     }
+    done(gradients.arena, spec.layers + 1)
 }
 
 /// Computes a block's activations again from what went into it: the same function, so the same bits.

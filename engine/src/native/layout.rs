@@ -183,6 +183,28 @@ impl Layout {
         self.blocks[layer][part as usize].clone()
     }
 
+    /// Ranges in the order in which a backward pass is done with them, side by side all of an arena: the last norm and a head
+    /// of its own, the blocks from the last one on, what rows are looked up in.
+    pub(super) fn backward_order(&self) -> Vec<Range<usize>> {
+        let mut starts: Vec<(usize, usize)> = Vec::with_capacity(self.slots.len());
+        for slot in &self.slots {
+            let block = self.blocks.iter().position(|block| block.contains(&slot.range));
+            let stage = match block {
+                Some(layer) => self.blocks.len() - layer,
+                None if self.is_looked_up(slot) => self.blocks.len() + 1,
+                None => 0,
+            };
+            // What lies between two tensors goes with the first.
+            if starts.last().is_none_or(|(known, _)| *known != stage) {
+                starts.push((stage, slot.range.start));
+            }
+        }
+        let ends: Vec<usize> = starts.iter().skip(1).map(|(_, start)| *start).chain([self.len]).collect();
+        let mut order: Vec<_> = starts.into_iter().zip(ends).map(|((stage, start), end)| (stage, start..end)).collect();
+        order.sort_by_key(|(stage, _)| *stage);
+        order.into_iter().map(|(_, range)| range).collect()
+    }
+
     pub(super) fn final_norm(&self) -> Range<usize> {
         self.final_norm.clone()
     }
@@ -282,7 +304,7 @@ impl Layout {
 
 #[cfg(test)]
 mod tests {
-    use super::{Layout, PARTS};
+    use super::{Layout, PARTS, Part};
     use cohort_model::ModelFiles;
 
     #[test]
@@ -291,6 +313,7 @@ mod tests {
         for family in cohort_model::Family::ALL {
             for tied_embeddings in [true, false] {
                 let spec = ModelFiles::open("random://tiny?seed=0").unwrap().spec;
+                let spec_layers = spec.layers;
                 let layout = Layout::new(&cohort_model::DecoderSpec { family, tied_embeddings, ..spec });
                 let ends = [layout.embedding(), layout.positions(), layout.final_norm(), layout.final_norm_bias(), layout.head()];
                 let mut named: Vec<_> = layout.blocks.iter().flatten().chain(&ends).filter(|range| !range.is_empty()).collect();
@@ -299,6 +322,17 @@ mod tests {
                 let slots: Vec<_> = layout.slots.iter().map(|slot| &slot.range).collect();
                 assert_eq!(named, slots, "{family:?}");
                 assert!(slots.windows(2).all(|pair| pair[0].end <= pair[1].start && pair[1].start % 16 == 0));
+                let order = layout.backward_order();
+                assert_eq!(order.len(), spec_layers + 2, "{family:?}: {order:?}");
+                let mut sorted = order.clone();
+                sorted.sort_by_key(|range| range.start);
+                assert_eq!((sorted[0].start, sorted[order.len() - 1].end), (0, layout.len()));
+                assert!(sorted.windows(2).all(|pair| pair[0].end == pair[1].start));
+                assert!(
+                    order[0].contains(&layout.final_norm().start) && order[0].contains(&layout.head().start) != tied_embeddings
+                );
+                assert!(order[1].contains(&layout.block(spec_layers - 1, Part::Query).start));
+                assert!(order[order.len() - 1].contains(&layout.embedding().start));
             }
         }
     }

@@ -30,8 +30,11 @@ mod tests;
 mod weights;
 mod workspace;
 
+use crate::backend::divided;
 use crate::parts::{self, Visit};
-use crate::{AdamW, Backend, EngineError, Extend, Forward, KvId, PackedBatch, PackedSequence, Scored, Upstream, input};
+use crate::{
+    AdamW, Backend, EngineError, Extend, Forward, KvId, PackedBatch, PackedSequence, Partition, Scored, Upstream, input,
+};
 use backward::Gradients;
 use block::Model;
 use cohort_kernels::Cpu;
@@ -45,7 +48,7 @@ use layout::Layout;
 use lora::Adapters;
 use optimizer::Training;
 use record::Record;
-use std::ops::ControlFlow;
+use std::ops::{ControlFlow, Range};
 use weights::Weights;
 use workspace::{BackwardSpace, Kept, Workspace};
 
@@ -127,6 +130,35 @@ impl NativeEngine {
         let recalled = pending.batch.rows();
         self.pending = Some(pending);
         Some(Forward { logp: scores.logp, entropy: scores.entropy, recalled })
+    }
+
+    /// A backward pass that tells of each stage when it is done with it.
+    fn backward_telling(&mut self, upstream: Upstream<'_>, done: &mut backward::Done<'_>) -> Result<(), EngineError> {
+        let Some(pending) = &mut self.pending else {
+            return Err(EngineError::Input("backward without a forward in training before it, under the same weights".into()));
+        };
+        let (got, want) = (upstream.d_logp.len(), pending.targets.len());
+        if got != want || upstream.d_entropy.is_some_and(|d| d.len() != want) {
+            return Err(EngineError::Input(format!("gradients of {got} log-probs where the forward had {want} targets")));
+        }
+        if !forward::finite(upstream.d_logp) || !upstream.d_entropy.is_none_or(forward::finite) {
+            return Err(EngineError::NonFinite("a gradient of the loss by a log-prob or an entropy is not finite".into()));
+        }
+        let layout = self.adapters.as_ref().map_or(&self.layout, |adapters| &adapters.layout);
+        let gradients = Gradients { arena: self.training.gradients_mut(layout), adapters: self.adapters.as_ref() };
+        let (model, work, space) = (model!(self, None), &mut self.workspace, &mut self.backward);
+        let kept = match &pending.recalled {
+            Some(rows) => {
+                self.recalled.reserve(model, 1, rows.len(), true);
+                work.reserve(model, rows.len());
+                &mut self.recalled
+            }
+            None => &mut self.kept,
+        };
+        // Who breaks off knows that it did.
+        let _ = backward::backward(model, pending, (kept, self.record.as_ref()), work, space, (upstream, done), gradients);
+        self.pending = None;
+        Ok(())
     }
 
     /// The weights change: nothing that was computed with them counts any more.
@@ -332,30 +364,25 @@ impl Backend for NativeEngine {
     }
 
     fn backward(&mut self, upstream: Upstream<'_>) -> Result<(), EngineError> {
-        let Some(pending) = &mut self.pending else {
-            return Err(EngineError::Input("backward without a forward in training before it, under the same weights".into()));
-        };
-        let (got, want) = (upstream.d_logp.len(), pending.targets.len());
-        if got != want || upstream.d_entropy.is_some_and(|d| d.len() != want) {
-            return Err(EngineError::Input(format!("gradients of {got} log-probs where the forward had {want} targets")));
-        }
-        if !forward::finite(upstream.d_logp) || !upstream.d_entropy.is_none_or(forward::finite) {
-            return Err(EngineError::NonFinite("a gradient of the loss by a log-prob or an entropy is not finite".into()));
-        }
-        let layout = self.adapters.as_ref().map_or(&self.layout, |adapters| &adapters.layout);
-        let gradients = Gradients { arena: self.training.gradients_mut(layout), adapters: self.adapters.as_ref() };
-        let (model, work, space) = (model!(self, None), &mut self.workspace, &mut self.backward);
-        let kept = match &pending.recalled {
-            Some(rows) => {
-                self.recalled.reserve(model, 1, rows.len(), true);
-                work.reserve(model, rows.len());
-                &mut self.recalled
-            }
-            None => &mut self.kept,
-        };
-        backward::backward(model, pending, (kept, self.record.as_ref()), work, space, upstream, gradients);
-        self.pending = None;
-        Ok(())
+        self.backward_telling(upstream, &mut |_, _| ControlFlow::Continue(()))
+    }
+
+    fn gradient_order(&self) -> Vec<Range<usize>> {
+        // Adapters are small: theirs are read at the end.
+        if self.adapters.is_some() { Vec::new() } else { self.layout.backward_order() }
+    }
+
+    fn backward_in_order(
+        &mut self,
+        upstream: Upstream<'_>,
+        done: &mut dyn FnMut(&mut [f32], Range<usize>) -> ControlFlow<()>,
+    ) -> Result<(), EngineError> {
+        let order = self.gradient_order();
+        let len = self.layout.len();
+        self.backward_telling(upstream, &mut |all, stage| match order.get(stage) {
+            Some(range) => done(&mut all[..len], range.clone()),
+            None => ControlFlow::Continue(()),
+        })
     }
 
     fn zero_grad(&mut self) {
@@ -367,16 +394,88 @@ impl Backend for NativeEngine {
     }
 
     fn update(&mut self, optimizer: &AdamW, lr: f64, grad_scale: f64) -> Result<(), EngineError> {
+        divided(self.training.partition(), "an update")?;
+        self.update_partition(optimizer, lr, grad_scale, &mut |_| ControlFlow::Continue(()))
+    }
+
+    fn update_partition(
+        &mut self,
+        optimizer: &AdamW,
+        lr: f64,
+        grad_scale: f64,
+        exchange: &mut dyn FnMut(&mut [f32]) -> ControlFlow<()>,
+    ) -> Result<(), EngineError> {
         let (cpu, layout, training) = (&self.cpu, &self.layout, &mut self.training);
+        let mut change = |layout: &Layout, values: &mut [f32]| {
+            training.update(cpu, layout, values, optimizer, lr, grad_scale)?;
+            // What trains is one bucket: whether it is the last does not matter.
+            let _ = exchange(&mut values[..layout.len()]);
+            Ok::<_, EngineError>(())
+        };
         match &mut self.adapters {
-            None => self.weights.change(cpu, layout, |arena| training.update(cpu, layout, arena, optimizer, lr, grad_scale))?,
+            None => self.weights.change(cpu, layout, |arena| change(layout, arena))?,
             Some(adapters) => {
-                training.update(cpu, &adapters.layout, &mut adapters.values, optimizer, lr, grad_scale)?;
+                change(&adapters.layout, &mut adapters.values)?;
                 adapters.merge(cpu, layout, &mut self.weights)?;
             }
         }
         self.forget_passes();
         Ok(())
+    }
+
+    fn updates(&self) -> u64 {
+        self.training.updates
+    }
+
+    fn partition(&self) -> Partition {
+        self.training.partition()
+    }
+
+    fn keep_partition(&mut self, part: Partition) -> Result<(), EngineError> {
+        let layout = self.adapters.as_ref().map_or(&self.layout, |adapters| &adapters.layout);
+        if self.training.partition() != part {
+            divided(self.training.partition(), "another part")?;
+            self.training.cut(layout, part);
+        }
+        Ok(())
+    }
+
+    fn take_partition(
+        &mut self,
+        part: Partition,
+        updates: u64,
+        fill: &mut dyn FnMut(&mut [f32]) -> ControlFlow<()>,
+    ) -> Result<(), EngineError> {
+        let layout = self.adapters.as_ref().map_or(&self.layout, |adapters| &adapters.layout);
+        self.training.reset(part);
+        self.training.updates = updates;
+        if updates > 0 {
+            let (first, second) = self.training.moments_mut(layout);
+            // Whoever breaks off knows that it did.
+            let _ = [first, second].into_iter().try_for_each(fill);
+        }
+        Ok(())
+    }
+
+    fn each_moment(&mut self, part: Partition, visit: &mut dyn FnMut(&mut [f32]) -> ControlFlow<()>) -> Result<(), EngineError> {
+        let layout = self.adapters.as_ref().map_or(&self.layout, |adapters| &adapters.layout);
+        if self.training.partition() != part {
+            divided(self.training.partition(), "another part")?;
+        }
+        if let Some(moments) = self.training.moments_of(layout, part) {
+            // As above.
+            let _ = moments.into_iter().try_for_each(visit);
+        }
+        Ok(())
+    }
+
+    fn optimizer_gather(
+        &mut self,
+        fill: &mut dyn FnMut(&mut [f32]) -> ControlFlow<()>,
+    ) -> Result<(WeightSet, WeightSet, u64), EngineError> {
+        let layout = self.adapters.as_ref().map_or(&self.layout, |adapters| &adapters.layout);
+        let (first, second) = self.training.gather(&self.cpu, layout, fill);
+        Ok((first, second, self.training.updates))
     }
 
     fn each_gradient(&mut self, visit: &mut dyn FnMut(&mut [f32]) -> ControlFlow<()>) -> Result<(), EngineError> {
@@ -393,6 +492,7 @@ impl Backend for NativeEngine {
     }
 
     fn optimizer_export(&self) -> Result<(WeightSet, WeightSet, u64), EngineError> {
+        divided(self.training.partition(), "the export")?;
         let layout = self.trained_layout();
         let unpack = |arena| layout.unpack(&self.cpu, arena);
         let (first, second) = match self.training.moments() {
@@ -407,6 +507,9 @@ impl Backend for NativeEngine {
         for set in [first, second] {
             layout.check(set)?;
         }
+        if self.training.partition() != Partition::WHOLE {
+            self.training.reset(Partition::WHOLE);
+        }
         let moments = self.training.moments_mut(layout);
         layout.pack(&self.cpu, first, moments.0);
         layout.pack(&self.cpu, second, moments.1);
@@ -415,7 +518,7 @@ impl Backend for NativeEngine {
     }
 
     fn optimizer_reset(&mut self) -> Result<(), EngineError> {
-        self.training.reset();
+        self.training.reset(Partition::WHOLE);
         Ok(())
     }
 }

@@ -113,6 +113,9 @@ impl Backend for Hashed {
     fn update(&mut self, _: &AdamW, _: f64, _: f64) -> Result<(), EngineError> {
         unsupported()
     }
+    fn updates(&self) -> u64 {
+        0
+    }
     fn each_gradient(&mut self, _: &mut dyn FnMut(&mut [f32]) -> ControlFlow<()>) -> Result<(), EngineError> {
         unsupported()
     }

@@ -9,6 +9,7 @@
 mod fabric;
 mod line;
 mod memory;
+mod passing;
 mod solo;
 mod stream;
 
@@ -21,6 +22,7 @@ pub use stream::{Peer, Stream};
 use cohort_protocol::messages::learner::Fault;
 use cohort_protocol::messages::ranks::RankFailed;
 use std::fmt;
+use std::ops::Range;
 use std::time::Duration;
 use thiserror::Error;
 
@@ -36,6 +38,9 @@ pub trait Collective: Send + fmt::Debug {
     fn all_reduce(&mut self, data: &mut [f32]) -> Result<(), CollectiveError>;
     /// Replaces `data`, equally long on every rank, by that of rank 0.
     fn broadcast(&mut self, data: &mut [f32]) -> Result<(), CollectiveError>;
+    /// Completes `data`, equally long on every rank, of which each has its own of the `parts`, equal on every rank: side by side
+    /// they are all of it.
+    fn all_gather(&mut self, data: &mut [f32], parts: &[Range<usize>]) -> Result<(), CollectiveError>;
     /// Gives rank 0 what every rank hands in, in their order; the others get nothing.
     fn gather(&mut self, own: Vec<u8>) -> Result<Vec<Vec<u8>>, CollectiveError>;
     /// Returns when every rank has called it.

@@ -1,5 +1,6 @@
 //! One rank: every sum is its own.
 use super::{Collective, CollectiveError};
+use std::ops::Range;
 
 /// A group of one.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
@@ -23,6 +24,10 @@ impl Collective for Solo {
     }
 
     fn broadcast(&mut self, _data: &mut [f32]) -> Result<(), CollectiveError> {
+        Ok(())
+    }
+
+    fn all_gather(&mut self, _data: &mut [f32], _parts: &[Range<usize>]) -> Result<(), CollectiveError> {
         Ok(())
     }
 

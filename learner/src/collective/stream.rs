@@ -17,11 +17,13 @@
 use super::fabric::SharedFabric;
 use super::line::Line;
 use super::memory::Exchange;
+use super::passing::pass;
 use super::{Collective, CollectiveError};
 use cohort_actors::crash::{FOLLOWER_REDUCE, LEAD_REDUCE, crash_point};
 use cohort_protocol::codec::Column;
 use cohort_protocol::messages::ranks::BetweenRanks;
 use std::fmt;
+use std::ops::Range;
 use std::sync::Arc;
 use tokio::runtime::Handle;
 
@@ -45,19 +47,19 @@ pub struct Peer {
 }
 
 impl Peer {
-    /// Piece `index` of a sum.
-    async fn send(&self, index: usize, values: &[f32]) -> Result<(), CollectiveError> {
-        let Some(memory) = &self.memory else { return self.line.send(&message(values), SUM).await };
-        memory.put(index, values).map_err(|e| self.broken(&e))?;
-        self.line.send(&BetweenRanks::Here(index as u64), SUM).await
+    /// Piece `index` of an operation.
+    pub(super) async fn send(&self, index: usize, values: &[f32], during: &'static str) -> Result<(), CollectiveError> {
+        let Some(memory) = &self.memory else { return self.line.send(&message(values), during).await };
+        memory.put(index, values).map_err(|e| self.broken(&e, during))?;
+        self.line.send(&BetweenRanks::Here(index as u64), during).await
     }
 
-    /// Its piece `index` of a sum.
-    async fn recv(&self, index: usize, values: &mut [f32]) -> Result<(), CollectiveError> {
-        let Some(memory) = &self.memory else { return self.values(SUM, values).await };
-        match self.line.recv(SUM).await? {
-            BetweenRanks::Here(there) if there == index as u64 => memory.take(index, values).map_err(|e| self.broken(&e)),
-            other => Err(self.line.out_of_step(SUM, &other)),
+    /// Its piece `index` of an operation.
+    pub(super) async fn recv(&self, index: usize, values: &mut [f32], during: &'static str) -> Result<(), CollectiveError> {
+        let Some(memory) = &self.memory else { return self.values(during, values).await };
+        match self.line.recv(during).await? {
+            BetweenRanks::Here(there) if there == index as u64 => memory.take(index, values).map_err(|e| self.broken(&e, during)),
+            other => Err(self.line.out_of_step(during, &other)),
         }
     }
 
@@ -71,9 +73,9 @@ impl Peer {
         }
     }
 
-    fn broken(&self, error: &std::io::Error) -> CollectiveError {
+    fn broken(&self, error: &std::io::Error, during: &'static str) -> CollectiveError {
         let why = format!("the memory shared with it: {error}");
-        CollectiveError::Lost { rank: self.line.peer().to_owned(), during: SUM, why }
+        CollectiveError::Lost { rank: self.line.peer().to_owned(), during, why }
     }
 }
 
@@ -128,14 +130,14 @@ impl Stream {
         let mut others = vec![vec![0.0; PIECE.min(data.len())]; self.peers.len()];
         for (index, piece) in data.chunks_mut(PIECE).enumerate() {
             for (peer, values) in self.peers.iter().zip(&mut others) {
-                peer.recv(index, &mut values[..piece.len()]).await?;
+                peer.recv(index, &mut values[..piece.len()], SUM).await?;
             }
             let mut parts: Vec<&mut [f32]> = Vec::with_capacity(self.world);
             parts.push(&mut *piece);
             parts.extend(others.iter_mut().map(Vec::as_mut_slice));
             cohort_kernels::tree::sum(&mut parts);
             for peer in &self.peers {
-                peer.send(index, piece).await?;
+                peer.send(index, piece, SUM).await?;
             }
             crash_point(LEAD_REDUCE);
         }
@@ -148,12 +150,12 @@ impl Stream {
         let (mut sent, mut got) = (0, 0);
         while got < pieces {
             while sent < pieces && sent < got + AHEAD {
-                lead.send(sent, &data[range(sent, data.len())]).await?;
+                lead.send(sent, &data[range(sent, data.len())], SUM).await?;
                 sent += 1;
             }
             crash_point(FOLLOWER_REDUCE);
             let piece = range(got, data.len());
-            lead.recv(got, &mut data[piece]).await?;
+            lead.recv(got, &mut data[piece], SUM).await?;
             got += 1;
         }
         Ok(())
@@ -210,7 +212,7 @@ impl Stream {
 }
 
 /// Where piece `index` of so many values lies.
-fn range(index: usize, len: usize) -> std::ops::Range<usize> {
+fn range(index: usize, len: usize) -> Range<usize> {
     index * PIECE..((index + 1) * PIECE).min(len)
 }
 
@@ -244,6 +246,25 @@ impl Collective for Stream {
 
     fn broadcast(&mut self, data: &mut [f32]) -> Result<(), CollectiveError> {
         self.call(|group| group.runtime.block_on(group.copy(data)))
+    }
+
+    fn all_gather(&mut self, data: &mut [f32], parts: &[Range<usize>]) -> Result<(), CollectiveError> {
+        self.call(|group| {
+            let Some(fabric) = &group.fabric else {
+                let passed = async {
+                    for (from, part) in parts.iter().enumerate() {
+                        pass(&group.peers, group.rank, from, &mut data[part.clone()]).await?;
+                    }
+                    Ok(())
+                };
+                return group.runtime.block_on(passed);
+            };
+            // Adding -0 changes no bit, not even the sign of a zero.
+            let own = parts.get(group.rank).cloned().unwrap_or(0..0);
+            data[..own.start].fill(-0.0);
+            data[own.end..].fill(-0.0);
+            fabric.all_reduce(data, &group.peers, group.rank == 0, "a gathering of parts")
+        })
     }
 
     fn gather(&mut self, own: Vec<u8>) -> Result<Vec<Vec<u8>>, CollectiveError> {

@@ -4,7 +4,7 @@
 //! - **W1** one line to one lead at a time. Whatever fails on it ends it; the follower then comes again and says what its
 //!   engine holds, which is a version to the bit or nothing.
 //! - **W2** the coordinator is told that it lives, with a counter that stands still when its engine does.
-use super::Ranks;
+use super::{Ranks, part_of};
 use crate::algo::Denominators;
 use crate::collective::{Collective, CollectiveError, Exchange, Line, Peer, Pulse, SharedFabric, Stream};
 use crate::error::LearnerError;
@@ -16,12 +16,13 @@ use cohort_actors::crash::{FOLLOWER_STEPPED, crash_point};
 use cohort_actors::transport::Dialer;
 use cohort_actors::{LinkError, LinkOptions, Shutdown, WorkerLink};
 use cohort_engine::fabric::Fabrics;
-use cohort_engine::{Backend, EngineError, EngineHandle};
+use cohort_engine::{Backend, EngineError, EngineHandle, Partition};
 use cohort_model::{Tensor, WeightSet};
 use cohort_protocol::PolicyVersion;
 use cohort_protocol::messages::handshake::Hello;
 use cohort_protocol::messages::learner::{CoordinatorToLearner, LearnerBeat, LearnerToCoordinator};
-use cohort_protocol::messages::ranks::{BetweenRanks, Holding, RankFabric, RankFailed, RankState, RankStep};
+use cohort_protocol::messages::ranks::{BetweenRanks, Holding, RankFabric, RankFailed, RankPart, RankState, RankStep};
+use std::ops::{ControlFlow, Range};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
@@ -185,6 +186,11 @@ impl Follower {
                     lead.memory = Exchange::open(&offer).map(Arc::new);
                     Ok(BetweenRanks::Opened(lead.memory.is_some()))
                 }
+                BetweenRanks::Keeps(None) => {
+                    self.engine.with_backend(part_of).await.map(BetweenRanks::Keeps).map_err(engine_gone)
+                }
+                BetweenRanks::Keep(part) => self.clone().take_part(&lead, part).await,
+                BetweenRanks::HandIn(part) => self.clone().hand_in(&lead, part).await,
                 other => Err(StepError::Ranks(lead.line.out_of_step("its orders", &other))),
             };
             self.busy.store(false, Ordering::Relaxed);
@@ -234,6 +240,32 @@ impl Follower {
         Ok(BetweenRanks::Holds(Some(Holding { version: state.holding.version, digest: label.digest })))
     }
 
+    /// Keeps from now on the part that the lead gives.
+    async fn take_part(self: Arc<Self>, lead: &Peer, part: RankPart) -> Result<BetweenRanks, StepError> {
+        let (mut group, pulse, own) = (Stream::follower(lead.clone(), 1, 2), self.pulse.clone(), partition(lead, part)?);
+        let taken = self.engine.with_backend(move |engine| {
+            let mut parts = Handed { group: &mut group, pulse: &pulse, failed: None };
+            let taken = engine.take_partition(own, part.updates, &mut |bucket| parts.pass(bucket, |len| [0..len, 0..0]));
+            let taken = parts.end(taken, "taking a part of the optimizer's state");
+            // Half of a part is none.
+            taken.inspect_err(|_| drop(engine.optimizer_reset()))
+        });
+        taken.await.map_err(engine_gone)??;
+        Ok(BetweenRanks::Keeps(Some(part)))
+    }
+
+    /// Gives the lead the part that it keeps.
+    async fn hand_in(self: Arc<Self>, lead: &Peer, part: RankPart) -> Result<BetweenRanks, StepError> {
+        let (mut group, pulse, own) = (Stream::follower(lead.clone(), 1, 2), self.pulse.clone(), partition(lead, part)?);
+        let given = self.engine.with_backend(move |engine| {
+            let mut parts = Handed { group: &mut group, pulse: &pulse, failed: None };
+            let given = engine.each_moment(own, &mut |bucket| parts.pass(bucket, |len| [0..0, 0..len]));
+            parts.end(given, "handing in a part of the optimizer's state")
+        });
+        given.await.map_err(engine_gone)??;
+        Ok(BetweenRanks::Keeps(Some(part)))
+    }
+
     async fn take_step(
         self: Arc<Self>,
         lead: &Peer,
@@ -278,6 +310,39 @@ impl Follower {
 
 fn engine_gone(source: EngineError) -> StepError {
     StepError::Engine { during: "a rank's work", source }
+}
+
+/// A place among ranks that the lead may name.
+fn partition(lead: &Peer, part: RankPart) -> Result<Partition, StepError> {
+    let named = Partition::new(part.rank as usize, part.world as usize);
+    named.ok_or_else(|| lead.line.out_of_step("its orders", &BetweenRanks::Keep(part)).into())
+}
+
+/// A part of the optimizer's state between this rank and the lead.
+struct Handed<'a> {
+    group: &'a mut Stream,
+    pulse: &'a Pulse,
+    failed: Option<CollectiveError>,
+}
+
+impl Handed<'_> {
+    /// Values from who has them, `parts`, to the other.
+    fn pass(&mut self, bucket: &mut [f32], parts: impl Fn(usize) -> [Range<usize>; 2]) -> ControlFlow<()> {
+        self.pulse.beat();
+        let parts = parts(bucket.len());
+        match self.group.all_gather(bucket, &parts) {
+            Ok(()) => ControlFlow::Continue(()),
+            Err(why) => {
+                self.failed = Some(why);
+                ControlFlow::Break(())
+            }
+        }
+    }
+
+    fn end(self, done: Result<(), EngineError>, during: &'static str) -> Result<(), StepError> {
+        done.map_err(|source| StepError::Engine { during, source })?;
+        self.failed.map_or(Ok(()), |why| Err(why.into()))
+    }
 }
 
 /// Takes weights and, where there were updates, moments as the lead sends them.

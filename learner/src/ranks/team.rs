@@ -10,7 +10,8 @@ use cohort_engine::{EngineError, EngineHandle};
 use cohort_model::WeightSet;
 use cohort_protocol::messages::handshake::Hello;
 use cohort_protocol::messages::learner::StepRequest;
-use cohort_protocol::messages::ranks::{BetweenRanks, Holding, RankState, RankStep};
+use cohort_protocol::messages::ranks::{BetweenRanks, Holding, RankPart, RankState, RankStep};
+use cohort_protocol::version::RANK_PARTS;
 use cohort_protocol::{PolicyVersion, Role};
 use std::collections::BTreeMap;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -37,13 +38,32 @@ pub(crate) struct Member {
     pub(super) protocol: u16,
     /// What it holds; `None`: it has not said so yet.
     holds: Mutex<Option<Option<Holding>>>,
+    /// Which part of the optimizer's state it keeps; `None`: it has not been asked yet.
+    keeps: Mutex<Option<Option<RankPart>>>,
     /// Memory shared with it, where it is on this host; set when it has said what it holds.
     memory: OnceLock<Option<Arc<Exchange>>>,
 }
 
 impl Member {
-    fn holds(&self) -> Option<Option<Holding>> {
+    pub(super) fn holds(&self) -> Option<Option<Holding>> {
         *self.holds.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    pub(super) fn keeps(&self) -> Option<Option<RankPart>> {
+        *self.keeps.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    pub(super) fn now_keeps(&self, part: Option<RankPart>) {
+        *self.keeps.lock().unwrap_or_else(PoisonError::into_inner) = Some(part);
+    }
+
+    /// Hears what it holds and shares memory with it, once.
+    pub(super) async fn join(&self) -> Result<(), CollectiveError> {
+        if self.holds().is_none() {
+            self.now_holds(held(&self.line, JOINING).await?);
+            self.share_memory().await?;
+        }
+        Ok(())
     }
 
     /// Offers memory for its values; where it is elsewhere, or there is none, they travel over the line.
@@ -86,6 +106,8 @@ pub(crate) struct TeamArgs {
     pub(crate) count: u16,
     /// Logical shards of a step.
     pub(crate) shards: usize,
+    /// Whether each rank keeps a part of the optimizer's state.
+    pub(crate) partitioned: bool,
     /// What the lead does.
     pub(crate) pulse: Pulse,
     /// How long a rank may stand still.
@@ -133,8 +155,12 @@ impl Team {
 
     /// A newer connection of a follower ends its older one.
     async fn admit(&self, connection: Arc<dyn Connection>) {
-        let count = self.args.count;
+        let TeamArgs { count, partitioned, .. } = self.args;
         let known = move |hello: &Hello| match (hello.worker.role, hello.worker.index) {
+            (Role::Learner, 1..) if partitioned && hello.protocol_max < RANK_PARTS => Err(format!(
+                "{} speaks versions up to {}, training.shard_optimizer needs {RANK_PARTS}: run the same build on every rank",
+                hello.worker, hello.protocol_max
+            )),
             (Role::Learner, 1..) if hello.worker.index < count => Ok(()),
             _ => Err(format!("{} is no follower of this run's {count} learner ranks", hello.worker)),
         };
@@ -143,7 +169,8 @@ impl Team {
                 let who = admitted.worker();
                 let line = Line::open(who.to_string(), admitted.connection, &self.args.pulse, self.args.patience, true);
                 let (line, protocol) = (Arc::new(line), admitted.hello.protocol_max);
-                let member = Member { index: who.index, line, protocol, holds: Mutex::new(None), memory: OnceLock::new() };
+                let (holds, keeps) = (Mutex::new(None), Mutex::new(None));
+                let member = Member { index: who.index, line, protocol, holds, keeps, memory: OnceLock::new() };
                 let older = self.lock().insert(who.index, Arc::new(member));
                 if let Some(older) = older {
                     older.line.close("it connected again");
@@ -167,7 +194,7 @@ impl Team {
     }
 
     /// Waits for whoever is missing, once for each loss.
-    async fn assembled(&self) -> Vec<Arc<Member>> {
+    pub(super) async fn assembled(&self) -> Vec<Arc<Member>> {
         let wanted = usize::from(self.args.count) - 1;
         let complete = async {
             loop {
@@ -198,25 +225,23 @@ impl Team {
     /// The followers that take the next step with the lead, all holding what the engine holds, in the order of their ranks
     /// from 1. As many as can share the shards.
     ///
-    /// Errors: [`TeamError::Ranks`] when one was lost meanwhile, and is gone: form again.
+    /// Errors: [`TeamError::Ranks`] when one was lost meanwhile, and is gone: form again. [`TeamError::PartLost`].
     pub(crate) async fn form(&self, engine: &EngineHandle, version: PolicyVersion) -> Result<Vec<Arc<Member>>, TeamError> {
-        let mut members = self.assembled().await;
-        members.truncate(shards::most(self.args.shards, members.len() + 1) - 1);
-        let label = engine.label().await?.filter(|label| label.version == version.0);
-        let label = label.ok_or_else(|| EngineError::Input(format!("the engine does not hold version {version}")))?;
-        let holding = Holding { version, digest: label.digest };
-        let mut lacking = Vec::new();
-        for member in &members {
-            if member.holds().is_none() {
-                member.now_holds(held(&member.line, JOINING).await?);
-                member.share_memory().await?;
-            }
-            if member.holds() != Some(Some(holding)) {
-                lacking.push(member.clone());
-            }
+        let standing = self.assembled().await;
+        let members = standing[..shards::most(self.args.shards, standing.len() + 1) - 1].to_vec();
+        let holding = holding_of(engine, version).await?;
+        let partitioned = self.args.partitioned;
+        for member in if partitioned { &standing } else { &members } {
+            member.join().await?;
         }
+        let settled = !partitioned || self.settled(engine, holding, &members, &standing).await?;
+        let lacks = |member: &&Arc<Member>| member.holds() != Some(Some(holding));
+        let lacking: Vec<_> = members.iter().filter(lacks).cloned().collect();
         if !lacking.is_empty() {
-            hand_over(engine, holding, &lacking).await?;
+            hand_over(engine, holding, &lacking, !partitioned).await?;
+        }
+        if !settled {
+            self.divide(engine, &members).await?;
         }
         Ok(members)
     }
@@ -297,6 +322,30 @@ pub(crate) enum TeamError {
     /// The lead's own engine.
     #[error(transparent)]
     Engine(#[from] EngineError),
+    /// The optimizer's state is not whole any more.
+    #[error(
+        "part {rank} of {world} of the optimizer's state of version {version} went with its rank; a checkpoint is loaded and what followed is replayed"
+    )]
+    PartLost {
+        /// Whose it was.
+        rank: u32,
+        /// Of how many.
+        world: u32,
+        /// Of which version.
+        version: PolicyVersion,
+    },
+}
+
+/// What the lead's engine holds, which must be this version.
+pub(super) async fn holding_of(engine: &EngineHandle, version: PolicyVersion) -> Result<Holding, EngineError> {
+    let label = engine.label().await?.filter(|label| label.version == version.0);
+    let label = label.ok_or_else(|| EngineError::Input(format!("the engine does not hold version {version}")))?;
+    Ok(Holding { version, digest: label.digest })
+}
+
+/// The lead and one other rank.
+pub(super) fn pair(member: &Member) -> Stream {
+    Stream::lead(vec![member.peer()])
 }
 
 async fn held(line: &Line, during: &'static str) -> Result<Option<Holding>, CollectiveError> {
@@ -306,9 +355,12 @@ async fn held(line: &Line, during: &'static str) -> Result<Option<Holding>, Coll
     }
 }
 
-/// F1: gives them weights, moments and version.
-async fn hand_over(engine: &EngineHandle, holding: Holding, to: &[Arc<Member>]) -> Result<(), TeamError> {
-    let exported = engine.with_backend(|engine| Ok::<_, EngineError>((engine.export()?, engine.optimizer_export()?)));
+/// F1: gives them weights, version and, unless they are given parts of it, the optimizer's state.
+async fn hand_over(engine: &EngineHandle, holding: Holding, to: &[Arc<Member>], whole: bool) -> Result<(), TeamError> {
+    let exported = engine.with_backend(move |engine| {
+        let weights = engine.export()?;
+        Ok::<_, EngineError>((weights, if whole { engine.optimizer_export()? } else { Default::default() }))
+    });
     let (weights, (first, second, updates)) = exported.await??;
     for member in to {
         info!(target: "cohort::learner", rank = member.line.peer(), version = holding.version.0, updates, "state_sent");
@@ -323,7 +375,10 @@ async fn hand_over(engine: &EngineHandle, holding: Holding, to: &[Arc<Member>]) 
     sent.await.map_err(|e| EngineError::Device(format!("handing over state: {e}")))??;
     for member in to {
         match held(&member.line, STATE).await? {
-            Some(taken) if taken == holding => member.now_holds(Some(taken)),
+            Some(taken) if taken == holding => {
+                member.now_holds(Some(taken));
+                member.now_keeps(None);
+            }
             taken => {
                 let why = format!("it was given {holding:?} and holds {taken:?}");
                 return Err(CollectiveError::OutOfStep { rank: member.line.peer().to_owned(), during: STATE, why }.into());

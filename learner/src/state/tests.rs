@@ -82,6 +82,29 @@ fn lost_weights_are_not_stepped_on() {
 }
 
 #[test]
+fn a_state_lost_with_a_rank_is_said_to_be_none_and_is_no_failure() {
+    let lost = || {
+        let aftermath = Aftermath::LostWithRank;
+        let failure = Failure { error: "part 1 of 2 is gone".into(), fatal: false, fault: Fault::Worker, aftermath };
+        Event::Finished(Outcome::Failed(failure))
+    };
+    let save = CheckpointRequest { epoch: Epoch(1), version: PolicyVersion(0), cursor_json: "{}".into() };
+    for request in [CoordinatorToLearner::Step(step(1, 1)), CoordinatorToLearner::Checkpoint(save)] {
+        let mut state = ready();
+        ask(&mut state, request.clone());
+        assert_eq!(after(&mut state, lost()), [Command::Send(LearnerToCoordinator::Ready(None))]);
+        assert_eq!(state.held(), None);
+        // Once, also where a greeting waited for it.
+        let mut state = ready();
+        ask(&mut state, request);
+        after(&mut state, Event::Connected(Epoch(2)));
+        assert_eq!(after(&mut state, lost()), [Command::Send(LearnerToCoordinator::Ready(None))]);
+        let load = Load { epoch: Epoch(2), from: LoadFrom::Base, version: PolicyVersion(0) };
+        assert!(matches!(ask(&mut state, CoordinatorToLearner::Load(load))[..], [Command::Start(Job::Load(_))]));
+    }
+}
+
+#[test]
 fn a_checkpoint_on_its_way_is_finished_before_leaving() {
     let mut state = ready();
     let save = CheckpointRequest { epoch: Epoch(1), version: PolicyVersion(0), cursor_json: "{}".into() };

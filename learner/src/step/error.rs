@@ -70,7 +70,7 @@ impl StepError {
 pub struct StepFailure {
     /// Why.
     pub error: StepError,
-    /// Inner epochs whose update was done: above 0 the weights belong to no version and must be loaded again.
+    /// Inner epochs whose update was begun: above 0 the weights belong to no version and must be loaded again.
     pub updates: u32,
 }
 

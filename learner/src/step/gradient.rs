@@ -1,6 +1,6 @@
 //! The gradient of a step's own shards: forward, loss, backward, micro-batch by micro-batch.
 use super::error::{StepError, engine_error};
-use super::{Objective, high, low};
+use super::{Objective, high, low, summing};
 use crate::algo::LossInput;
 use crate::algo::correction::{Correction, weights};
 use crate::batching::{MicroBatch, Origin, Plan};
@@ -46,38 +46,55 @@ pub(super) struct Given<'a, 'p> {
     pub(super) proximal: Option<&'a mut Proximal<'p>>,
 }
 
-/// Leaves the sum of the plan's shards in the engine's gradients, each shard accumulated apart; gives the metrics of each.
+/// Leaves the sum of every rank's shards in the engine's gradients, each shard accumulated apart; gives rank 0 the metrics of all.
 pub(super) fn accumulate(
     engine: &mut dyn Backend,
     plan: &Plan,
     objective: &Objective<'_>,
     mut given: Given<'_, '_>,
-    ranks: &dyn Collective,
+    ranks: &mut dyn Collective,
     watch: &mut dyn FnMut(usize),
-) -> Result<Vec<Tally>, StepError> {
+) -> Result<Tally, StepError> {
     let mut tree = GradientTree::default();
     let (mut tallies, mut index) = (Vec::with_capacity(plan.shards.len()), 0);
+    let mut last = None;
     for (shard, parts) in plan.shards.iter().enumerate() {
         let mut metrics = Tally::default();
-        for part in parts {
+        let ends = shard + 1 == plan.shards.len();
+        for (at, part) in parts.iter().enumerate() {
             ranks.check()?;
-            micro_batch(engine, (plan, index, part), objective, &mut given, &mut metrics)?;
+            let upstream = micro_batch(engine, (plan, index, part), objective, &mut given, &mut metrics)?;
+            if ends && at + 1 == parts.len() {
+                last = upstream;
+                break;
+            }
+            if let Some((d_logp, d_entropy)) = upstream {
+                let upstream = Upstream { d_logp: &d_logp, d_entropy: d_entropy.as_deref() };
+                engine.backward(upstream).map_err(engine_error("backward"))?;
+            }
             watch(index);
             index += 1;
         }
         tallies.push(metrics);
-        tree.close(engine, shard + 1 == plan.shards.len()).map_err(engine_error("sum of shards"))?;
+        if !ends {
+            tree.close(engine, false).map_err(engine_error("sum of shards"))?;
+        }
     }
-    Ok(tallies)
+    let metrics = summing::finish(engine, tree, tallies, last, ranks)?;
+    if index < plan.micro_batches().count() {
+        watch(index);
+    }
+    Ok(metrics)
 }
 
+/// Log-probs, loss and its gradient; `None` where there is nothing to reverse.
 fn micro_batch(
     engine: &mut dyn Backend,
     (plan, index, part): (&Plan, usize, &MicroBatch),
     objective: &Objective<'_>,
     given: &mut Given<'_, '_>,
     metrics: &mut Tally,
-) -> Result<(), StepError> {
+) -> Result<Option<Gradients>, StepError> {
     let draws = engine.draws();
     let mut exact = None;
     if objective.compare && draws {
@@ -104,14 +121,12 @@ fn micro_batch(
     });
     let (d_logp, d_entropy) = gradient(plan, part, &columns, objective, metrics)?;
     // A group without signal has gradient 0 everywhere: its backward pass would add nothing.
-    if d_entropy.is_some() || d_logp.iter().any(|&d| d != 0.0) {
-        engine.backward(Upstream { d_logp: &d_logp, d_entropy: d_entropy.as_deref() }).map_err(engine_error("backward"))?;
-    }
-    Ok(())
+    let reversed = d_entropy.is_some() || d_logp.iter().any(|&d| d != 0.0);
+    Ok(reversed.then_some((d_logp, d_entropy)))
 }
 
 /// Upstream gradients of one micro-batch, by log-prob and, where the loss asks for it, by entropy. `[N]`
-type Gradients = (Vec<f32>, Option<Vec<f32>>);
+pub(super) type Gradients = (Vec<f32>, Option<Vec<f32>>);
 
 /// What the loss of one micro-batch reads, in f64. `[N]`
 struct Columns {

@@ -11,14 +11,14 @@ use tokio::runtime::Runtime;
 const LONG: usize = (1 << 18) * 11 + 77;
 
 /// The ranks of a group, each with its pulse, and the connections between them.
-struct Group {
+pub(crate) struct Group {
     runtime: Runtime,
-    ranks: Vec<Stream>,
-    connections: Vec<Arc<dyn Connection>>,
+    pub(crate) ranks: Vec<Stream>,
+    pub(crate) connections: Vec<Arc<dyn Connection>>,
 }
 
 /// `shared`: whether values lie in memory that two ranks share.
-fn group(world: usize, patience: Duration, shared: bool) -> Group {
+pub(crate) fn group(world: usize, patience: Duration, shared: bool) -> Group {
     let runtime = Runtime::new().unwrap();
     let (ranks, connections) = runtime.block_on(async {
         let (mut at_lead, mut followers, mut connections) = (Vec::new(), Vec::new(), Vec::new());
@@ -46,7 +46,7 @@ fn group(world: usize, patience: Duration, shared: bool) -> Group {
 }
 
 /// Every rank's work on a thread of its own; what they give, in the order of the ranks.
-fn on_all<T: Send>(ranks: &mut [Stream], work: impl Fn(usize, &mut Stream) -> T + Sync) -> Vec<T> {
+pub(crate) fn on_all<T: Send>(ranks: &mut [Stream], work: impl Fn(usize, &mut Stream) -> T + Sync) -> Vec<T> {
     let work = &work;
     std::thread::scope(|scope| {
         let threads: Vec<_> = ranks.iter_mut().enumerate().map(|(rank, group)| scope.spawn(move || work(rank, group))).collect();
@@ -85,6 +85,86 @@ fn every_rank_gets_the_sum_of_the_tree() {
             bits(&data)
         });
         assert!(sums.iter().all(|sum| *sum == bits(&nodes[0])), "{world} ranks, {len} values, {shared}");
+    }
+}
+
+/// As uneven as can be, for so many ranks: one has nothing, the last one the most.
+fn parts(world: usize, len: usize) -> Vec<std::ops::Range<usize>> {
+    let start = |rank: usize| if rank == 0 { 0 } else { len * (rank - 1) * (rank - 1) / (world * world) };
+    (0..world).map(|rank| start(rank)..if rank + 1 == world { len } else { start(rank + 1) }).collect()
+}
+
+#[test]
+fn every_rank_gets_the_parts_of_all() {
+    for (world, len, shared) in [(2, LONG, false), (2, LONG, true), (3, LONG, true), (4, 1000, false), (3, 1, true), (5, 0, true)]
+    {
+        let parts = parts(world, len);
+        let mut whole = vec![0.0; len];
+        for (rank, part) in parts.iter().enumerate() {
+            whole[part.clone()].copy_from_slice(&numbers(rank, len)[part.clone()]);
+        }
+        if len > 2 {
+            // Of numbers that a sum could spoil.
+            (whole[0], whole[1], whole[len - 1]) = (-0.0, 1e-45, f32::MAX);
+        }
+        let own = |rank: usize| {
+            let mut data = vec![f32::NAN; len];
+            data[parts[rank].clone()].copy_from_slice(&whole[parts[rank].clone()]);
+            data
+        };
+        let plain = group(world, Duration::from_secs(20), shared);
+        let (mut plain, mut woven) = (plain, on_a_loom(group(world, Duration::from_secs(20), shared)));
+        for group in [&mut plain, &mut woven] {
+            let got = on_all(&mut group.ranks, |rank, group| {
+                let mut data = own(rank);
+                group.all_gather(&mut data, &parts).unwrap();
+                bits(&data)
+            });
+            assert!(got.iter().all(|data| *data == bits(&whole)), "{world} ranks, {len} values, {shared}");
+        }
+    }
+}
+
+/// Pieces of one operation lie where those of the one before have lain, and a rank may be behind with reading those.
+#[test]
+fn operations_one_after_the_other_do_not_write_into_each_other() {
+    let mut group = group(3, Duration::from_secs(20), true);
+    let parts = [0..LONG / 2, LONG / 2..LONG - 5, LONG - 5..LONG];
+    let results = on_all(&mut group.ranks, |rank, group| {
+        let mut rounds = Vec::new();
+        for round in 0..2 {
+            let mut sum = numbers(rank + round, LONG);
+            group.all_reduce(&mut sum).unwrap();
+            let mut gathered = numbers(7 * rank + round, LONG);
+            group.all_gather(&mut gathered, &parts).unwrap();
+            rounds.push((bits(&sum), bits(&gathered)));
+        }
+        rounds
+    });
+    assert!(results.iter().all(|rounds| *rounds == results[0]));
+    for (round, (sum, gathered)) in results[0].iter().enumerate() {
+        let mut terms: Vec<Vec<f32>> = (0..3).map(|rank| numbers(rank + round, LONG)).collect();
+        cohort_kernels::tree::sum(&mut terms.iter_mut().map(Vec::as_mut_slice).collect::<Vec<_>>());
+        assert_eq!(*sum, bits(&terms[0]));
+        let want = parts.iter().enumerate().flat_map(|(rank, part)| numbers(7 * rank + round, LONG)[part.clone()].to_vec());
+        assert_eq!(*gathered, bits(&want.collect::<Vec<_>>()));
+    }
+}
+
+#[test]
+fn a_rank_lost_while_parts_are_gathered_is_named() {
+    for lost in [1, 2] {
+        let mut group = group(3, Duration::from_secs(20), true);
+        let connection = group.connections[lost - 1].clone();
+        let errors = on_all(&mut group.ranks, |rank, group| {
+            if rank == lost {
+                connection.close("killed");
+                return None;
+            }
+            Some(group.all_gather(&mut numbers(rank, LONG), &parts(3, LONG)).unwrap_err().to_string())
+        });
+        let name = format!("learner-{lost}");
+        assert!(errors.iter().flatten().all(|error| error.contains(&name)), "{errors:?}");
     }
 }
 

@@ -6,5 +6,6 @@ mod loom;
 mod losses;
 mod ranks;
 mod step;
+mod summing;
 mod toy;
 mod worker;

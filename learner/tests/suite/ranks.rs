@@ -1,7 +1,7 @@
 //! Learner ranks as whole workers in one process, with a scripted coordinator: equal bits for any number of ranks, and for
 //! every way in which one of them is lost.
 use crate::loom::{Loom, OfLoom};
-use crate::toy::{Hook, Toy, goal_request};
+use crate::toy::{Hook, Moment, Toy, goal_request};
 use cohort_actors::transport::inproc::{InprocAddress, InprocListener};
 use cohort_actors::transport::{Deadlines, Dialer, Listener};
 use cohort_actors::{AcceptTerms, PeerLink, Shutdown, accept_worker};
@@ -13,10 +13,12 @@ use cohort_learner::schedule::Decay;
 use cohort_learner::{LearnerArgs, LearnerError, Ranks, Rendezvous, run_worker};
 use cohort_model::ModelFiles;
 use cohort_protocol::messages::handshake::Hello;
-use cohort_protocol::messages::learner::{CoordinatorToLearner, LearnerToCoordinator, Load, LoadFrom, StepRequest};
+use cohort_protocol::messages::learner::{
+    CheckpointRequest, CoordinatorToLearner, LearnerToCoordinator, Load, LoadFrom, StepRequest,
+};
 use cohort_protocol::{Epoch, PolicyVersion, Role, RunId, StepCommit, WorkerId, version};
 use std::path::Path;
-use std::sync::atomic::Ordering;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 use tokio::sync::mpsc;
@@ -196,7 +198,11 @@ impl Session {
     }
 
     async fn load(&self) {
-        let load = Load { epoch: Epoch(1), from: LoadFrom::Base, version: PolicyVersion(0) };
+        self.load_from(LoadFrom::Base, 0).await;
+    }
+
+    async fn load_from(&self, from: LoadFrom, version: u64) {
+        let load = Load { epoch: Epoch(1), from, version: PolicyVersion(version) };
         self.lead.as_ref().unwrap().sender().send(&CoordinatorToLearner::Load(load)).await.unwrap();
         assert!(matches!(self.answer().await, LearnerToCoordinator::Loaded(_)));
     }
@@ -215,6 +221,45 @@ impl Session {
     }
 }
 
+impl Session {
+    async fn ask_for_checkpoint(&self, version: u64) {
+        let cursor_json = r#"{"row":5}"#.into();
+        let request = CheckpointRequest { epoch: Epoch(1), version: PolicyVersion(version), cursor_json };
+        self.lead.as_ref().unwrap().sender().send(&CoordinatorToLearner::Checkpoint(request)).await.unwrap();
+    }
+
+    /// Where it lies, and the SHA-256 of the list of its files' SHA-256.
+    async fn checkpoint(&self, version: u64) -> (std::path::PathBuf, String) {
+        self.ask_for_checkpoint(version).await;
+        match self.answer().await {
+            LearnerToCoordinator::CheckpointSaved(saved) => (self._folder.path().join(saved.dir), saved.manifest_sha256),
+            other => panic!("{other:?}"),
+        }
+    }
+
+    /// Sees, as a coordinator, that these steps are done from the version held, of which the first may have been asked for already. Gives how
+    /// often the lead said that it holds nothing any more, and was given the base model.
+    async fn drive(&self, held: usize, mut asked: bool, requests: &[StepRequest], want: &[StepCommit]) -> usize {
+        let (mut done, mut losses) = (held, 0);
+        while done < requests.len() {
+            if !std::mem::take(&mut asked) {
+                self.ask(&requests[done]).await;
+            }
+            match self.answer().await {
+                LearnerToCoordinator::Stepped(stepped) => assert_eq!(bare(stepped.commit), want[done]),
+                LearnerToCoordinator::Ready(None) => {
+                    (done, losses) = (0, losses + 1);
+                    self.load().await;
+                    continue;
+                }
+                other => panic!("{other:?}"),
+            }
+            done += 1;
+        }
+        losses
+    }
+}
+
 /// Without what says how it was computed.
 fn bare(mut commit: StepCommit) -> StepCommit {
     commit.metrics.retain(|(name, _)| !name.starts_with("perf/"));
@@ -223,6 +268,11 @@ fn bare(mut commit: StepCommit) -> StepCommit {
 
 fn engine(make: Make) -> EngineHandle {
     EngineHandle::start(move || Ok(make()), EngineOptions::default()).unwrap()
+}
+
+/// Where each rank keeps a part of the optimizer's state.
+fn in_parts(training: &TrainingConfig) -> TrainingConfig {
+    TrainingConfig { shard_optimizer: true, ..training.clone() }
 }
 
 async fn commits(count: u16, training: &TrainingConfig, make: Make) -> Vec<StepCommit> {
@@ -241,6 +291,9 @@ async fn any_number_of_ranks_gives_the_same_bits_and_metrics() {
     for count in [2, 4] {
         assert_eq!(commits(count, &training, native).await, alone, "{count} ranks");
     }
+    for count in [2, 4] {
+        assert_eq!(commits(count, &in_parts(&training), native).await, alone, "{count} ranks, the optimizer's state in parts");
+    }
     assert_ne!(commits(1, &TrainingConfig { logical_shards: 1, ..training }, native).await, alone, "another tree");
 }
 
@@ -251,6 +304,8 @@ async fn three_ranks_share_six_shards_over_several_inner_epochs() {
     let alone = commits(1, &training, toy).await;
     assert_eq!(commits(3, &training, toy).await, alone);
     assert_eq!(commits(6, &training, toy).await, alone);
+    assert_eq!(commits(3, &in_parts(&training), toy).await, alone);
+    assert_eq!(commits(6, &in_parts(&training), toy).await, alone);
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -266,33 +321,55 @@ async fn a_rank_that_comes_late_is_given_the_leads_state() {
     assert_eq!(session.step(&requests[2]).await, alone[2], "what it holds now is the lead's to the bit");
 }
 
-/// An engine that says when a backward pass begins and goes on when the sender is dropped.
-fn halting() -> (EngineHandle, mpsc::UnboundedReceiver<()>, std::sync::mpsc::Sender<()>) {
+/// An engine that, once it is armed, says when it is about to do something, and goes on when the sender is dropped.
+struct Halting {
+    engine: EngineHandle,
+    armed: Arc<AtomicBool>,
+    begun: mpsc::UnboundedReceiver<()>,
+    go: std::sync::mpsc::Sender<()>,
+}
+
+fn halting(moment: Moment) -> Halting {
     let (begins, begun) = mpsc::unbounded_channel();
     let (tell, go) = std::sync::mpsc::channel();
-    let go = Mutex::new(go);
+    let (go, armed) = (Mutex::new(go), Arc::new(AtomicBool::new(false)));
+    let arm = armed.clone();
     let hook = move || {
-        // Nobody may be interested any more.
-        let _ = begins.send(());
-        let _ = go.lock().unwrap().recv();
+        if arm.load(Ordering::Relaxed) {
+            // Nobody may be interested any more.
+            let _ = begins.send(());
+            let _ = go.lock().unwrap().recv();
+        }
     };
-    let toy = Toy { on_backward: Some(Hook(Arc::new(hook))), ..Toy::new(model().spec, model().weights().unwrap()) };
-    (EngineHandle::start(move || Ok(Box::new(toy)), EngineOptions::default()).unwrap(), begun, tell)
+    let toy = Toy { on: Some((moment, Hook(Arc::new(hook)))), ..Toy::new(model().spec, model().weights().unwrap()) };
+    let engine = EngineHandle::start(move || Ok(Box::new(toy)), EngineOptions::default()).unwrap();
+    Halting { engine, armed, begun, go: tell }
+}
+
+impl Halting {
+    fn arm(&self) {
+        self.armed.store(true, Ordering::Relaxed);
+    }
+
+    async fn halts(&mut self) {
+        timeout(Duration::from_secs(30), self.begun.recv()).await.expect("it comes to that").unwrap();
+    }
 }
 
 /// Rank 1 dies in the middle of the first step and is replaced; both steps have the bits of `alone`.
 async fn lose_a_follower(session: &mut Session, requests: &[StepRequest], alone: &[StepCommit]) {
-    let (engine_of_first, mut begun, go) = halting();
-    session.join(1, engine_of_first).await;
+    let mut first = halting(Moment::Backward);
+    first.arm();
+    session.join(1, first.engine.clone()).await;
     session.ask(&requests[0]).await;
-    timeout(Duration::from_secs(30), begun.recv()).await.expect("it takes part").unwrap();
+    first.halts().await;
     session.kill(1);
     session.join(1, engine(toy)).await;
     match session.answer().await {
         LearnerToCoordinator::Stepped(stepped) => assert_eq!(bare(stepped.commit), alone[0]),
         other => panic!("{other:?}"),
     }
-    drop(go);
+    drop(first.go);
     assert_eq!(session.step(&requests[1]).await, alone[1]);
 }
 
@@ -396,15 +473,133 @@ async fn a_fabric_that_does_not_work_is_left_alone_and_no_bit_changes() {
     let training = config(2);
     let alone = commits(1, &training, toy).await;
     let requests = requests(3, &training);
-    let run = async |(breaks, lead_only, made, used): (u32, bool, u32, bool)| {
+    let run = async |training: TrainingConfig, (breaks, lead_only, made, used): (u32, bool, u32, bool)| {
         let loom = Arc::new(Loom { breaks: breaks.into(), lead_only, ..Loom::default() });
-        let mut session = Session::on(Some(&loom), 2, training.clone(), toy).await;
+        let mut session = Session::on(Some(&loom), 2, training, toy).await;
         session.join(1, engine(toy)).await;
         for (request, want) in requests.iter().zip(&alone) {
+            // Where the optimizer's state is in parts, none is lost: both ranks are still there.
             assert_eq!(session.step(request).await, *want, "{breaks} {lead_only}");
         }
         let counts = (loom.made.load(Ordering::Relaxed), loom.sums.load(Ordering::Relaxed) > 0);
         assert_eq!(counts, (made, used), "{breaks} {lead_only}");
     };
-    tokio::join!(run((1, false, 2, true)), run((9, false, 2, false)), run((0, true, 1, false)));
+    for training in [in_parts(&training), training.clone()] {
+        let run = |how| run(training.clone(), how);
+        tokio::join!(run((1, false, 2, true)), run((9, false, 2, false)), run((0, true, 1, false)));
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_checkpoint_of_a_state_in_parts_is_the_lone_learners_and_any_number_of_ranks_goes_on_from_it() {
+    let training = config(4);
+    let (alone, requests) = (commits(1, &training, native).await, requests(3, &training));
+    let mut wanted = None;
+    for count in [1, 2, 4] {
+        let training = if count == 1 { training.clone() } else { in_parts(&training) };
+        let session = Session::whole(count, training.clone(), native).await;
+        assert_eq!(session.drive(0, false, &requests[..2], &alone).await, 0);
+        let (dir, sum) = session.checkpoint(2).await;
+        assert_eq!(*wanted.get_or_insert_with(|| sum.clone()), sum, "{count} ranks");
+        assert_eq!(session.drive(2, false, &requests, &alone).await, 0, "all parts are where they were");
+        let (_, last) = session.checkpoint(3).await;
+        assert_ne!(last, sum);
+        let next = Session::whole(if count == 4 { 2 } else { 4 }, in_parts(&training), native).await;
+        let copy = next._folder.path().join("checkpoints/step-2");
+        std::fs::create_dir_all(&copy).unwrap();
+        for file in std::fs::read_dir(dir).unwrap() {
+            let file = file.unwrap();
+            std::fs::copy(file.path(), copy.join(file.file_name())).unwrap();
+        }
+        next.load_from(LoadFrom::Checkpoint("checkpoints/step-2".into()), 2).await;
+        assert_eq!(next.drive(2, false, &requests, &alone).await, 0, "from {count} ranks");
+        assert_eq!(next.checkpoint(3).await.1, last);
+    }
+}
+
+/// Two of four take a step, all four the next two: what two keep is gathered and divided among four, without a replay. (Ten seconds: so
+/// long the first step waits for ranks that are missing.)
+#[tokio::test(flavor = "multi_thread")]
+async fn a_state_in_parts_is_divided_anew_when_ranks_come() {
+    let training = config(4);
+    let (alone, requests) = (commits(1, &training, native).await, requests(3, &training));
+    let mut session = Session::new(4, in_parts(&training), native).await;
+    session.join(1, engine(native)).await;
+    assert_eq!(session.drive(0, false, &requests[..1], &alone).await, 0);
+    session.join(2, engine(native)).await;
+    session.join(3, engine(native)).await;
+    assert_eq!(session.drive(1, false, &requests, &alone).await, 0, "no part was lost");
+    let whole = Session::whole(1, training.clone(), native).await;
+    assert_eq!(whole.drive(0, false, &requests, &alone).await, 0);
+    assert_eq!(session.checkpoint(3).await.1, whole.checkpoint(3).await.1);
+}
+
+/// A rank of two or of four is gone, with its part, at any point of a step, between steps, and while its part is gathered: what it took along is
+/// loaded and replayed, and no bit changes.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_part_that_is_lost_with_its_rank_costs_a_replay_and_no_bit() {
+    let training = config(4);
+    let alone = commits(1, &training, toy).await;
+    let requests = requests(3, &training);
+    let wanted = {
+        let session = Session::whole(1, training.clone(), toy).await;
+        assert_eq!(session.drive(0, false, &requests, &alone).await, 0);
+        session.checkpoint(3).await.1
+    };
+    let run = async |count: u16, lost: u16, moment: Option<Moment>, losses: usize| {
+        let mut session = Session::new(count, in_parts(&training), toy).await;
+        let mut special = halting(moment.unwrap_or(Moment::Backward));
+        for index in 1..count {
+            session.join(index, if index == lost { special.engine.clone() } else { engine(toy) }).await;
+        }
+        let held = usize::from(moment != Some(Moment::Take));
+        assert_eq!(session.drive(0, false, &requests[..held], &alone).await, 0);
+        if let Some(moment) = moment {
+            special.arm();
+            match moment {
+                Moment::Show => session.ask_for_checkpoint(1).await,
+                _ => session.ask(&requests[held]).await,
+            }
+            special.halts().await;
+        }
+        session.kill(lost);
+        session.join(lost, engine(toy)).await;
+        drop(special.go);
+        assert_eq!(session.drive(held, moment.is_some(), &requests, &alone).await, losses, "{count} {moment:?}");
+        assert_eq!(session.checkpoint(3).await.1, wanted, "{count} {moment:?}");
+    };
+    for (count, lost) in [(2, 1), (4, 2)] {
+        tokio::join!(
+            run(count, lost, None, 1),
+            run(count, lost, Some(Moment::Take), 0),
+            run(count, lost, Some(Moment::Backward), 1),
+            run(count, lost, Some(Moment::Exchange), 1),
+            run(count, lost, Some(Moment::Show), 1),
+        );
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_lead_that_is_lost_takes_its_part_along_too() {
+    let training = config(2);
+    let alone = commits(1, &training, toy).await;
+    let requests = requests(3, &training);
+    for moment in [Moment::Backward, Moment::Exchange] {
+        let mut session = Session::new(2, in_parts(&training), toy).await;
+        session.kill(0);
+        let mut lead = halting(moment);
+        session.join(0, lead.engine.clone()).await;
+        session.load().await;
+        session.join(1, engine(toy)).await;
+        assert_eq!(session.drive(0, false, &requests[..1], &alone).await, 0);
+        lead.arm();
+        session.ask(&requests[1]).await;
+        lead.halts().await;
+        session.kill(0);
+        session.join(0, engine(toy)).await;
+        drop(lead.go);
+        session.followers[0].sender().send(&CoordinatorToLearner::Meet("here".into())).await.unwrap();
+        session.load().await;
+        assert_eq!(session.drive(0, false, &requests, &alone).await, 0, "{moment:?}");
+    }
 }

@@ -1,6 +1,6 @@
 //! A model small enough to read: logits of the next token = head x (embedding of this token * norm), in f64, with its
 //! gradient written out. It uses three tensors of whatever architecture it is given and leaves the others alone.
-use cohort_engine::{AdamW, Backend, EngineError, Extend, Forward, KvId, PackedBatch, Upstream};
+use cohort_engine::{AdamW, Backend, EngineError, Extend, Forward, KvId, PackedBatch, Partition, Upstream};
 use cohort_learner::aggregator::{self, ReadyGroup};
 use cohort_model::{DecoderSpec, Tensor, WeightSet};
 use cohort_protocol::messages::learner::StepRequest;
@@ -8,7 +8,7 @@ use cohort_protocol::{
     Epoch, FinishReason, GroupId, GroupPayload, PolicyVersion, SampleIx, Score, ScoredTrajectory, StepId, StepIntent, Trajectory,
     VersionSpan,
 };
-use std::ops::ControlFlow;
+use std::ops::{ControlFlow, Range};
 use std::sync::Arc;
 
 const EMBED: &str = "model.embed_tokens.weight";
@@ -23,15 +23,34 @@ pub(crate) struct Toy {
     pub(crate) first: WeightSet,
     pub(crate) second: WeightSet,
     pub(crate) updates: u64,
+    /// What of the moments counts; the rest is no number.
+    pub(crate) partition: Partition,
     pub(crate) kept: Option<PackedBatch>,
     /// Makes `forward` call number n (from 0) give no number.
     pub(crate) poison_forward: Option<usize>,
     pub(crate) forwards: usize,
     pub(crate) backwards: usize,
-    pub(crate) on_backward: Option<Hook>,
+    pub(crate) on: Option<(Moment, Hook)>,
+    /// Where its gradients lie, side by side, in the order in which it says that it is done with them; empty: it does not say.
+    pub(crate) order: Vec<Range<usize>>,
 }
 
-/// Called at the begin of each backward pass.
+/// Something that it is about to do.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Moment {
+    /// A backward pass.
+    Backward,
+    /// Saying that a pass is done with some gradients.
+    Done,
+    /// Giving its part of the updated weights to others.
+    Exchange,
+    /// Taking a part of the optimizer's state.
+    Take,
+    /// Showing one.
+    Show,
+}
+
+/// Called then.
 #[derive(Clone)]
 pub(crate) struct Hook(pub(crate) Arc<dyn Fn() + Send + Sync>);
 
@@ -91,16 +110,36 @@ impl Toy {
             first: zero.clone(),
             second: zero,
             updates: 0,
+            partition: Partition::WHOLE,
             kept: None,
             poison_forward: None,
             forwards: 0,
             backwards: 0,
-            on_backward: None,
+            on: None,
+            order: Vec::new(),
         }
     }
 
     pub(crate) fn small(seed: u64) -> Self {
         Self::new(small_spec(), weights(&small_spec(), seed))
+    }
+
+    fn about_to(&self, now: Moment) {
+        if let Some((moment, Hook(hook))) = &self.on
+            && *moment == now
+        {
+            hook();
+        }
+    }
+
+    /// All gradients side by side.
+    fn flat(&self) -> Vec<f32> {
+        self.grads.0.values().flat_map(|tensor| tensor.data.iter().copied()).collect()
+    }
+
+    fn set_flat(&mut self, all: &[f32]) {
+        let mut rest = all.iter().copied();
+        self.grads.0.values_mut().flat_map(|tensor| &mut tensor.data).zip(&mut rest).for_each(|(value, sum)| *value = sum);
     }
 
     fn head(&self) -> &'static str {
@@ -181,9 +220,7 @@ impl Backend for Toy {
         Ok(out)
     }
     fn backward(&mut self, upstream: Upstream<'_>) -> Result<(), EngineError> {
-        if let Some(Hook(hook)) = &self.on_backward {
-            hook();
-        }
+        self.about_to(Moment::Backward);
         let batch = self.kept.take().ok_or_else(|| EngineError::Input("backward without a forward".into()))?;
         self.backwards += 1;
         let (h, head) = (self.spec.hidden, self.head());
@@ -210,6 +247,24 @@ impl Backend for Toy {
         }
         Ok(())
     }
+    fn gradient_order(&self) -> Vec<Range<usize>> {
+        self.order.clone()
+    }
+    fn backward_in_order(
+        &mut self,
+        upstream: Upstream<'_>,
+        done: &mut dyn FnMut(&mut [f32], Range<usize>) -> ControlFlow<()>,
+    ) -> Result<(), EngineError> {
+        self.backward(upstream)?;
+        let mut all = self.flat();
+        // Breaks off by itself.
+        let _ = self.order.iter().try_for_each(|range| {
+            self.about_to(Moment::Done);
+            done(&mut all, range.clone())
+        });
+        self.set_flat(&all);
+        Ok(())
+    }
     fn zero_grad(&mut self) {
         self.grads = zeros(&self.spec);
     }
@@ -217,6 +272,77 @@ impl Backend for Toy {
         Ok(self.grads.0.values().flat_map(|t| &t.data).map(|&g| f64::from(g).powi(2)).sum::<f64>().sqrt())
     }
     fn update(&mut self, o: &AdamW, lr: f64, grad_scale: f64) -> Result<(), EngineError> {
+        assert_eq!(self.partition, Partition::WHOLE);
+        self.update_partition(o, lr, grad_scale, &mut |_| ControlFlow::Continue(()))
+    }
+    fn updates(&self) -> u64 {
+        self.updates
+    }
+    fn partition(&self) -> Partition {
+        self.partition
+    }
+    fn keep_partition(&mut self, part: Partition) -> Result<(), EngineError> {
+        assert!(self.partition == Partition::WHOLE || self.partition == part, "{:?}", self.partition);
+        self.partition = part;
+        for moment in [&mut self.first, &mut self.second] {
+            for values in moment.0.values_mut().map(|tensor| &mut tensor.data) {
+                let own = part.range(values.len());
+                values[..own.start].fill(f32::NAN);
+                values[own.end..].fill(f32::NAN);
+            }
+        }
+        Ok(())
+    }
+    fn take_partition(
+        &mut self,
+        part: Partition,
+        updates: u64,
+        fill: &mut dyn FnMut(&mut [f32]) -> ControlFlow<()>,
+    ) -> Result<(), EngineError> {
+        self.about_to(Moment::Take);
+        (self.first, self.second) = (zeros(&self.spec), zeros(&self.spec));
+        (self.partition, self.updates) = (Partition::WHOLE, updates);
+        if updates > 0 {
+            let moments = self.first.0.values_mut().chain(self.second.0.values_mut());
+            // Breaks off by itself.
+            let _ = moments.map(|t| &mut t.data).try_for_each(|data| {
+                let own = part.range(data.len());
+                fill(&mut data[own])
+            });
+        }
+        self.keep_partition(part)
+    }
+    fn each_moment(&mut self, part: Partition, visit: &mut dyn FnMut(&mut [f32]) -> ControlFlow<()>) -> Result<(), EngineError> {
+        assert!(self.partition == Partition::WHOLE || self.partition == part, "{:?}", self.partition);
+        self.about_to(Moment::Show);
+        if self.updates > 0 {
+            let moments = self.first.0.values_mut().chain(self.second.0.values_mut());
+            // As above.
+            let _ = moments.map(|t| &mut t.data).try_for_each(|data| {
+                let own = part.range(data.len());
+                visit(&mut data[own])
+            });
+        }
+        Ok(())
+    }
+    fn optimizer_gather(
+        &mut self,
+        fill: &mut dyn FnMut(&mut [f32]) -> ControlFlow<()>,
+    ) -> Result<(WeightSet, WeightSet, u64), EngineError> {
+        let (mut first, mut second) = (self.first.clone(), self.second.clone());
+        if self.updates > 0 {
+            // As above.
+            let _ = first.0.values_mut().chain(second.0.values_mut()).try_for_each(|tensor| fill(&mut tensor.data));
+        }
+        Ok((first, second, self.updates))
+    }
+    fn update_partition(
+        &mut self,
+        o: &AdamW,
+        lr: f64,
+        grad_scale: f64,
+        exchange: &mut dyn FnMut(&mut [f32]) -> ControlFlow<()>,
+    ) -> Result<(), EngineError> {
         self.updates += 1;
         let correct = |beta: f64| 1.0 - beta.powi(self.updates as i32);
         let (c1, c2) = (correct(o.beta1), correct(o.beta2));
@@ -224,7 +350,7 @@ impl Backend for Toy {
             let decay = if weight.shape.len() > 1 { o.weight_decay } else { 0.0 };
             let (grads, first, second) = (&self.grads.0[name], self.first.0.get_mut(name), self.second.0.get_mut(name));
             let (first, second) = (first.unwrap(), second.unwrap());
-            for i in 0..weight.data.len() {
+            for i in self.partition.range(weight.data.len()) {
                 let g = f64::from(grads.data[i]) * grad_scale;
                 let m = o.beta1 * f64::from(first.data[i]) + (1.0 - o.beta1) * g;
                 let v = o.beta2 * f64::from(second.data[i]) + (1.0 - o.beta2) * g * g;
@@ -234,9 +360,21 @@ impl Backend for Toy {
             }
         }
         self.zero_grad();
+        if self.partition != Partition::WHOLE {
+            self.about_to(Moment::Exchange);
+            // As above.
+            let _ = self.weights.0.values_mut().try_for_each(|tensor| exchange(&mut tensor.data));
+        }
         Ok(())
     }
     fn each_gradient(&mut self, visit: &mut dyn FnMut(&mut [f32]) -> ControlFlow<()>) -> Result<(), EngineError> {
+        if !self.order.is_empty() {
+            let mut all = self.flat();
+            // One bucket: whether it is the last does not matter.
+            let _ = visit(&mut all);
+            self.set_flat(&all);
+            return Ok(());
+        }
         // Breaks off by itself.
         let _ = self.grads.0.values_mut().try_for_each(|tensor| visit(&mut tensor.data));
         Ok(())
@@ -245,10 +383,12 @@ impl Backend for Toy {
         Ok(self.grads.clone())
     }
     fn optimizer_export(&self) -> Result<(WeightSet, WeightSet, u64), EngineError> {
+        assert_eq!(self.partition, Partition::WHOLE);
         Ok((self.first.clone(), self.second.clone(), self.updates))
     }
     fn optimizer_import(&mut self, first: &WeightSet, second: &WeightSet, updates: u64) -> Result<(), EngineError> {
         (self.first, self.second, self.updates) = (first.clone(), second.clone(), updates);
+        self.partition = Partition::WHOLE;
         Ok(())
     }
 }

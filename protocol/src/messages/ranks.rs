@@ -19,7 +19,8 @@ pub struct Holding {
 }
 
 /// State that the follower is to take. Its values follow as `Values`, tensor by tensor in ascending order of their names:
-/// the weights, then, where there were updates, first and second moments.
+/// the weights, then, where there were updates, first and second moments. Ranks that keep the optimizer's state in parts are
+/// given it by `Keep`: here it has no updates.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Encode, Decode)]
 pub struct RankState {
     /// What it is.
@@ -71,6 +72,17 @@ pub struct RankFabric {
     pub world: u32,
 }
 
+/// A part of the optimizer's state, which ranks keep together.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Encode, Decode)]
+pub struct RankPart {
+    /// Which part, from 0 (the lead's).
+    pub rank: u32,
+    /// Of how many.
+    pub world: u32,
+    /// Optimizer updates done.
+    pub updates: u64,
+}
+
 /// A rank could not do its part.
 #[derive(Debug, Clone, PartialEq, Eq, Encode, Decode)]
 pub struct RankFailed {
@@ -97,8 +109,8 @@ wire_messages! {
         5 => Values(Column<f32>),
         /// Follower: what it hands in where all are gathered at the lead.
         6 => Note(Vec<u8>),
-        /// Both ways. At a barrier, from a follower: it stands there; from the lead: so does everyone. Of a piece of a sum: it is
-        /// in the memory that both share.
+        /// Both ways. At a barrier, from a follower: it stands there; from the lead: so does everyone. Of a piece of values: it is
+        /// in the memory that both share. From who is given such pieces one by one: it has taken so many.
         7 => Here(u64),
         /// Follower: the step is done; what it holds now.
         8 => Stepped(Holding),
@@ -110,5 +122,13 @@ wire_messages! {
         11 => Opened(bool),
         /// Lead, before a step, from version 5 on: the fabric of its ranks has changed.
         12 => Fabric(RankFabric),
+        /// From version 6 on. Lead, with nothing: which part does the follower keep? Follower: that one, of the version that it
+        /// holds; nothing: none.
+        13 => Keeps(Option<RankPart>),
+        /// Lead: keep this part, whose values follow where there were updates: its first moments, then its second ones. The
+        /// follower answers with `Keeps`.
+        14 => Keep(RankPart),
+        /// Lead: hand in the part that you keep, in the same order.
+        15 => HandIn(RankPart),
     } removed []
 }

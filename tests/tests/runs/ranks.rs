@@ -11,13 +11,17 @@ use std::time::Duration;
 const CONSUMED: u64 = 4 * GROUPS;
 /// Part of a run's numerics: what the ranks share.
 const SHARDS: [&str; 2] = ["--set", "training.logical_shards=4"];
+/// No part of them: each rank keeps a part of the optimizer's state.
+const PARTS: [&str; 2] = ["--set", "training.shard_optimizer=true"];
 
 #[test]
 fn ranks_do_not_change_a_bit() -> Result<()> {
     let (_folder, bench) = bench()?;
     let reference = finish(&mut bench.launch("one", &SHARDS))?.weights()?;
-    let kinds: [(&str, &[&str]); 3] = [
+    let kinds: [(&str, &[&str]); 5] = [
         ("two", &["--workers", "learner=2"]),
+        ("two-parts", &["--workers", "learner=2", PARTS[0], PARTS[1]]),
+        ("four-parts", &["--processes", "--workers", "learner=4", PARTS[0], PARTS[1]]),
         ("two-processes", &["--processes", "--workers", "learner=2"]),
         ("four-processes", &["--processes", "--workers", "learner=4,rollout=2"]),
     ];
@@ -29,9 +33,29 @@ fn ranks_do_not_change_a_bit() -> Result<()> {
     ensure!(replayed.status.success(), "one rank takes the steps of four again: {replayed:?}");
     let other = finish(&mut bench.launch("other", &[]))?.weights()?;
     assert_ne!(other, reference, "another number of logical shards is another tree");
-    let refused = finish(&mut bench.launch("three", &[&SHARDS[..], &["--workers", "learner=3"]].concat()))?;
-    ensure!(refused.code == Some(2) && refused.stderr.contains("cannot share 4 logical shards"), "{refused:?}");
+    for (name, extra, named) in [
+        ("three", &["--workers", "learner=3"][..], "cannot share 4 logical shards"),
+        ("one-part", &PARTS[..], "`training.shard_optimizer`: has no effect with one learner rank"),
+    ] {
+        let refused = finish(&mut bench.launch(name, &[&SHARDS[..], extra].concat()))?;
+        ensure!(refused.code == Some(2) && refused.stderr.contains(named), "{refused:?}");
+    }
     Ok(())
+}
+
+/// A checkpoint knows nothing of ranks and parts: it is taken on with others, or with none.
+#[test]
+fn a_resume_may_change_ranks_and_parts() -> Result<()> {
+    let (_folder, bench) = bench()?;
+    let reference = finish(&mut bench.launch("calm", &SHARDS))?.weights()?;
+    let four = [&SHARDS[..], &PARTS, &["--steps", "1", "--workers", "learner=4"]].concat();
+    finish(&mut bench.launch("changing", &four))?.weights()?;
+    finish(&mut bench.resume("changing", &["--steps", "2", "--processes", "--workers", "learner=2"]))?.weights()?;
+    let whole = ["--steps", "3", "--workers", "learner=2", "--set", "training.shard_optimizer=false"];
+    finish(&mut bench.resume("changing", &whole))?.weights()?;
+    let ended = finish(&mut bench.resume("changing", &["--steps", "4", "--workers", "learner=4", PARTS[0], PARTS[1]]))?;
+    assert_eq!(ended.weights()?, reference);
+    bench.balanced("changing", CONSUMED)
 }
 
 #[test]
@@ -65,13 +89,13 @@ fn the_real_model_takes_a_step_to_the_same_bits() -> Result<()> {
     Ok(())
 }
 
-#[test]
-fn a_rank_killed_inside_a_step_does_not_change_a_bit() -> Result<()> {
+/// A rank of two is killed at each of the points, to the bits of a run that nobody disturbed.
+fn killed_at(points: &[&str], parts: &[&str]) -> Result<()> {
     let (_folder, bench) = bench()?;
     let reference = finish(&mut bench.launch("calm", &SHARDS))?.weights()?;
-    for point in ["learner-backward:2", "follower-reduce:3", "lead-reduce:3", "follower-stepped:2"] {
+    for point in points {
         let name = point.replace(':', "-");
-        let options = [&SHARDS[..], &["--processes", "--workers", "learner=2"]].concat();
+        let options = [&SHARDS[..], &["--processes", "--workers", "learner=2"], parts].concat();
         let mut launch = bench.launch(&name, &options);
         bench.arm(&mut launch, point)?;
         let ended = finish(&mut launch)?;
@@ -80,6 +104,18 @@ fn a_rank_killed_inside_a_step_does_not_change_a_bit() -> Result<()> {
         bench.balanced(&name, CONSUMED)?;
     }
     Ok(())
+}
+
+#[test]
+fn a_rank_killed_inside_a_step_does_not_change_a_bit() -> Result<()> {
+    killed_at(&["learner-backward:2", "follower-reduce:3", "lead-reduce:3", "follower-stepped:2"], &[])
+}
+
+/// Every loss is of a part of the optimizer's state. The third gathering of a follower is for the checkpoint of step 2.
+#[test]
+fn a_rank_killed_with_its_part_does_not_change_a_bit() -> Result<()> {
+    let points = ["follower-reduce:3", "follower-gather:2", "lead-gather:2", "follower-gather:3", "follower-stepped:2"];
+    killed_at(&points, &PARTS)
 }
 
 /// Ranks that took each step so far.
@@ -143,11 +179,11 @@ fn ranks_without_a_place_are_refused_or_waited_for() -> Result<()> {
         let refused = finish(&mut bench.launch("refused", &[&SHARDS[..], &two, &sets].concat()))?;
         ensure!(refused.code == Some(2) && refused.stderr.contains(named), "{named}: {refused:?}");
     }
-    // One rank of three has no place until a host comes: the others take the steps.
+    // One rank of three has no place until a host comes: the others take the steps, and divide the optimizer's state anew when it has come.
     let reference = finish(&mut bench.launch("calm", &[&SHARDS[..], &["--steps", "200"]].concat()))?.weights()?;
     let open = ["--steps", "200", "--set", "cluster.listen=127.0.0.1:0", "--set", "cluster.learner_here=2"];
     let four = ["--processes", "--workers", "learner=4"];
-    let run = start(&mut bench.launch("open", &[&SHARDS[..], &four, &open].concat()))?;
+    let run = start(&mut bench.launch("open", &[&SHARDS[..], &PARTS, &four, &open].concat()))?;
     let listen = listens(&bench, "open")?;
     let secret = folder.path().join("token");
     token(&bench, "open", &secret)?;

@@ -1,6 +1,7 @@
 //! Values and gradients of every parameter against the f64 decoder.
 use super::reference::{Weights, score, widen};
 use super::*;
+use std::ops::ControlFlow;
 
 pub(super) fn batch(spec: &DecoderSpec) -> PackedBatch {
     let mut sequences: Vec<_> = [9, 2, 1, 5].into_iter().zip(0..).map(|(len, seed)| sequence(spec, len, seed)).collect();
@@ -92,5 +93,50 @@ fn gradients_add_up_over_micro_batches() {
         }
         assert_eq!(parts.gradients().unwrap(), whole.gradients().unwrap());
         assert_eq!(parts.grad_norm().unwrap(), whole.grad_norm().unwrap());
+    }
+}
+
+/// What a pass says that it is done with is final, whatever becomes of it stays, and a pass that is broken off ends there.
+#[test]
+fn gradients_are_shown_when_they_are_final() {
+    for tied_embeddings in [true, false] {
+        for spec in odd_specs().map(|spec| DecoderSpec { tied_embeddings, ..spec }) {
+            let batch = PackedBatch { sequences: (0..3).map(|i| sequence(&spec, 9 + 7 * i as usize, i)).collect() };
+            let up = vec![0.3; batch.targets()];
+            let upstream = Upstream { d_logp: &up, d_entropy: None };
+            let all = |engine: &mut NativeEngine| {
+                let mut all = Vec::new();
+                engine
+                    .each_gradient(&mut |bucket| {
+                        all.extend_from_slice(bucket);
+                        ControlFlow::Continue(())
+                    })
+                    .unwrap();
+                all
+            };
+            let mut plain = engine(&spec, Path::detect(), 1);
+            plain.forward(&batch, true).unwrap();
+            plain.backward(upstream).unwrap();
+            let want = all(&mut plain);
+            let mut shown = engine(&spec, Path::detect(), 2);
+            let order = shown.gradient_order();
+            assert_eq!(order.len(), spec.layers + 2);
+            for stop in 1..=order.len() {
+                shown.zero_grad();
+                shown.forward(&batch, true).unwrap();
+                let mut seen = Vec::new();
+                shown
+                    .backward_in_order(upstream, &mut |all, range| {
+                        assert_eq!(bits(&all[range.clone()]), bits(&want[range.clone()]), "{range:?}");
+                        all[range.clone()].fill(7.0);
+                        seen.push(range);
+                        if seen.len() == stop { ControlFlow::Break(()) } else { ControlFlow::Continue(()) }
+                    })
+                    .unwrap();
+                assert_eq!(seen, order[..stop]);
+                let left = all(&mut shown);
+                assert!(seen.into_iter().all(|range| left[range].iter().all(|&value| value == 7.0)));
+            }
+        }
     }
 }

@@ -4,6 +4,7 @@ mod exactness;
 mod gradients;
 mod int8;
 mod lora;
+mod parts;
 mod recall;
 mod reference;
 mod refusals;
