@@ -27,6 +27,7 @@ use cohort_protocol::messages::rollout::{
     CancelLease, ContinuedLease, CoordinatorToRollout, LeaseFailed, PartialGroup, Ready, RolloutBeat, RolloutToCoordinator,
     SwapFailed, WeightsReady,
 };
+use cohort_protocol::messages::seeking::{KeeperToNode, NodeToKeeper, WhoLeads};
 use cohort_protocol::messages::weights::{Chunk, FetcherToHolder, Gone, HolderToFetcher};
 use cohort_protocol::score::SampleOutcome;
 use cohort_protocol::{
@@ -353,6 +354,15 @@ fn keeper_to_asker() -> Vec<(&'static str, KeeperToAsker)> {
     ]
 }
 
+fn node_to_keeper() -> Vec<(&'static str, NodeToKeeper)> {
+    vec![("WhoLeads", NodeToKeeper::WhoLeads(9))]
+}
+
+fn keeper_to_node() -> Vec<(&'static str, KeeperToNode)> {
+    let leads = WhoLeads { id: 9, term: 3, keeper: Some(1), listens: Some("0.0.0.0:7400".into()) };
+    vec![("Leads", KeeperToNode::Leads(leads))]
+}
+
 fn fetcher_to_holder() -> Vec<(&'static str, FetcherToHolder)> {
     vec![("Give", FetcherToHolder::Give(chunk_name()))]
 }
@@ -452,4 +462,6 @@ golden!(
     between_ranks: super::BetweenRanks,
     asker_to_keeper: super::AskerToKeeper,
     keeper_to_asker: super::KeeperToAsker,
+    node_to_keeper: super::NodeToKeeper,
+    keeper_to_node: super::KeeperToNode,
 );

@@ -1,6 +1,8 @@
-//! Questions of the other keepers.
+//! Questions of the other keepers, and of hosts that joined the run.
+use super::hosts::{self, Led};
 use crate::ledger::replica::Keeper;
 use cohort_actors::{AcceptTerms, Connection, Listener, PeerLink, PeerSender, accept_worker};
+use cohort_protocol::Role;
 use cohort_protocol::messages::keepers::{Appended, AskerToKeeper, KeeperToAsker, Voted};
 use std::sync::Arc;
 use std::time::Duration;
@@ -10,24 +12,35 @@ use tokio::time::timeout;
 /// For a keeper that connected to say whose log it has.
 const STORE: Duration = Duration::from_secs(5);
 
-/// Answers keepers, each in a task of its own, until it is aborted or the listener ends.
-pub(super) async fn serve(listener: Arc<dyn Listener>, terms: AcceptTerms, keeper: Keeper) {
-    let terms = Arc::new(terms);
+/// Who is answered, and by what.
+pub(super) struct Door {
+    pub(super) terms: AcceptTerms,
+    pub(super) keeper: Keeper,
+    pub(super) led: Arc<Led>,
+}
+
+/// Answers keepers and hosts, each in a task of its own, until it is aborted or the listener ends.
+pub(super) async fn serve(listener: Arc<dyn Listener>, door: Door) {
+    let door = Arc::new(door);
     let mut sessions = JoinSet::new();
     while let Ok(connection) = listener.accept().await {
         while sessions.try_join_next().is_some() {}
-        sessions.spawn(session(connection, terms.clone(), keeper.clone()));
+        sessions.spawn(session(connection, door.clone()));
     }
 }
 
-async fn session(connection: Arc<dyn Connection>, terms: Arc<AcceptTerms>, keeper: Keeper) {
-    let admitted = match accept_worker(connection, &terms, |_| Ok(())).await {
+async fn session(connection: Arc<dyn Connection>, door: Arc<Door>) {
+    let Door { terms, keeper, led } = door.as_ref();
+    let admitted = match accept_worker(connection, terms, |_| Ok(())).await {
         Ok(admitted) => admitted,
         Err(error) => return tracing::warn!(target: "cohort::keeper", %error, "not_welcomed"),
     };
     let who = admitted.worker();
+    if who.role == Role::Node {
+        return hosts::attend(admitted.into_link(), keeper, led).await;
+    }
     let link: PeerLink<AskerToKeeper, KeeperToAsker> = admitted.into_link();
-    if let Err(why) = introduce(&link, &keeper).await {
+    if let Err(why) = introduce(&link, keeper).await {
         tracing::warn!(target: "cohort::keeper", %who, why, "not_welcomed");
         return link.close(&why);
     }

@@ -1,6 +1,8 @@
 //! How a host without a certificate gets a place: its token is redeemed, its key certified.
 //!
-//! Invariant **E1**: a use of a token is on the disk before the certificate leaves; places are never given twice.
+//! Invariants
+//! - **E1** a use of a token is on the disk before the certificate leaves; places are never given twice.
+//! - **E2** nor by two of the hosts that keep a run: each has places of its own to give ([`Seats`]).
 use super::tokens::{Token, Tokens};
 use crate::ledger::place::write_atomically;
 use cohort_actors::certs::RunAuthority;
@@ -15,6 +17,27 @@ use std::path::PathBuf;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::SystemTime;
 
+/// The places that a head node gives: of `every` so many, one.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct Seats {
+    first: u16,
+    every: u16,
+}
+
+impl Seats {
+    /// Those of keeper `number` of so many; a head node without others has all places.
+    pub(crate) fn of(number: u64, keepers: usize) -> Self {
+        let every = u16::try_from(keepers.max(1)).unwrap_or(u16::MAX);
+        Self { first: 1 + u16::try_from(number % u64::from(every)).unwrap_or(0), every }
+    }
+
+    /// The first of them from `place` on.
+    fn from(self, place: u16) -> Option<u16> {
+        let short = place.saturating_sub(self.first).checked_next_multiple_of(self.every)?;
+        self.first.checked_add(short)
+    }
+}
+
 /// What is kept about hosts over restarts of the head node's agent.
 #[derive(Debug, Clone, Serialize, Deserialize)]
 struct Book {
@@ -26,12 +49,15 @@ struct Book {
     dismissed: BTreeSet<u16>,
 }
 
+const FULL: &str = "there are no places left";
+
 /// Tokens, places and certificates.
 #[derive(Debug)]
 pub(crate) struct Enrolment {
     run: RunId,
     path: PathBuf,
     authority: Arc<RunAuthority>,
+    seats: Seats,
     book: Mutex<Book>,
 }
 
@@ -40,7 +66,7 @@ impl Enrolment {
     ///
     /// # Errors
     /// The file cannot be read, or is none of ours.
-    pub(crate) fn open(run: RunId, path: PathBuf, authority: Arc<RunAuthority>) -> std::io::Result<Self> {
+    pub(crate) fn open(run: RunId, path: PathBuf, authority: Arc<RunAuthority>, seats: Seats) -> std::io::Result<Self> {
         let book = match std::fs::read(&path) {
             Ok(bytes) => serde_json::from_slice(&bytes)
                 .map_err(|e| std::io::Error::other(format!("{}: {e}; delete it to void all tokens", path.display())))?,
@@ -49,7 +75,7 @@ impl Enrolment {
             }
             Err(error) => return Err(error),
         };
-        Ok(Self { run, path, authority, book: Mutex::new(book) })
+        Ok(Self { run, path, authority, seats, book: Mutex::new(book) })
     }
 
     /// A new token.
@@ -111,11 +137,12 @@ impl Enrolment {
             )
         })?;
         let mut book = self.book.lock().unwrap_or_else(PoisonError::into_inner);
-        let node = WorkerId { role: Role::Node, index: book.next };
+        let place = self.seats.from(book.next).ok_or(FULL)?;
+        let node = WorkerId { role: Role::Node, index: place };
         // A key that is none costs no use of the token.
         let certificate = self.authority.certify(node, &request.public_key).map_err(|e| e.to_string())?;
         book.tokens.redeem(now, &request.secret)?;
-        book.next = book.next.checked_add(1).ok_or("there are no places left")?;
+        book.next = place.checked_add(1).ok_or(FULL)?;
         self.keep(&book)?;
         Ok(Enrolled { protocol, node, certificate })
     }
@@ -137,7 +164,7 @@ mod tests {
     fn a_token_gives_one_place_and_a_restart_remembers_it() {
         let dir = tempfile::tempdir().unwrap();
         let authority = Arc::new(RunAuthority::open_or_create(&dir.path().join("certs"), RunId(5)).unwrap());
-        let open = || Enrolment::open(RunId(5), dir.path().join("hosts.json"), authority.clone()).unwrap();
+        let open = || Enrolment::open(RunId(5), dir.path().join("hosts.json"), authority.clone(), Seats::of(0, 1)).unwrap();
         let enrolment = open();
         let token = enrolment.issue(1, 60).unwrap();
         let (_, secret) = token.parse().unwrap();
@@ -170,10 +197,28 @@ mod tests {
     }
 
     #[test]
+    fn no_two_keepers_ever_give_the_same_place() {
+        for keepers in [1, 3, 5, 7] {
+            let mut given = BTreeSet::new();
+            for number in 0..keepers as u64 {
+                let seats = Seats::of(number, keepers);
+                let mut next = 1;
+                while let Some(place) = seats.from(next) {
+                    assert!(place >= next && place > 0 && given.insert(place), "{place} by {number} of {keepers}");
+                    let Some(after) = place.checked_add(1) else { break };
+                    next = after;
+                }
+            }
+            assert_eq!(given.len(), usize::from(u16::MAX), "and every place is somebody's to give");
+        }
+        assert_eq!(Seats::of(1, 3).from(40), Some(41), "a run that was begun by one head node goes on behind it");
+    }
+
+    #[test]
     fn a_clock_that_is_set_ends_a_token_or_keeps_it_and_gives_no_use_of_it_back() {
         let dir = tempfile::tempdir().unwrap();
         let authority = Arc::new(RunAuthority::open_or_create(&dir.path().join("certs"), RunId(5)).unwrap());
-        let enrolment = Enrolment::open(RunId(5), dir.path().join("hosts.json"), authority).unwrap();
+        let enrolment = Enrolment::open(RunId(5), dir.path().join("hosts.json"), authority, Seats::of(0, 1)).unwrap();
         let (now, hour) = (wall::now(), Duration::from_secs(3600));
         let (_, secret) = enrolment.issue_at(now, 1, 3600).unwrap().parse().unwrap();
         let request = Enrol {
