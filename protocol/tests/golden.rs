@@ -321,6 +321,7 @@ fn head_to_node() -> Vec<(&'static str, HeadToNode)> {
         ("Fetch", HeadToNode::Fetch(FetchChunk { name: chunk_name(), from, address: "10.0.0.2:7402".into() })),
         ("NoWeights", HeadToNode::NoWeights(NoWeights { version, why: "overwritten".into() })),
         ("Leave", HeadToNode::Leave("the run is over".into())),
+        ("Revoked", HeadToNode::Revoked(vec![1, 7])),
     ]
 }
 
@@ -341,6 +342,7 @@ fn asker_to_keeper() -> Vec<(&'static str, AskerToKeeper)> {
         ("Store", AskerToKeeper::Store(KeeperStore { keeper: 1, store: 0xfeed })),
         ("Append", AskerToKeeper::Append(append)),
         ("Vote", AskerToKeeper::Vote(vote)),
+        ("Revoked", AskerToKeeper::Revoked(vec![1, 7])),
     ]
 }
 

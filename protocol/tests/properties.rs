@@ -333,6 +333,7 @@ fn asker_to_keeper() -> impl Strategy<Value = AskerToKeeper> {
             ballot,
             last
         })),
+        vec(any::<u16>(), 0..4).prop_map(AskerToKeeper::Revoked),
     ]
 }
 

@@ -40,7 +40,7 @@ use crate::devices::Assignment;
 use crate::http::{self, HttpOptions, Pulse};
 use crate::ledger::{RunLock, RunPaths};
 use crate::run::sampler::SampleWith;
-use cohort_actors::certs::{Identity, SigningKey};
+use cohort_actors::certs::{self, Identity, SigningKey};
 use cohort_actors::supervision::process::ProcessSupervisor;
 use cohort_actors::transport::reach::{Reach, ReachListener};
 use cohort_actors::{ChildId, Escalation, LinkError, LinkOptions, LinkSender, Shutdown, SupervisionPolicy, WorkerLink};
@@ -115,9 +115,13 @@ pub async fn run(options: JoinOptions, shutdown: Shutdown) -> Result<(), JoinErr
     let weights_port = weights.local_addr().map_err(system("read the weights' port"))?.port();
     let weights = reach.listen(weights, &load()?)?;
     let dialer = Arc::new(HeadDialer::new(reach.clone(), load()?, hello.clone(), shutdown.clone(), seeking));
-    let link: WorkerLink<HeadToNode, NodeToHead> =
-        WorkerLink::connect(dialer.clone(), hello.clone(), LinkOptions { insists: false, ..LinkOptions::default() }, shutdown.clone())
-            .await?;
+    let link: WorkerLink<HeadToNode, NodeToHead> = WorkerLink::connect(
+        dialer.clone(),
+        hello.clone(),
+        LinkOptions { insists: false, ..LinkOptions::default() },
+        shutdown.clone(),
+    )
+    .await?;
     tracing::info!(target: "cohort::agent", %node, head = %dialer.head(), "joined");
 
     let stop = Shutdown::new();
@@ -337,6 +341,11 @@ impl<'a> Joined<'a> {
             HeadToNode::NoWeights(no) => {
                 if let Some(site) = &mut self.site {
                     site.store.refuse(no.version, &no.why);
+                }
+            }
+            HeadToNode::Revoked(hosts) => {
+                for host in hosts {
+                    certs::revoke(&children::certificates(&self.paths), host)?;
                 }
             }
             HeadToNode::Leave(reason) => return Ok(Some(End::Left(reason))),

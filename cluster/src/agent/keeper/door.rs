@@ -1,9 +1,11 @@
 //! Questions of the other keepers, and of hosts that joined the run.
 use super::hosts::{self, Led};
 use crate::ledger::replica::Keeper;
+use cohort_actors::certs;
 use cohort_actors::{AcceptTerms, Connection, Listener, PeerLink, PeerSender, accept_worker};
 use cohort_protocol::Role;
 use cohort_protocol::messages::keepers::{Appended, AskerToKeeper, KeeperToAsker, Voted};
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 use tokio::task::JoinSet;
@@ -17,6 +19,8 @@ pub(super) struct Door {
     pub(super) terms: AcceptTerms,
     pub(super) keeper: Keeper,
     pub(super) led: Arc<Led>,
+    /// Where this host's certificates are, and what it knows of those that were taken away.
+    pub(super) certs: PathBuf,
 }
 
 /// Answers keepers and hosts, each in a task of its own, until it is aborted or the listener ends.
@@ -30,7 +34,7 @@ pub(super) async fn serve(listener: Arc<dyn Listener>, door: Door) {
 }
 
 async fn session(connection: Arc<dyn Connection>, door: Arc<Door>) {
-    let Door { terms, keeper, led } = door.as_ref();
+    let Door { terms, keeper, led, certs } = door.as_ref();
     let admitted = match accept_worker(connection, terms, |_| Ok(())).await {
         Ok(admitted) => admitted,
         Err(error) => return tracing::warn!(target: "cohort::keeper", %error, "not_welcomed"),
@@ -48,7 +52,20 @@ async fn session(connection: Arc<dyn Connection>, door: Arc<Door>) {
     while let Ok((question, ack)) = link.recv().await {
         while answering.try_join_next().is_some() {}
         ack.into_iter().for_each(cohort_actors::Ack::accept);
-        answering.spawn(answer(question, keeper.clone(), link.sender()));
+        match question {
+            AskerToKeeper::Revoked(hosts) => learn(certs, &hosts),
+            question => drop(answering.spawn(answer(question, keeper.clone(), link.sender()))),
+        }
+    }
+}
+
+/// Hosts that were let go by whoever led: they are let go here too.
+fn learn(certs: &Path, hosts: &[u16]) {
+    for host in hosts {
+        if let Err(error) = certs::revoke(certs, *host) {
+            // Told again over the next connection.
+            tracing::error!(target: "cohort::keeper", host, %error, "revocation_not_kept");
+        }
     }
 }
 
@@ -74,7 +91,7 @@ async fn answer(question: AskerToKeeper, keeper: Keeper, sender: PeerSender<Keep
             KeeperToAsker::Appended(Appended { id, outcome: keeper.append(question).await })
         }
         AskerToKeeper::Vote(question) => KeeperToAsker::Voted(Voted { id: question.id, outcome: keeper.vote(question).await }),
-        AskerToKeeper::Store(_) => KeeperToAsker::Store(keeper.own_store()),
+        AskerToKeeper::Store(_) | AskerToKeeper::Revoked(_) => KeeperToAsker::Store(keeper.own_store()),
     };
     if let Err(error) = sender.send(&answer).await {
         // Who asked asks again.

@@ -157,7 +157,7 @@ pub(crate) async fn run(options: KeepOptions, shutdown: Shutdown) -> Result<Kept
     let keeper = Keeper::start(setting, lines.clone()).await?;
     let mut serving = tokio::task::JoinSet::new();
     let led = Arc::new(Led::new(paths.clone()));
-    let door = Door { terms: terms(run), keeper: keeper.clone(), led: led.clone() };
+    let door = Door { terms: terms(run), keeper: keeper.clone(), led: led.clone(), certs: certs.clone() };
     serving.spawn(door::serve(Arc::new(listener), door));
     serving.spawn(report::write(keeper.clone(), paths.clone(), number, addresses.clone()));
     let hello = Hello {
@@ -169,7 +169,7 @@ pub(crate) async fn run(options: KeepOptions, shutdown: Shutdown) -> Result<Kept
         incarnation: 0,
         numerics: String::new(),
     };
-    let way = Way { reach, identity, hello, shutdown: Shutdown::new() };
+    let way = Way { reach, identity, hello, certs: certs.clone(), shutdown: Shutdown::new() };
     let _connected = lines.connect(number, &keeper, &way, &addresses);
     let socket = format!("cohort-keeper-{:016x}-{}", run.0, std::process::id());
     let desk = desk::serve(&socket, keeper.clone()).map_err(system("open the keeper's socket"))?;

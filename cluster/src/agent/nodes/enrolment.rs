@@ -5,7 +5,7 @@
 //! - **E2** nor by two of the hosts that keep a run: each has places of its own to give ([`Seats`]).
 use super::tokens::{Token, Tokens};
 use crate::ledger::place::write_atomically;
-use cohort_actors::certs::RunAuthority;
+use cohort_actors::certs::{self, RunAuthority};
 use cohort_actors::wall;
 use cohort_protocol::messages::handshake::{Enrol, Enrolled};
 use cohort_protocol::{Role, RunId, WorkerId, version};
@@ -13,7 +13,7 @@ use serde::{Deserialize, Serialize};
 use std::collections::BTreeSet;
 use std::fs::Permissions;
 use std::os::unix::fs::PermissionsExt;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::SystemTime;
 
@@ -32,7 +32,7 @@ impl Seats {
     }
 
     /// The first of them from `place` on.
-    fn from(self, place: u16) -> Option<u16> {
+    fn at_or_after(self, place: u16) -> Option<u16> {
         let short = place.saturating_sub(self.first).checked_next_multiple_of(self.every)?;
         self.first.checked_add(short)
     }
@@ -44,8 +44,8 @@ struct Book {
     /// The next place.
     next: u16,
     tokens: Tokens,
-    /// Places that were taken away: their certificates open nothing here.
-    #[serde(default)]
+    /// Places that were taken away, as earlier builds noted it.
+    #[serde(default, skip_serializing)]
     dismissed: BTreeSet<u16>,
 }
 
@@ -75,7 +75,10 @@ impl Enrolment {
             }
             Err(error) => return Err(error),
         };
-        Ok(Self { run, path, authority, seats, book: Mutex::new(book) })
+        let dismissed = book.dismissed.clone();
+        let enrolment = Self { run, path, authority, seats, book: Mutex::new(book) };
+        dismissed.into_iter().try_for_each(|host| enrolment.dismiss(host)).map_err(std::io::Error::other)?;
+        Ok(enrolment)
     }
 
     /// A new token.
@@ -93,28 +96,25 @@ impl Enrolment {
         Ok(Token::new(self.run, &secret, self.authority.pem()))
     }
 
-    /// A host was let go: its place is closed.
+    /// A host was let go: what was certified for it opens no door any more.
     ///
     /// # Errors
     /// The disk.
     pub(crate) fn dismiss(&self, host: u16) -> Result<(), String> {
-        let mut book = self.book.lock().unwrap_or_else(PoisonError::into_inner);
-        book.dismissed.insert(host);
-        self.keep(&book)
+        certs::revoke(self.certs(), host).map(drop).map_err(|e| e.to_string())
     }
 
-    /// Whether a host with a certificate is let in again.
+    /// Hosts that were let go, here or, where several hosts keep the run, at another keeper.
     ///
     /// # Errors
-    /// The reason for the host's user.
-    pub(crate) fn may_return(&self, node: WorkerId) -> Result<(), String> {
-        let book = self.book.lock().unwrap_or_else(PoisonError::into_inner);
-        if book.dismissed.contains(&node.index) {
-            return Err(format!(
-                "{node} was drained, its certificate is revoked: join anew with a token of `cluster token RUN` and another --dir"
-            ));
-        }
-        Ok(())
+    /// The disk.
+    pub(crate) fn dismissed(&self) -> Result<BTreeSet<u16>, String> {
+        certs::revoked(self.certs()).map_err(|e| e.to_string())
+    }
+
+    /// Where certificates are.
+    fn certs(&self) -> &Path {
+        self.path.parent().unwrap_or(&self.path)
     }
 
     /// Gives a host its place.
@@ -137,7 +137,7 @@ impl Enrolment {
             )
         })?;
         let mut book = self.book.lock().unwrap_or_else(PoisonError::into_inner);
-        let place = self.seats.from(book.next).ok_or(FULL)?;
+        let place = self.seats.at_or_after(book.next).ok_or(FULL)?;
         let node = WorkerId { role: Role::Node, index: place };
         // A key that is none costs no use of the token.
         let certificate = self.authority.certify(node, &request.public_key).map_err(|e| e.to_string())?;
@@ -187,13 +187,22 @@ mod tests {
         assert!(enrolment.enrol(&request).unwrap_err().contains("used up"));
         let (_, secret) = enrolment.issue(2, 60).unwrap().parse().unwrap();
         let again = Enrol { secret, ..request };
-        let node = |index| WorkerId { role: Role::Node, index };
-        enrolment.may_return(node(1)).unwrap();
         enrolment.dismiss(1).unwrap();
-        let why = open().may_return(node(1)).unwrap_err();
-        assert!(["node-1", "revoked", "cluster token"].iter().all(|part| why.contains(part)), "{why}");
-        enrolment.may_return(node(2)).unwrap();
+        assert_eq!(open().dismissed().unwrap(), BTreeSet::from([1]));
         assert_eq!([1, 2].map(|_| enrolment.enrol(&again).unwrap().node.index), [2, 3]);
+    }
+
+    #[test]
+    fn hosts_that_an_earlier_build_let_go_stay_away() {
+        let dir = tempfile::tempdir().unwrap();
+        let authority = Arc::new(RunAuthority::open_or_create(&dir.path().join("certs"), RunId(5)).unwrap());
+        let path = dir.path().join("certs").join("hosts.json");
+        std::fs::write(&path, r#"{"next":4,"tokens":{},"dismissed":[1,3]}"#).unwrap();
+        let open = || Enrolment::open(RunId(5), path.clone(), authority.clone(), Seats::of(0, 1)).unwrap();
+        assert_eq!(open().dismissed().unwrap(), BTreeSet::from([1, 3]));
+        open().issue(1, 60).unwrap();
+        assert!(!std::fs::read_to_string(&path).unwrap().contains("dismissed"), "it stands in one place");
+        assert_eq!(open().dismissed().unwrap(), BTreeSet::from([1, 3]));
     }
 
     #[test]
@@ -203,7 +212,7 @@ mod tests {
             for number in 0..keepers as u64 {
                 let seats = Seats::of(number, keepers);
                 let mut next = 1;
-                while let Some(place) = seats.from(next) {
+                while let Some(place) = seats.at_or_after(next) {
                     assert!(place >= next && place > 0 && given.insert(place), "{place} by {number} of {keepers}");
                     let Some(after) = place.checked_add(1) else { break };
                     next = after;
@@ -211,7 +220,7 @@ mod tests {
             }
             assert_eq!(given.len(), usize::from(u16::MAX), "and every place is somebody's to give");
         }
-        assert_eq!(Seats::of(1, 3).from(40), Some(41), "a run that was begun by one head node goes on behind it");
+        assert_eq!(Seats::of(1, 3).at_or_after(40), Some(41), "a run that was begun by one head node goes on behind it");
     }
 
     #[test]
