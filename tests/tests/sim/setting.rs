@@ -31,6 +31,8 @@ pub(crate) struct Setting {
 pub(crate) struct Rates {
     /// Bulk deliveries that come twice.
     pub(crate) doubled: u64,
+    /// Bulk deliveries that take seconds: what was made for one coordinator comes to the next when that has asked for it anew.
+    pub(crate) late: u64,
     /// Gradings that fail.
     pub(crate) score_fails: u64,
     /// Generations that fail.
@@ -130,6 +132,7 @@ impl Setting {
         calm.plan.slots = 2 + (seed / 2 % 2) as u32;
         calm.rates = Rates {
             doubled: [0, 100, 400][chance.below(3) as usize],
+            late: [0, 60, 250][chance.below(3) as usize],
             score_fails: [0, 20, 80][chance.below(3) as usize],
             lease_fails: [0, 10, 40][chance.below(3) as usize],
             corrupt: [0, 50][chance.below(2) as usize],
