@@ -4,6 +4,7 @@ use super::bench;
 use anyhow::{Context, Result, ensure};
 use cohort_tests::hosts::{join, step, token, with_weights};
 use cohort_tests::launch::{Bench, Ended, GROUPS, PATIENCE, Running, finish, processes_of, signal, start, until, wait};
+use cohort_tests::netns::Network;
 use serde_json::Value;
 use std::net::{TcpListener, UdpSocket};
 use std::process::Command;
@@ -16,6 +17,8 @@ const HOSTS: [&str; 3] = ["host-0", "host-1", "host-2"];
 const FAILOVER: Duration = Duration::from_secs(10);
 /// From there to the first step of which a host that joined generated all groups.
 const FOLLOWED: Duration = Duration::from_secs(30);
+/// From the moment at which a host is cut off to the end of what it runs: its keeper notices, and its workers that their agent is gone.
+const ENDED: Duration = Duration::from_secs(20);
 
 /// Ports of loopback that nobody listens on, UDP and TCP.
 fn ports() -> Result<Vec<u16>> {
@@ -33,7 +36,12 @@ fn ports() -> Result<Vec<u16>> {
 
 /// Makes the run and gives every host its copy.
 fn prepare(bench: &Bench, further: &[&str]) -> Result<()> {
-    let keepers: Vec<String> = ports()?.into_iter().map(|port| format!("\"127.0.0.1:{port}\"")).collect();
+    prepare_at(bench, &ports()?.into_iter().map(|port| format!("127.0.0.1:{port}")).collect::<Vec<_>>(), further)
+}
+
+/// As [`prepare`], with the keepers at these addresses.
+fn prepare_at(bench: &Bench, keepers: &[String], further: &[&str]) -> Result<()> {
+    let keepers: Vec<String> = keepers.iter().map(|at| format!("\"{at}\"")).collect();
     let keepers = format!("cluster.standby.keepers=[{}]", keepers.join(","));
     let options = [&["--processes", "--steps", STEPS, "--set", &keepers], further].concat();
     let refused = finish(&mut bench.launch(HOSTS[0], &options))?;
@@ -48,8 +56,13 @@ fn prepare(bench: &Bench, further: &[&str]) -> Result<()> {
 }
 
 fn keep(bench: &Bench, host: usize) -> Result<Running> {
+    start(&mut keeping(bench, host))
+}
+
+fn keeping(bench: &Bench, host: usize) -> Command {
     let mut command = bench.command("keep");
-    start(command.arg(bench.run_dir(HOSTS[host])).arg("--as").arg(host.to_string()).arg("--json"))
+    command.arg(bench.run_dir(HOSTS[host])).arg("--as").arg(host.to_string()).arg("--json");
+    command
 }
 
 /// What a host's status says of its coordinator: the epoch.
@@ -164,4 +177,41 @@ fn a_joined_host_follows_the_run_to_its_next_head_node_with_its_workers() -> Res
     ensure!(left.code == Some(0), "{left:?}");
     ensure!(processes_of(&bench.run_dir("joined"))?.is_empty(), "its workers have left");
     Ok(())
+}
+
+/// The host that leads is not killed, it is cut off: what it runs must end by itself, before it can hear that another one leads.
+#[test]
+fn a_host_that_leads_and_is_cut_off_ends_what_it_runs_and_no_bit_changes() -> Result<()> {
+    let Some(network) = Network::new(3)? else { return Ok(()) };
+    let (_folder, bench) = bench()?;
+    let reference = finish(&mut bench.launch("calm", &["--steps", STEPS]))?.weights()?;
+    let addresses: Vec<String> = (0..3).map(|host| format!("{}:7404", Network::address(host))).collect();
+    prepare_at(&bench, &addresses, &[])?;
+    let on = |host: usize, command: &Command| start(&mut network.on(host, command));
+    let hosts = (0..3).map(|host| on(host, &keeping(&bench, host))).collect::<Result<Vec<_>>>()?;
+    let first = leader(&bench, 21)?;
+    let (before, begun) = (epoch(&bench, HOSTS[first])?, Instant::now());
+    network.plug(first, false)?;
+    let others: Vec<usize> = (0..3).filter(|host| *host != first).collect();
+    let second = successor(&bench, &others)?;
+    eprintln!("cut off: a coordinator on another host after {:.1} s", begun.elapsed().as_secs_f64());
+    ensure!(begun.elapsed() < FAILOVER, "{:?}", begun.elapsed());
+    // The run must not be over before the host is back.
+    let tell = |subcommand: &str| -> Result<()> {
+        let mut command = bench.command(subcommand);
+        let told = wait(on(second, command.arg(bench.run_dir(HOSTS[second])))?, PATIENCE)?;
+        ensure!(told.code == Some(0), "{told:?}");
+        Ok(())
+    };
+    tell("pause")?;
+    let old = || processes_of(&bench.run_dir(HOSTS[first]));
+    until("the end of what the host ran that is cut off", PATIENCE, || Ok(old()?.is_empty().then_some(())))?;
+    eprintln!("cut off: what it ran has ended after {:.1} s", begun.elapsed().as_secs_f64());
+    ensure!(begun.elapsed() < ENDED, "{:?}", begun.elapsed());
+    // Each coordinator has an epoch of its own, and the first one's is over.
+    ensure!(epoch(&bench, HOSTS[first])? == before && epoch(&bench, HOSTS[second])? > before);
+    network.plug(first, true)?;
+    tell("resume")?;
+    assert_eq!(ends(hosts)?.weights()?, reference);
+    HOSTS.iter().try_for_each(|host| bench.balanced(host, CONSUMED))
 }
