@@ -76,8 +76,6 @@ mod bugs {
         ChunkUnchecked,
         /// A chunk leaves the head node though another host is taking it from there.
         HeadGivesTwice,
-        /// A lease goes on from words of whatever version.
-        PartsOfAnyVersion,
         /// What was handed in of a group is kept when the group is complete.
         PartsKept,
         /// Words are kept of whoever says them, whatever attempt is the newest.

@@ -67,7 +67,6 @@ impl Partials {
     #[must_use]
     pub fn begun(&self, lease: &GroupLease, current: PolicyVersion, most: u64) -> Vec<TurnPart> {
         let fits = |version| match lease.follows {
-            _ if planted!(PartsOfAnyVersion) => true,
             true => staleness(current, version) <= most,
             false => version == lease.version,
         };
