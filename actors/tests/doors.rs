@@ -1,7 +1,7 @@
-//! Who gets in where, over QUIC and over TCP: every door of a run with the right certificate, another's, another run's, none, and
-//! with a token.
+//! Who gets in where, over QUIC and over TCP: every door of a run with the right certificate, another's, another run's, one that was taken
+//! away, none, and with a token.
 #![expect(clippy::unwrap_used, reason = "outside of `#[test]` functions the lint does not see that this is a test")]
-use cohort_actors::certs::{Identity, RunAuthority, SigningKey};
+use cohort_actors::certs::{Identity, RunAuthority, SigningKey, revoke};
 use cohort_actors::transport::TransportOptions;
 use cohort_actors::transport::reach::{Carrier, Reach, ReachDialer, ReachListener};
 use cohort_actors::{
@@ -10,7 +10,7 @@ use cohort_actors::{
 use cohort_protocol::messages::handshake::{Enrol, Enrolled, Hello};
 use cohort_protocol::messages::node::{HeadToNode, NodeToHead};
 use cohort_protocol::{Epoch, Role, RunId, WorkerId, version};
-use std::sync::Arc;
+use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 const RUN: RunId = RunId(7);
@@ -34,7 +34,9 @@ struct Door {
     listener: Arc<ReachListener>,
     reach: Reach,
     serving: tokio::task::JoinHandle<()>,
-    _dir: tempfile::TempDir,
+    /// What it says of those that it keeps out.
+    kept_out: Arc<Mutex<Vec<String>>>,
+    dir: tempfile::TempDir,
 }
 
 impl Drop for Door {
@@ -44,28 +46,33 @@ impl Drop for Door {
 }
 
 fn door(strangers: bool, carrier: Carrier) -> Door {
+    door_for(AcceptTerms::NODES, strangers, carrier)
+}
+
+fn door_for(roles: &'static [Role], strangers: bool, carrier: Carrier) -> Door {
     let reach = reach(carrier);
     let dir = tempfile::tempdir().unwrap();
     let authority = Arc::new(RunAuthority::open_or_create(dir.path(), RUN).unwrap());
     let sockets = reach.bind("127.0.0.1:0".parse().unwrap()).unwrap();
-    let identity = authority.issue(HEAD).unwrap();
+    authority.issue_files(HEAD).unwrap();
+    let identity = Identity::load(dir.path(), RUN, HEAD).unwrap();
     let open = if strangers { Reach::listen_with_strangers } else { Reach::listen };
     let listener = Arc::new(open(&reach, sockets, &identity).unwrap());
-    let serving = tokio::spawn(serve(listener.clone(), authority.clone(), strangers));
-    Door { authority, listener, reach, serving, _dir: dir }
+    let kept_out = Arc::default();
+    let serving = tokio::spawn(serve(listener.clone(), authority.clone(), strangers, roles, Arc::clone(&kept_out)));
+    Door { authority, listener, reach, serving, kept_out, dir }
 }
 
-async fn serve(listener: Arc<ReachListener>, authority: Arc<RunAuthority>, strangers: bool) {
-    let terms = AcceptTerms {
-        run: RUN,
-        epoch: Epoch(0),
-        numerics: String::new(),
-        corrects: false,
-        deadline: SOON,
-        roles: AcceptTerms::NODES,
-    };
+async fn serve(
+    listener: Arc<ReachListener>,
+    authority: Arc<RunAuthority>,
+    strangers: bool,
+    roles: &'static [Role],
+    kept_out: Arc<Mutex<Vec<String>>>,
+) {
+    let terms = AcceptTerms { run: RUN, epoch: Epoch(0), numerics: String::new(), corrects: false, deadline: SOON, roles };
     while let Ok(connection) = listener.accept().await {
-        let (terms, authority) = (terms.clone(), authority.clone());
+        let (terms, authority, kept_out) = (terms.clone(), authority.clone(), kept_out.clone());
         tokio::spawn(async move {
             let admitted = if strangers {
                 let enrol = |request: &Enrol| {
@@ -78,9 +85,18 @@ async fn serve(listener: Arc<ReachListener>, authority: Arc<RunAuthority>, stran
             } else {
                 accept_worker(connection, &terms, |_| Ok(())).await.map(Some)
             };
-            if let Ok(Some(admitted)) = admitted {
-                // A session stays until its other end goes.
-                while admitted.connection.recv().await.is_ok() {}
+            match admitted {
+                // A session stays until its other end goes, or is made to.
+                Ok(Some(admitted)) => {
+                    let ended = loop {
+                        if let Err(error) = admitted.connection.recv().await {
+                            break error;
+                        }
+                    };
+                    kept_out.lock().unwrap().push(ended.to_string());
+                }
+                Ok(None) => {}
+                Err(error) => kept_out.lock().unwrap().push(error.to_string()),
             }
         });
     }
@@ -178,4 +194,50 @@ async fn show_a_token(carrier: Carrier) {
     let closed = door(false, carrier);
     let own = closed.reach.stranger(HEAD, closed.listener.local_addr(), RUN, &closed.authority.pem()).unwrap();
     assert!(enrol(&own, request, SOON).await.is_err());
+}
+
+/// What says a host that was let go, and what is to be done.
+fn says_why(text: &str) -> bool {
+    ["node-1 was drained", "revoked", "`cluster token RUN`", "--dir"].iter().all(|part| text.contains(part))
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_host_that_was_let_go_is_kept_out_of_every_door_from_then_on_and_so_are_its_workers() {
+    let worker = WorkerId { role: Role::Rollout, index: 3 };
+    for carrier in [Carrier::Quic, Carrier::Tcp] {
+        // Where hosts join, where they take weights, where workers come in.
+        for (roles, strangers) in [(AcceptTerms::NODES, true), (AcceptTerms::NODES, false), (AcceptTerms::WORKERS, false)] {
+            let door = door_for(roles, strangers, carrier);
+            let place = |host| if roles == AcceptTerms::NODES { node(host) } else { worker };
+            let of = |host| {
+                let key = SigningKey::generate().unwrap();
+                let certificate = door.authority.certify_for(place(host), host, &key.public()).unwrap();
+                Identity::assemble(RUN, place(host), &door.authority.pem(), certificate, &key).unwrap()
+            };
+            let (gone, other) = (of(1), of(2));
+            session(dial(&door, &gone), place(1), RUN).await.unwrap();
+            let dialer: Arc<dyn Dialer> = Arc::new(dial(&door, &gone));
+            let stands = WorkerLink::<HeadToNode, NodeToHead>::connect(
+                dialer,
+                hello(place(1), RUN),
+                LinkOptions::default(),
+                Shutdown::new(),
+            );
+            let stands = stands.await.unwrap();
+            assert!(revoke(door.dir.path(), 1).unwrap());
+            for _ in 0..2 {
+                let why = session(dial(&door, &gone), place(1), RUN).await.unwrap_err();
+                assert!(says_why(&why), "{roles:?} {carrier}: {why}");
+            }
+            assert!(door.kept_out.lock().unwrap().iter().any(|said| says_why(said)), "{:?}", door.kept_out);
+            // Renewed in time, it is no better; the same place of another host is.
+            let why = session(dial(&door, &of(1)), place(1), RUN).await.unwrap_err();
+            assert!(says_why(&why), "{why}");
+            session(dial(&door, &other), place(2), RUN).await.unwrap();
+            // What stood at that moment is cut when there was time to leave in order.
+            let cut = tokio::time::timeout(Duration::from_secs(15), stands.recv()).await.expect("it stands on");
+            let why = cut.unwrap_err().to_string();
+            assert!(says_why(&why), "{why}");
+        }
+    }
 }

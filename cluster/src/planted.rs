@@ -76,5 +76,9 @@ mod bugs {
         ChunkUnchecked,
         /// A chunk leaves the head node though another host is taking it from there.
         HeadGivesTwice,
+        /// What was handed in of a group is kept when the group is complete.
+        PartsKept,
+        /// Words are kept of whoever says them, whatever attempt is the newest.
+        PartsUnfenced,
     }
 }

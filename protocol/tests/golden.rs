@@ -29,6 +29,7 @@ use cohort_protocol::messages::rollout::{
     CancelLease, ContinuedLease, CoordinatorToRollout, LeaseFailed, PartialGroup, Ready, RolloutBeat, RolloutToCoordinator,
     SwapFailed, WeightsReady,
 };
+use cohort_protocol::messages::seeking::{KeeperToNode, NodeToKeeper, WhoLeads};
 use cohort_protocol::messages::weights::{Chunk, FetcherToHolder, Gone, HolderToFetcher};
 use cohort_protocol::score::SampleOutcome;
 use cohort_protocol::{
@@ -326,6 +327,7 @@ fn head_to_node() -> Vec<(&'static str, HeadToNode)> {
         ("Fetch", HeadToNode::Fetch(FetchChunk { name: chunk_name(), from, address: "10.0.0.2:7402".into() })),
         ("NoWeights", HeadToNode::NoWeights(NoWeights { version, why: "overwritten".into() })),
         ("Leave", HeadToNode::Leave("the run is over".into())),
+        ("Revoked", HeadToNode::Revoked(vec![1, 7])),
     ]
 }
 
@@ -346,6 +348,7 @@ fn asker_to_keeper() -> Vec<(&'static str, AskerToKeeper)> {
         ("Store", AskerToKeeper::Store(KeeperStore { keeper: 1, store: 0xfeed })),
         ("Append", AskerToKeeper::Append(append)),
         ("Vote", AskerToKeeper::Vote(vote)),
+        ("Revoked", AskerToKeeper::Revoked(vec![1, 7])),
     ]
 }
 
@@ -357,6 +360,15 @@ fn keeper_to_asker() -> Vec<(&'static str, KeeperToAsker)> {
         ("Appended", KeeperToAsker::Appended(appended)),
         ("Voted", KeeperToAsker::Voted(Voted { id: 10, outcome })),
     ]
+}
+
+fn node_to_keeper() -> Vec<(&'static str, NodeToKeeper)> {
+    vec![("WhoLeads", NodeToKeeper::WhoLeads(9))]
+}
+
+fn keeper_to_node() -> Vec<(&'static str, KeeperToNode)> {
+    let leads = WhoLeads { id: 9, term: 3, keeper: Some(1), listens: Some("0.0.0.0:7400".into()) };
+    vec![("Leads", KeeperToNode::Leads(leads))]
 }
 
 fn fetcher_to_holder() -> Vec<(&'static str, FetcherToHolder)> {
@@ -458,4 +470,6 @@ golden!(
     between_ranks: super::BetweenRanks,
     asker_to_keeper: super::AskerToKeeper,
     keeper_to_asker: super::KeeperToAsker,
+    node_to_keeper: super::NodeToKeeper,
+    keeper_to_node: super::KeeperToNode,
 );

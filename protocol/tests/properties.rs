@@ -19,6 +19,7 @@ use cohort_protocol::messages::rollout::{
     CancelLease, ContinuedLease, CoordinatorToRollout, LeaseFailed, PartialGroup, Ready, RolloutBeat, RolloutToCoordinator,
     SwapFailed, WeightsReady,
 };
+use cohort_protocol::messages::seeking::{KeeperToNode, NodeToKeeper, WhoLeads};
 use cohort_protocol::score::SampleOutcome;
 use cohort_protocol::{
     AttemptId, Epoch, FinishReason, Frame, GroupId, GroupLease, GroupPayload, LeasePurpose, PolicyVersion, Role, RunId, SampleIx,
@@ -332,6 +333,7 @@ fn asker_to_keeper() -> impl Strategy<Value = AskerToKeeper> {
             ballot,
             last
         })),
+        vec(any::<u16>(), 0..4).prop_map(AskerToKeeper::Revoked),
     ]
 }
 
@@ -396,6 +398,11 @@ fn round_trip<M: WireMessage>(message: &M) -> Result<(), TestCaseError> {
     Ok(())
 }
 
+fn keeper_to_node() -> impl Strategy<Value = KeeperToNode> {
+    let leads = (any::<u64>(), any::<u64>(), of(any::<u64>()), of(text()));
+    leads.prop_map(|(id, term, keeper, listens)| KeeperToNode::Leads(WhoLeads { id, term, keeper, listens }))
+}
+
 proptest! {
     #![proptest_config(ProptestConfig { failure_persistence: None, ..ProptestConfig::default() })]
 
@@ -429,9 +436,15 @@ proptest! {
     #[test]
     fn keeper_to_asker_round_trips(message in keeper_to_asker()) { round_trip(&message)? }
 
+    #[test]
+    fn node_to_keeper_round_trips(id in any::<u64>()) { round_trip(&NodeToKeeper::WhoLeads(id))? }
+
+    #[test]
+    fn keeper_to_node_round_trips(message in keeper_to_node()) { round_trip(&message)? }
+
     /// Whatever bytes come, decoding ends in a message that encodes to just them, or in an error.
     #[test]
-    fn arbitrary_frames_never_panic(direction in 0u8..16, tag in 0u8..13, body in vec(prop_oneof![Just(0u8), any::<u8>()], 0..160)) {
+    fn arbitrary_frames_never_panic(direction in 0u8..18, tag in 0u8..13, body in vec(prop_oneof![Just(0u8), any::<u8>()], 0..160)) {
         let frame = Frame { direction, tag, body };
         canonical::<Handshake>(&frame);
         canonical::<RolloutToCoordinator>(&frame);
@@ -443,6 +456,8 @@ proptest! {
         canonical::<BetweenRanks>(&frame);
         canonical::<AskerToKeeper>(&frame);
         canonical::<KeeperToAsker>(&frame);
+        canonical::<NodeToKeeper>(&frame);
+        canonical::<KeeperToNode>(&frame);
     }
 }
 

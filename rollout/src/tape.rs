@@ -54,7 +54,8 @@ impl Tapes {
     }
 
     /// Where the next turn of a sample begins.
-    pub(crate) fn next_turn(&self, sample: SampleIx) -> NextTurn {
+    #[must_use]
+    pub fn next_turn(&self, sample: SampleIx) -> NextTurn {
         let Some(tape) = self.samples.get(usize::from(sample.0)) else { return NextTurn::Anew };
         let mut tape = locked(tape);
         let Some(part) = tape.begun.pop_front() else { return NextTurn::Anew };
@@ -71,7 +72,7 @@ impl Tapes {
     }
 
     /// Tapes the turn that a sample begins now; its tokens come through what is returned, which has `places` of them.
-    pub(crate) fn listen(&self, sample: SampleIx, places: usize) -> mpsc::Sender<Sampled> {
+    pub fn listen(&self, sample: SampleIx, places: usize) -> mpsc::Sender<Sampled> {
         let (sink, coming) = mpsc::channel(places.max(1));
         if let Some(tape) = self.samples.get(usize::from(sample.0)) {
             let mut tape = locked(tape);
@@ -83,7 +84,7 @@ impl Tapes {
     }
 
     /// The turn that a sample was in is over.
-    pub(crate) fn ended(&self, sample: SampleIx, finish: Finish) {
+    pub fn ended(&self, sample: SampleIx, finish: Finish) {
         let Some(tape) = self.samples.get(usize::from(sample.0)) else { return };
         if let Some(turn) = locked(tape).turns.last_mut() {
             turn.read();
@@ -93,7 +94,8 @@ impl Tapes {
 }
 
 /// Where a turn begins.
-pub(crate) enum NextTurn {
+#[derive(Debug)]
+pub enum NextTurn {
     /// Nothing of it was said.
     Anew,
     /// These tokens were.

@@ -8,18 +8,22 @@
 //! - **C3** certificates end after [`LIFETIME`] and are renewed every [`RENEWAL`], by replacing a file: a process shows what
 //!   lies in its file at the time of a handshake (`current`), and no connection that stands is touched.
 //! - **C4** a certificate is noted in `issued.jsonl` before it leaves the authority (`book`).
+//! - **C5** what was certified for a host that was let go opens no door, from then on (`revoked`).
 //!
-//! Files in the directory: `ca.pem`, `ca.key`, `issued.jsonl`, and for each place (`rollout-0`) `PLACE.pem`, certificate and key in
+//! Files in the directory: `ca.pem`, `ca.key`, `issued.jsonl`, the folder `revoked`, and for each place (`rollout-0`) `PLACE.pem`, certificate and key in
 //! one, and `PLACE.secret`, which outlives renewals. Only the agent needs `ca.key`. A host that joins makes its keys itself and
 //! sends the public halves ([`SigningKey`], [`RunAuthority::certify`]): no private key travels.
 mod book;
 mod current;
 mod facts;
 mod files;
+mod revoked;
 
 pub use book::{Issued, issued};
 pub(crate) use current::Current;
 pub(crate) use facts::{Facts, minute};
+pub(crate) use revoked::Revocations;
+pub use revoked::{bearer_name, revoke, revoked};
 
 use files::{io_error, pem_block, private_dir, read_certificate, read_own, read_secret, secret_file, write_private};
 
@@ -187,6 +191,15 @@ impl RunAuthority {
     /// A certificate, DER, for a key that was made elsewhere. That the asker has its private half shows at its first
     /// handshake.
     pub fn certify(&self, who: WorkerId, public_key: &[u8]) -> Result<Vec<u8>, CertError> {
+        self.certify_names(who, public_key, vec![name_of(self.run, who)])
+    }
+
+    /// As [`Self::certify`], for a worker that host `bearer` runs: what is certified for it ends with that host ([`revoke`]).
+    pub fn certify_for(&self, who: WorkerId, bearer: u16, public_key: &[u8]) -> Result<Vec<u8>, CertError> {
+        self.certify_names(who, public_key, vec![name_of(self.run, who), bearer_name(self.run, bearer)])
+    }
+
+    fn certify_names(&self, who: WorkerId, public_key: &[u8], names: Vec<String>) -> Result<Vec<u8>, CertError> {
         let name = name_of(self.run, who);
         if public_key.len() != 65 || public_key[0] != 4 {
             let first = public_key.first().copied().unwrap_or_default();
@@ -194,7 +207,7 @@ impl RunAuthority {
         }
         let now = wall::now();
         let (from, until) = (now - CLOCK_SKEW, now + LIFETIME);
-        let certificate = self.sign(&name, &PublicKey(public_key.to_vec()), from, until)?;
+        let certificate = self.sign(names, &PublicKey(public_key.to_vec()), from, until)?;
         book::note(&self.dir, &Issued::of(who, &certificate, from, until))?;
         Ok(certificate.to_vec())
     }
@@ -219,7 +232,7 @@ impl RunAuthority {
         not_after: SystemTime,
     ) -> Result<Identity, CertError> {
         let key = KeyPair::generate().map_err(|source| CertError::Issue { name: name.to_owned(), source })?;
-        let certificate = self.sign(name, &key, not_before, not_after)?;
+        let certificate = self.sign(vec![name.to_owned()], &key, not_before, not_after)?;
         book::note(&self.dir, &Issued::of(who, &certificate, not_before, not_after))?;
         let key = PrivatePkcs8KeyDer::from(key.serialize_der());
         let secret = first_secret(&key);
@@ -228,14 +241,15 @@ impl RunAuthority {
 
     fn sign(
         &self,
-        name: &str,
+        names: Vec<String>,
         key: &impl PublicKeyData,
         not_before: SystemTime,
         not_after: SystemTime,
     ) -> Result<CertificateDer<'static>, CertError> {
-        let issue = |source| CertError::Issue { name: name.to_owned(), source };
-        let mut params = CertificateParams::new(vec![name.to_owned()]).map_err(issue)?;
-        params.distinguished_name = distinguished_name(name);
+        let name = names.first().cloned().unwrap_or_default();
+        let issue = |source| CertError::Issue { name: name.clone(), source };
+        let mut params = CertificateParams::new(names).map_err(issue)?;
+        params.distinguished_name = distinguished_name(&name);
         params.not_before = not_before.into();
         params.not_after = not_after.into();
         params.key_usages = vec![KeyUsagePurpose::DigitalSignature];

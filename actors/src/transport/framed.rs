@@ -5,21 +5,26 @@ use super::{
     Ack, BULK_QUEUE, CONTROL_QUEUE, Connection, Deadlines, Inbound, Meter, Traffic, TransportError, TransportOptions, check_bulk,
     check_control,
 };
-use crate::certs;
+use crate::certs::{self, Revocations};
 use async_trait::async_trait;
 use cohort_protocol::{CodecError, Frame, RunId, WorkerId, limits};
 use rustls::pki_types::CertificateDer;
 use std::future::Future;
 use std::net::SocketAddr;
 use std::sync::{Arc, OnceLock};
+use std::time::Duration;
 use tokio::sync::{Mutex as AsyncMutex, OwnedSemaphorePermit, Semaphore, mpsc};
 use tokio::task::JoinSet;
-use tokio::time::timeout;
+use tokio::time::{sleep, timeout};
 
 /// Close code: the application ended the connection.
 pub(super) const CLOSED: u32 = 0;
 /// Close code: the peer broke the protocol.
 const BAD_FRAME: u32 = 1;
+/// Between two looks whether the peer's certificate was taken away.
+const REVOKED_LOOK: Duration = Duration::from_secs(1);
+/// For a peer whose certificate was taken away to leave in order.
+const REVOKED_GRACE: Duration = Duration::from_secs(4);
 /// Unit of the bulk budget, in bytes.
 const BUDGET_UNIT: usize = 1024;
 
@@ -79,11 +84,21 @@ pub(super) struct Framed<S: Streams> {
     _slot: Option<OwnedSemaphorePermit>,
 }
 
+/// What this end goes by.
+pub(super) struct Terms<'a> {
+    pub(super) options: &'a TransportOptions,
+    /// Whose certificates were taken away.
+    pub(super) revocations: Revocations,
+    /// Counts towards the listener's limit.
+    pub(super) slot: Option<OwnedSemaphorePermit>,
+}
+
 /// What the tasks and the handle share.
 struct Shared<S> {
     peer: String,
     streams: S,
     deadlines: Deadlines,
+    revocations: Revocations,
     meter: Meter,
     /// The first rule that the peer broke.
     failure: OnceLock<TransportError>,
@@ -99,11 +114,10 @@ impl<S: Streams> Framed<S> {
         streams: S,
         control: (impl ControlOut, impl ByteStream + 'static),
         peer: String,
-        options: &TransportOptions,
-        slot: Option<OwnedSemaphorePermit>,
+        Terms { options, revocations, slot }: Terms<'_>,
     ) -> Arc<Self> {
         let (deadlines, meter, failure) = (options.deadlines, Meter::default(), OnceLock::new());
-        let shared = Arc::new(Shared { peer, streams, deadlines, meter, failure });
+        let shared = Arc::new(Shared { peer, streams, deadlines, revocations, meter, failure });
         let (send, recv) = control;
         let (control, control_out) = mpsc::channel(CONTROL_QUEUE);
         let (control_in, control_inbox) = mpsc::channel(CONTROL_QUEUE);
@@ -113,6 +127,9 @@ impl<S: Streams> Framed<S> {
         tasks.spawn(write_control(send, control_out));
         tasks.spawn(read_control(shared.clone(), recv, control_in));
         tasks.spawn(read_bulks(shared.clone(), budget, bulk_in));
+        if shared.revocations.may_come() {
+            tasks.spawn(end_when_revoked(shared.clone()));
+        }
         let inbound = AsyncMutex::new(Inbox { control: control_inbox, bulk: bulk_inbox });
         Arc::new(Self { shared, control, inbound, _tasks: tasks, _slot: slot })
     }
@@ -137,7 +154,8 @@ impl<S: Streams> Connection for Framed<S> {
             Some(certificate) => certs::proves(&certificate, run, claimed),
             None => Err("there is no certificate".to_owned()),
         };
-        proven.map_err(|why| TransportError::Identity { peer: self.peer(), claimed, run, why })
+        proven.map_err(|why| TransportError::Identity { peer: self.peer(), claimed, run, why })?;
+        self.shared.not_revoked().map_err(|why| TransportError::Revoked { peer: claimed.to_string(), why })
     }
 
     async fn send(&self, frame: Frame) -> Result<(), TransportError> {
@@ -203,6 +221,11 @@ impl<S: Streams> Shared<S> {
         TransportError::Lost { peer: self.peer.clone(), why }
     }
 
+    /// Whether the peer's certificate is still good.
+    fn not_revoked(&self) -> Result<(), String> {
+        self.streams.certificate().map_or(Ok(()), |certificate| self.revocations.check(&certificate))
+    }
+
     /// The peer broke a rule: this connection ends, and both sides can say why.
     fn fail(&self, source: CodecError) {
         let told = format!("bad frame: {source}");
@@ -210,6 +233,20 @@ impl<S: Streams> Shared<S> {
         let _ = self.failure.set(TransportError::Codec { peer: self.peer.clone(), source });
         self.streams.close(BAD_FRAME, &told);
     }
+}
+
+/// A connection that stands ends soon after its peer's certificate was taken away.
+async fn end_when_revoked<S: Streams>(shared: Arc<Shared<S>>) {
+    let why = loop {
+        sleep(REVOKED_LOOK).await;
+        if let Err(why) = shared.not_revoked() {
+            break why;
+        }
+    };
+    sleep(REVOKED_GRACE).await;
+    // The first failure stays. Before the close, so that whom the close wakes finds it.
+    let _ = shared.failure.set(TransportError::Revoked { peer: shared.peer.clone(), why: why.clone() });
+    shared.streams.close(CLOSED, &why);
 }
 
 /// A queue between `send` and the stream, so that a dropped `send` never leaves half a frame behind.

@@ -80,6 +80,14 @@ pub enum TransportError {
         /// Whose certificate, until when it was valid, and the remedy.
         why: String,
     },
+    /// The peer's certificate was taken away.
+    #[error("{peer} is not let in: {why}")]
+    Revoked {
+        /// Whom.
+        peer: String,
+        /// Whose it is, and the remedy.
+        why: String,
+    },
     /// The peer has not proven to be who it says.
     #[error("{peer} says it is {claimed} of run {run}, which its certificate does not say: {why}")]
     Identity {

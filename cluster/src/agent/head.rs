@@ -5,7 +5,7 @@ use super::control::{self, Call, Place, Request};
 use super::doors::{self, Doors, Ports};
 use super::invitation::{Invites, Left};
 use super::launcher::{self, Launcher};
-use super::nodes::enrolment::Enrolment;
+use super::nodes::enrolment::{Enrolment, Seats};
 use super::nodes::patience::{Patience, Waiting};
 use super::nodes::{Elsewhere, Hosts, HostsArgs, HostsSender};
 use super::orders::Orders;
@@ -111,7 +111,9 @@ impl Head {
         let shelf = Arc::new(Shelf::default());
         let Doors { facts, listener, listen, mut serving } =
             Doors::open(&options, &authority, &ring, &shelf, &reach, address, others)?;
-        let enrolment = Enrolment::open(options.run, certs.join("hosts.json"), authority.clone());
+        let keepers = options.config.cluster.standby.as_ref().map_or(1, |standby| standby.keepers.len());
+        let seats = Seats::of(options.keeper_number, keepers);
+        let enrolment = Enrolment::open(options.run, certs.join("hosts.json"), authority.clone(), seats);
         let enrolment = Arc::new(enrolment.map_err(system("read the hosts' file"))?);
         let cluster = &options.config.cluster;
         let cluster_autoscale = cluster.autoscale.map(Autoscale::new);

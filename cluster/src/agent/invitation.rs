@@ -104,6 +104,7 @@ fn place(folder: &Path) -> PathBuf {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::agent::nodes::enrolment::Seats;
     use cohort_actors::certs::RunAuthority;
     use cohort_protocol::RunId;
     use std::os::unix::fs::PermissionsExt;
@@ -113,7 +114,7 @@ mod tests {
     fn an_invitation_is_its_owners_alone_and_of_one_allocation() {
         let dir = tempfile::tempdir().unwrap();
         let authority = Arc::new(RunAuthority::open_or_create(&dir.path().join("certs"), RunId(5)).unwrap());
-        let enrolment = Enrolment::open(RunId(5), dir.path().join("hosts.json"), authority).unwrap();
+        let enrolment = Enrolment::open(RunId(5), dir.path().join("hosts.json"), authority, Seats::of(0, 1)).unwrap();
         let folder = dir.path().join("shared");
         assert_eq!(Invitation::look(&folder, "slurm 1.0"), Ok(None));
         let invites = Invites { folder: folder.clone(), allocation: "slurm 1.0".into(), hosts: 2, head: None };

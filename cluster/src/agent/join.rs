@@ -11,33 +11,39 @@
 //! - **J1** the token is shown once: with the certificate that it gave, a restarted agent comes back as the same host.
 //! - **J2** while the head node is out of reach the workers go on; they have connections of their own to the coordinator.
 //! - **J3** when the head node says so, or cannot be found for five minutes, every worker is stopped and the agent leaves.
-//! - **J4** a host whose certificate is refused when it joins leaves at once, with the remedy; one that is refused later seeks on.
+//! - **J4** where several hosts keep the run, one whose head node is gone asks them who leads, and goes there; its workers follow.
+//! - **J5** a host whose certificate is refused when it joins leaves at once, with the remedy; one that is refused later seeks on.
 //!
-//! Files: `places` which workers run here, and their certificates; `chunks` their weights.
+//! Files: `seeking` where the head node is looked for (pure), `dialer` carries that out; `places` which workers run here, and their
+//! certificates; `chunks` their weights.
 mod chunks;
+mod dialer;
 mod places;
+mod seeking;
 #[cfg(test)]
 mod tests;
 
 use self::chunks::Taken;
+use self::dialer::HeadDialer;
+use self::seeking::Seeking;
 use super::children::{self, Children};
 use super::doors::node_terms;
 use super::handover;
-use super::head::HEAD;
 use super::join_error::{JoinError, system};
 use super::membership::Membership;
 use super::nodes::tokens::Token;
 use super::weights::gate::{self, Call};
 use super::weights::{holder, shelf::Shelf, store::Store, taker::Taker};
+use super::whereabouts;
 use crate::config::Config;
 use crate::devices::Assignment;
 use crate::http::{self, HttpOptions, Pulse};
 use crate::ledger::{RunLock, RunPaths};
 use crate::run::sampler::SampleWith;
-use cohort_actors::certs::{Identity, SigningKey};
+use cohort_actors::certs::{self, Identity, SigningKey};
 use cohort_actors::supervision::process::ProcessSupervisor;
 use cohort_actors::transport::reach::{Reach, ReachListener};
-use cohort_actors::{ChildId, Dialer, Escalation, LinkError, LinkOptions, LinkSender, Shutdown, SupervisionPolicy, WorkerLink};
+use cohort_actors::{ChildId, Escalation, LinkError, LinkOptions, LinkSender, Shutdown, SupervisionPolicy, WorkerLink};
 use cohort_engine::SharedRing;
 use cohort_protocol::messages::handshake::Hello;
 use cohort_protocol::messages::node::{CertificateRequest, HeadToNode, NodeReady, NodeToHead, RunFacts};
@@ -94,6 +100,7 @@ pub async fn run(options: JoinOptions, shutdown: Shutdown) -> Result<(), JoinErr
     let reach = Reach::default();
     let membership = Membership::take(&options, &paths, &reach).await?;
     let (run, node) = (RunId(membership.run), membership.node);
+    let seeking = Seeking::new(options.head, membership.keepers.clone());
     let load = || Identity::load(&children::certificates(&paths), run, node);
     let hello = Hello {
         protocol_min: PROTOCOL_MIN,
@@ -107,17 +114,21 @@ pub async fn run(options: JoinOptions, shutdown: Shutdown) -> Result<(), JoinErr
     let weights = reach.bind(SocketAddr::new(beside(options.head.ip()), 0)).map_err(system("bind a port for weights"))?;
     let weights_port = weights.local_addr().map_err(system("read the weights' port"))?.port();
     let weights = reach.listen(weights, &load()?)?;
-    let dialer: Arc<dyn Dialer> = Arc::new(reach.dialer(HEAD, options.head, &load()?)?);
-    let link: WorkerLink<HeadToNode, NodeToHead> =
-        WorkerLink::connect(dialer, hello.clone(), LinkOptions { insists: false, ..LinkOptions::default() }, shutdown.clone())
-            .await?;
-    tracing::info!(target: "cohort::agent", %node, head = %options.head, "joined");
+    let dialer = Arc::new(HeadDialer::new(reach.clone(), load()?, hello.clone(), shutdown.clone(), seeking));
+    let link: WorkerLink<HeadToNode, NodeToHead> = WorkerLink::connect(
+        dialer.clone(),
+        hello.clone(),
+        LinkOptions { insists: false, ..LinkOptions::default() },
+        shutdown.clone(),
+    )
+    .await?;
+    tracing::info!(target: "cohort::agent", %node, head = %dialer.head(), "joined");
 
     let stop = Shutdown::new();
     let (supervisor, mut ended) =
         ProcessSupervisor::start(SupervisionPolicy::default(), run.0 ^ u64::from(node.index), stop.clone());
     let taker = Arc::new(Taker::new(reach, load()?, hello, stop.clone()));
-    let mut joined = Joined::new(&options, paths.clone(), run, &link, weights_port, supervisor, taker)?;
+    let mut joined = Joined::new(&options, paths.clone(), (membership, dialer), &link, weights_port, supervisor, taker)?;
     joined.weights_listener = Some(weights);
     let serving = match &options.http {
         Some(given) => {
@@ -153,6 +164,8 @@ struct Joined<'a> {
     options: &'a JoinOptions,
     paths: RunPaths,
     run: RunId,
+    membership: Membership,
+    dialer: Arc<HeadDialer>,
     sender: LinkSender<NodeToHead>,
     weights_port: u16,
     weights_listener: Option<ReachListener>,
@@ -160,6 +173,8 @@ struct Joined<'a> {
     taker: Arc<Taker>,
     /// Made when the run's facts are known.
     site: Option<Site>,
+    /// Sites so far.
+    sites: u32,
     /// Workers that run here.
     workers: BTreeSet<WorkerId>,
     /// Keys of workers whose certificates are on their way.
@@ -198,7 +213,7 @@ impl<'a> Joined<'a> {
     fn new(
         options: &'a JoinOptions,
         paths: RunPaths,
-        run: RunId,
+        (membership, dialer): (Membership, Arc<HeadDialer>),
         link: &WorkerLink<HeadToNode, NodeToHead>,
         weights_port: u16,
         supervisor: ProcessSupervisor,
@@ -208,13 +223,16 @@ impl<'a> Joined<'a> {
         Ok(Self {
             options,
             paths,
-            run,
+            run: RunId(membership.run),
+            membership,
+            dialer,
             sender: link.sender(),
             weights_port,
             weights_listener: None,
             supervisor,
             taker,
             site: None,
+            sites: 0,
             workers: BTreeSet::new(),
             keys: HashMap::new(),
             authority,
@@ -250,6 +268,7 @@ impl<'a> Joined<'a> {
                         // J2, J3.
                         self.connected.store(false, Ordering::Relaxed);
                         link.reconnect().await?;
+                        tracing::info!(target: "cohort::agent", head = %self.dialer.head(), "head_node_in_reach");
                         self.connected.store(true, Ordering::Relaxed);
                         self.greet().await;
                     }
@@ -324,16 +343,31 @@ impl<'a> Joined<'a> {
                     site.store.refuse(no.version, &no.why);
                 }
             }
+            HeadToNode::Revoked(hosts) => {
+                for host in hosts {
+                    certs::revoke(&children::certificates(&self.paths), host)?;
+                }
+            }
             HeadToNode::Leave(reason) => return Ok(Some(End::Left(reason))),
         }
         Ok(None)
     }
 
-    /// Takes over the run's facts. Others than before end all workers: they were started with the old ones.
+    /// Takes over the run's facts. Workers that were started with the same configuration follow to wherever the head node is now (J4);
+    /// another one ends all of them.
     async fn settle(&mut self, facts: RunFacts) -> Result<(), JoinError> {
-        if self.site.as_ref().is_some_and(|site| site.facts == facts) {
+        let coordinator = SocketAddr::new(self.dialer.head().ip(), facts.coordinator_port);
+        whereabouts::say(&self.paths, coordinator)?;
+        if let Some(site) = &mut self.site
+            && (&site.facts.config, site.facts.slots) == (&facts.config, facts.slots)
+        {
+            (site.facts, site.children.coordinator) = (facts, coordinator);
             return Ok(());
         }
+        let config: Config = toml::from_str(&facts.config).map_err(|e| JoinError::Config(e.to_string()))?;
+        let keepers = config.cluster.standby.as_ref().map_or_else(Vec::new, |standby| standby.keepers.clone());
+        self.membership.kept_by(&self.paths, &keepers)?;
+        self.dialer.kept_by(keepers);
         for who in std::mem::take(&mut self.workers) {
             self.supervisor.remove(ChildId::from(who.to_string())).await;
         }
@@ -345,7 +379,8 @@ impl<'a> Joined<'a> {
         let memory = OpenOptions::new().read(true).write(true).open(format!("/proc/self/fd/{}", ring.fd()));
         let memory = OwnedFd::from(memory.map_err(system("keep the weight ring"))?);
         // Another name for other facts: children of the old ones may still be on their way out.
-        let name = format!("cohort-{:016x}-{}-{}", self.run.0, std::process::id(), facts.coordinator_port);
+        self.sites += 1;
+        let name = format!("cohort-{:016x}-{}-{}", self.run.0, std::process::id(), self.sites);
         handover::serve(&name, BTreeMap::from([(handover::Item::Ring as u8, memory)]))
             .map_err(system("open the hand-over socket"))?;
         let gate = format!("{name}-gate");
@@ -364,8 +399,8 @@ impl<'a> Joined<'a> {
             gate: Some(gate),
             keeper: None,
             sample_with: self.options.sample_with,
-            devices: Mutex::new(self.devices(&facts)?),
-            coordinator: SocketAddr::new(self.options.head.ip(), facts.coordinator_port),
+            devices: Mutex::new(self.devices(config)?),
+            coordinator,
             authority: None,
         };
         let store = Store::new(ring.clone(), shelf);
@@ -374,8 +409,7 @@ impl<'a> Joined<'a> {
     }
 
     /// Which of this host's workers computes where.
-    fn devices(&self, facts: &RunFacts) -> Result<Assignment, JoinError> {
-        let mut config: Config = toml::from_str(&facts.config).map_err(|e| JoinError::Config(e.to_string()))?;
+    fn devices(&self, mut config: Config) -> Result<Assignment, JoinError> {
         if let Some(with) = self.options.sample_with {
             with.apply(&mut config).map_err(JoinError::Config)?;
         }

@@ -1,6 +1,7 @@
 //! Where the learner ranks of different processes meet: a port of the lead, reached with the certificates of the run.
 //! Where other hosts can join it is the third port after `cluster.listen`; a lead that listens on every interface names none,
 //! and its followers find it where they find the coordinator.
+use super::whereabouts::Whereabouts;
 use cohort_actors::certs::Identity;
 use cohort_actors::transport::reach::{Reach, Sockets};
 use cohort_actors::{Dialer, Listener};
@@ -18,11 +19,11 @@ const LEAD: WorkerId = WorkerId { role: Role::Learner, index: 0 };
 #[derive(Debug)]
 pub(super) struct Meeting {
     /// The coordinator of the run: who reaches it reaches the lead over the same interface.
-    pub(super) coordinator: SocketAddr,
+    pub(super) coordinator: Arc<Whereabouts>,
     /// Where other hosts join, if they may.
     pub(super) listen: Option<SocketAddr>,
     /// Of this rank.
-    pub(super) identity: Identity,
+    pub(super) identity: Arc<Identity>,
     /// How ranks reach each other.
     pub(super) reach: Reach,
 }
@@ -34,10 +35,11 @@ impl Meeting {
             let port = if listen.port() == 0 { 0 } else { listen.port().saturating_add(MEETING) };
             return self.reach.bind(SocketAddr::new(listen.ip(), port));
         }
-        let any = if self.coordinator.is_ipv4() { "0.0.0.0:0" } else { "[::]:0" };
+        let coordinator = self.coordinator.now();
+        let any = if coordinator.is_ipv4() { "0.0.0.0:0" } else { "[::]:0" };
         let probe = UdpSocket::bind(any)?;
         // Sends nothing: it makes the system choose the way.
-        probe.connect(self.coordinator)?;
+        probe.connect(coordinator)?;
         self.reach.bind(SocketAddr::new(probe.local_addr()?.ip(), 0))
     }
 }
@@ -53,7 +55,7 @@ impl Rendezvous for Meeting {
     fn dialer(&self, address: &str) -> Result<Arc<dyn Dialer>, String> {
         let mut at: SocketAddr = address.parse().map_err(|e| format!("the lead's address {address:?}: {e}"))?;
         if at.ip().is_unspecified() {
-            at.set_ip(self.coordinator.ip());
+            at.set_ip(self.coordinator.now().ip());
         }
         let dialer = self.reach.dialer(LEAD, at, &self.identity).map_err(|e| e.to_string())?;
         Ok(Arc::new(dialer))

@@ -20,7 +20,7 @@
 //! - **N3** when the coordinator has ended well, every other child is told to leave, and none survives its agent.
 //!
 //! Files: `head`, `join` the two agents; `doors` sockets, and where other hosts come in; `watched` the coordinator's process;
-//! `membership` a host's place; `keeper/` a host that keeps the ledger with others; `invitation` how the hosts of an allocation find each other; `launcher` starts hosts; `children` processes and how they are started; `worker` a child's own side; `news`,
+//! `membership` a host's place; `whereabouts` the coordinator's; `keeper/` a host that keeps the ledger with others; `invitation` how the hosts of an allocation find each other; `launcher` starts hosts; `children` processes and how they are started; `worker` a child's own side; `news`,
 //! `orders` the pipes from and to the coordinator; `control` requests from users; `rotation` new certificates; `autoscale` how many
 //! rollout workers there should be (pure); `nodes/` other hosts as the head node sees
 //! them; `weights/` between hosts.
@@ -43,6 +43,7 @@ pub(crate) mod orders;
 mod rotation;
 mod watched;
 pub mod weights;
+mod whereabouts;
 mod worker;
 
 #[cfg(test)]
@@ -160,4 +161,6 @@ pub struct AgentOptions {
     pub devices: Assignment,
     /// Socket of this host's keeper, where several hosts keep the ledger.
     pub keeper: Option<String>,
+    /// That keeper's number.
+    pub keeper_number: u64,
 }

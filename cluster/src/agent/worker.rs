@@ -9,6 +9,7 @@ use super::meeting::Meeting;
 use super::news::Teller;
 use super::orders;
 use super::weights::gate::GatedRing;
+use super::whereabouts::{CoordinatorDialer, Whereabouts};
 use crate::cli::CliError;
 use crate::config::Config;
 use crate::coordinator::{self, CoordinatorError};
@@ -31,8 +32,6 @@ use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Instant;
 use tokio::signal::unix::{SignalKind, signal};
-
-const COORDINATOR: WorkerId = WorkerId { role: Role::Coordinator, index: 0 };
 
 /// How the agent started this process.
 #[derive(Debug, Clone)]
@@ -127,7 +126,7 @@ pub fn run(options: WorkerOptions) -> Result<(), WorkerFailure> {
 
 async fn role(options: &WorkerOptions, wiring: &Wiring, shutdown: Shutdown) -> Result<(), WorkerFailure> {
     let paths = RunPaths::new(&options.run_dir);
-    let identity = Identity::load(&certificates(&paths), options.run, options.who).map_err(hopeless)?;
+    let identity = Arc::new(Identity::load(&certificates(&paths), options.run, options.who).map_err(hopeless)?);
     let carrier = Carrier::from(wiring.config.cluster.transport);
     let reach = Reach::new(carrier, TransportOptions::default());
     if options.who.role == Role::Coordinator {
@@ -151,14 +150,20 @@ async fn role(options: &WorkerOptions, wiring: &Wiring, shutdown: Shutdown) -> R
         beats.abort();
         return outcome.map(|_| ()).map_err(failure);
     }
-    let dialer: Arc<dyn Dialer> = Arc::new(reach.dialer(COORDINATOR, options.coordinator, &identity).map_err(passing)?);
-    work(options, wiring, (identity, reach), dialer, shutdown).await
+    // Only a host that joined outlives its head node.
+    let coordinator = Arc::new(match &options.gate {
+        Some(_) => Whereabouts::said_in(&paths, options.coordinator),
+        None => Whereabouts::fixed(options.coordinator),
+    });
+    let dialer: Arc<dyn Dialer> = Arc::new(CoordinatorDialer::new(coordinator.clone(), reach.clone(), identity.clone()));
+    let listen = wiring.config.cluster.listen;
+    work(options, wiring, Meeting { coordinator, listen, identity, reach }, dialer, shutdown).await
 }
 
 async fn work(
     options: &WorkerOptions,
     wiring: &Wiring,
-    (identity, reach): (Identity, Reach),
+    meeting: Meeting,
     dialer: Arc<dyn Dialer>,
     shutdown: Shutdown,
 ) -> Result<(), WorkerFailure> {
@@ -174,9 +179,7 @@ async fn work(
         }
         Role::Learner => {
             let engine = wiring.learning_engine().map_err(Failure::from)?;
-            let (coordinator, listen) = (options.coordinator, wiring.config.cluster.listen);
-            let ranks = Arc::new(Meeting { coordinator, listen, identity, reach });
-            let args = wiring.learner(options.who.index, engine, ring(options)?, ranks).map_err(Failure::from)?;
+            let args = wiring.learner(options.who.index, engine, ring(options)?, Arc::new(meeting)).map_err(Failure::from)?;
             cohort_learner::run_worker(args, dialer, shutdown).await.map_err(Failure::from)
         }
         Role::Coordinator | Role::Node | Role::Keeper => Ok(()),

@@ -39,6 +39,9 @@ pub(super) struct Args {
     /// Name of the socket of this host's keeper
     #[arg(long, hide = true, requires = "resume")]
     keeper_socket: Option<String>,
+    /// Number of this host's keeper
+    #[arg(long, hide = true, requires = "keeper_socket")]
+    keeper_number: Option<u64>,
     /// Only check, and print the resolved configuration with each value's origin
     #[arg(long)]
     dry_run: bool,
@@ -129,6 +132,7 @@ fn start(
         invites,
         recognised,
         keeper: args.keeper_socket,
+        keeper_number: args.keeper_number.unwrap_or(0),
     };
     let every = resolved.config.logging.every.get().into();
     let display = Display::start(every).map_err(|e| CliError::new(Exit::Io, format!("cannot start the progress thread: {e}")))?;

@@ -9,7 +9,7 @@ mod exports;
 mod full_disk;
 mod journal;
 mod news;
-mod partials;
+pub mod partials;
 pub mod payload;
 mod report;
 mod rise;

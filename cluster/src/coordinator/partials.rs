@@ -6,8 +6,9 @@
 //! - **H2** all of it together is bounded by [`MOST`]; what would go beyond is not taken, and said again if its worker is lost.
 //! - **H3** it is a saving, never a source: it is in memory only, and a group that is generated without it has the same tokens
 //!   wherever its weights are the same.
+use crate::controller::staleness::staleness;
 use crate::controller::{ConnId, Work};
-use cohort_protocol::{PolicyVersion, SampleIx, TurnPart};
+use cohort_protocol::{GroupLease, PolicyVersion, SampleIx, TurnPart};
 use std::collections::{BTreeMap, HashMap};
 
 /// Bytes of all parts, at most.
@@ -19,7 +20,7 @@ const TOKEN_BYTES: usize = 12;
 
 /// See the module.
 #[derive(Debug, Default)]
-pub(super) struct Partials {
+pub struct Partials {
     groups: HashMap<Work, BTreeMap<SampleIx, Said>>,
     bytes: usize,
 }
@@ -32,8 +33,11 @@ struct Said {
 }
 
 impl Partials {
-    /// Takes a part in, behind what is there of its turn. Says why where it does not.
-    pub(super) fn take(&mut self, by: ConnId, work: Work, part: TurnPart) -> Result<(), String> {
+    /// Takes a part in, behind what is there of its turn.
+    ///
+    /// # Errors
+    /// Why it is not taken.
+    pub fn take(&mut self, by: ConnId, work: Work, part: TurnPart) -> Result<(), String> {
         part.validate().map_err(|e| e.to_string())?;
         if self.bytes + bytes(&part) > MOST {
             return Err(format!("{} MiB of unfinished groups are kept already", MOST >> 20));
@@ -58,8 +62,25 @@ impl Partials {
         Ok(())
     }
 
-    /// What a lease may go on from: of each sample the tokens up to the first one of a version that does not fit.
-    pub(super) fn of(&self, work: Work, fits: impl Fn(PolicyVersion) -> bool) -> Vec<TurnPart> {
+    /// What a lease may go on from, `current` being the newest version: words of its own version, or, where it follows newer ones, of any
+    /// that is at most `most` versions old.
+    #[must_use]
+    pub fn begun(&self, lease: &GroupLease, current: PolicyVersion, most: u64) -> Vec<TurnPart> {
+        let fits = |version| match lease.follows {
+            true => staleness(current, version) <= most,
+            false => version == lease.version,
+        };
+        self.of(Work { purpose: lease.purpose, group: lease.group }, fits)
+    }
+
+    /// Groups of which something is kept.
+    #[must_use]
+    pub fn groups(&self) -> usize {
+        self.groups.len()
+    }
+
+    /// Of each sample the tokens up to the first one of a version that does not fit.
+    fn of(&self, work: Work, fits: impl Fn(PolicyVersion) -> bool) -> Vec<TurnPart> {
         let (mut parts, mut room) = (Vec::new(), MOST_OF_A_LEASE);
         for said in self.groups.get(&work).into_iter().flat_map(BTreeMap::values) {
             for part in &said.turns {
@@ -77,7 +98,10 @@ impl Partials {
     }
 
     /// The group is complete, or nobody wants it.
-    pub(super) fn forget(&mut self, work: &Work) {
+    pub fn forget(&mut self, work: &Work) {
+        if planted!(PartsKept) {
+            return;
+        }
         let gone = self.groups.remove(work).unwrap_or_default();
         self.bytes -= gone.values().flat_map(|said| &said.turns).map(bytes).sum::<usize>();
     }

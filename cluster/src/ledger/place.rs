@@ -98,6 +98,11 @@ impl RunPaths {
     pub fn keeper_status(&self) -> PathBuf {
         self.root.join("keeper.json")
     }
+    /// On a host that joined: where the run's coordinator is.
+    #[must_use]
+    pub fn coordinator(&self) -> PathBuf {
+        self.root.join("coordinator")
+    }
     /// Logs of one launch.
     #[must_use]
     pub fn logs(&self, attempt: u32) -> PathBuf {

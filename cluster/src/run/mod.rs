@@ -54,6 +54,8 @@ pub struct LaunchOptions {
     pub recognised: Vec<String>,
     /// Socket of the keeper that started this process, where several hosts keep the ledger.
     pub keeper: Option<String>,
+    /// That keeper's number.
+    pub keeper_number: u64,
 }
 
 /// Why a run did not reach its end. A run directory that exists can be resumed after every one of them.
@@ -215,7 +217,8 @@ pub fn launch(resolved: &Resolved, options: &LaunchOptions, progress: Arc<dyn Pr
             let (run, paths) = (prepared.run(), prepared.paths.clone());
             let logs = log.parent().unwrap_or(paths.root()).to_owned();
             let (invites, keeper) = (options.invites.clone(), options.keeper.clone());
-            let options = AgentOptions { config, run, paths, logs, slots: source::RING_SLOTS, invites, devices, keeper };
+            let (slots, keeper_number) = (source::RING_SLOTS, options.keeper_number);
+            let options = AgentOptions { config, run, paths, logs, slots, invites, devices, keeper, keeper_number };
             agent::run(options, progress, shutdown).await.map_err(RunError::from)
         } else {
             inproc::run(&wiring, &prepared.paths, begun, progress, shutdown).await

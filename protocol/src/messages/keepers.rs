@@ -12,6 +12,8 @@ wire_messages! {
         2 => Append(AppendLog),
         /// Answered by `Voted`.
         3 => Vote(AskVote),
+        /// Hosts that were let go, all that this keeper knows of. Not answered.
+        4 => Revoked(Vec<u16>),
     } removed []
 }
 

@@ -6,6 +6,7 @@ pub mod node;
 pub mod ranks;
 pub mod reward;
 pub mod rollout;
+pub mod seeking;
 pub mod weights;
 
 use crate::{Frame, codec::CodecError};
@@ -42,6 +43,10 @@ pub enum Direction {
     AskerToKeeper = 13,
     /// [`keepers::KeeperToAsker`].
     KeeperToAsker = 14,
+    /// [`seeking::NodeToKeeper`].
+    NodeToKeeper = 15,
+    /// [`seeking::KeeperToNode`].
+    KeeperToNode = 16,
 }
 
 /// A table of messages.

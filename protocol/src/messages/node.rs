@@ -180,5 +180,7 @@ wire_messages! {
         7 => NoWeights(NoWeights),
         /// Stop all workers and leave; the reason is for the log.
         8 => Leave(String),
+        /// Hosts that were let go, all of them: what was certified for them opens no door any more.
+        9 => Revoked(Vec<u16>),
     } removed []
 }

@@ -13,6 +13,7 @@ use cohort_protocol::messages::node::{
     CertificateRequest, ChunkFailed, ChunkName, FetchChunk, HeadToNode, Manifest, NodeReady, NodeToHead, RunFacts, WantWeights,
 };
 use cohort_protocol::messages::rollout::WeightsReady;
+use cohort_protocol::version::PROTOCOL;
 use cohort_protocol::{PolicyVersion, Role, WorkerId};
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
@@ -200,7 +201,7 @@ impl World {
             offers.push((Role::Reward, 1));
         }
         self.see(Seen::HostIsNew { host });
-        self.head(Event::Opened { conn: ConnId(wire), host, ip: Some(IpAddr::from([10, 0, 0, host as u8])) });
+        self.head(Event::Opened { conn: ConnId(wire), host, ip: Some(IpAddr::from([10, 0, 0, host as u8])), protocol: PROTOCOL });
         self.host_says(host, NodeToHead::Ready(NodeReady { offers, weights_port: 9000 + host, held }));
         wishes.into_iter().for_each(|wish| self.host_says(host, NodeToHead::WantWeights(wish)));
     }
@@ -299,7 +300,7 @@ impl World {
                 let waiting = agent.waiting.remove(&no.version).map(|(_, who)| who).unwrap_or_default();
                 waiting.into_iter().for_each(|(pid, weights)| self.brought(pid, weights, Err(no.why.clone())));
             }
-            HeadToNode::Run(_) | HeadToNode::Leave(_) => {}
+            HeadToNode::Run(_) | HeadToNode::Leave(_) | HeadToNode::Revoked(_) => {}
         }
     }
 

@@ -144,10 +144,14 @@ impl World {
     /// Sends a bulk message on a stream of its own.
     pub(crate) fn send_bulk(&mut self, wire: WireId, way: Way, message: Message, bulk: u64) {
         // Only workers send again what was not acknowledged; the coordinator asks anew, under another attempt.
-        let doubled = if way == Way::Up { self.setting.rates.doubled } else { 0 };
+        let rates = self.setting.rates;
+        let (doubled, late) = if way == Way::Up { (rates.doubled, rates.late) } else { (0, 0) };
         let copies = 1 + u64::from(self.chance.permille(doubled));
         for copy in 0..copies {
             let mut delay = self.delay(2, 120);
+            if self.chance.permille(late) {
+                delay += self.chance.ms(300, 4000);
+            }
             if copy > 0 {
                 let longest = if self.chance.permille(700) { 400 } else { 4000 };
                 delay += self.chance.ms(10, longest);

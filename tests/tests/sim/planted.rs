@@ -49,4 +49,6 @@ each! {
     given_up_without_a_row DropUnrecorded
     chunks_of_any_bytes ChunkUnchecked
     the_head_node_gives_twice HeadGivesTwice
+    words_of_complete_groups PartsKept
+    words_of_any_attempt PartsUnfenced
 }

@@ -4,7 +4,9 @@ use crate::setting::Point;
 use cohort_cluster::controller::{Command, Event, Work};
 use cohort_cluster::ledger::{Entry, Past};
 use cohort_protocol::messages::node::{HeadToNode, NodeToHead};
-use cohort_protocol::{AttemptId, Epoch, PolicyVersion, WorkerId};
+use cohort_protocol::messages::rollout::ContinuedLease;
+use cohort_protocol::{AttemptId, Epoch, PolicyVersion, TurnPart, WorkerId};
+use cohort_rollout::state::LeaseKey;
 
 /// Something that was seen.
 #[derive(Debug, Clone)]
@@ -23,6 +25,12 @@ pub(crate) enum Seen {
     Durable(Vec<Entry>),
     /// A delivery was kept and acknowledged.
     Kept { work: Work, wire: u64, epoch: Epoch, attempt: AttemptId, scores: bool },
+    /// A rollout worker hands in what it has of a group.
+    HandedIn { pid: u32, key: LeaseKey, parts: Vec<TurnPart> },
+    /// The coordinator keeps some of what was handed in.
+    PartsKept { work: Work, attempt: AttemptId },
+    /// A lease goes out with what others had of its group.
+    Continued(ContinuedLease),
     /// A process holds other weights.
     Took { pid: u32, version: PolicyVersion, digest: u64 },
     /// The learner begins to write a slot.
@@ -63,6 +71,13 @@ impl std::fmt::Display for Seen {
                     if *scores { "scores" } else { "trajectories" }
                 )
             }
+            Self::HandedIn { pid, key, parts } => {
+                write!(f, "process {pid} hands in {} of {}/{}", words(parts), key.group, key.attempt)
+            }
+            Self::PartsKept { work, attempt } => write!(f, "keeps words of {work}, attempt {attempt}"),
+            Self::Continued(more) => {
+                write!(f, "{}/{} goes on after {}", more.lease.group, more.lease.attempt, words(&more.parts))
+            }
             Self::Crashed(point) => write!(f, "the coordinator dies: {point:?}"),
             Self::DeskMoved => write!(f, "the coordinator goes on"),
             Self::Took { pid, version, digest } => write!(f, "process {pid} holds version {version}, {digest:016x}"),
@@ -79,4 +94,11 @@ impl std::fmt::Display for Seen {
             Self::Blow(what) => write!(f, "== {what}"),
         }
     }
+}
+
+/// Parts, by sample and turn.
+fn words(parts: &[TurnPart]) -> String {
+    let one =
+        |p: &TurnPart| format!("{}.{} {}+{}{}", p.sample, p.turn, p.start, p.len(), if p.ended.is_some() { "." } else { "" });
+    parts.iter().map(one).collect::<Vec<_>>().join(", ")
 }

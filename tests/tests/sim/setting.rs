@@ -19,6 +19,8 @@ pub(crate) struct Setting {
     pub(crate) rewards: u16,
     /// Other hosts, each with one rollout worker, the last one with a reward worker too.
     pub(crate) hosts: u16,
+    /// A host whose workers speak the protocol version before partial groups.
+    pub(crate) old_build: Option<u16>,
     pub(crate) rates: Rates,
     /// In order of time.
     pub(crate) blows: Vec<(Duration, Blow)>,
@@ -29,6 +31,8 @@ pub(crate) struct Setting {
 pub(crate) struct Rates {
     /// Bulk deliveries that come twice.
     pub(crate) doubled: u64,
+    /// Bulk deliveries that take seconds: what was made for one coordinator comes to the next when that has asked for it anew.
+    pub(crate) late: u64,
     /// Gradings that fail.
     pub(crate) score_fails: u64,
     /// Generations that fail.
@@ -123,10 +127,12 @@ impl Setting {
         calm.rollouts = 1 + chance.below(2) as u16;
         calm.rewards = 1 + chance.below(2) as u16;
         calm.hosts = [0, 1, 2, 3][chance.below(4) as usize];
+        calm.old_build = (seed % 7 == 3 && calm.hosts > 0).then_some(1);
         calm.plan.rollout_workers = calm.rollouts + calm.hosts;
         calm.plan.slots = 2 + (seed / 2 % 2) as u32;
         calm.rates = Rates {
             doubled: [0, 100, 400][chance.below(3) as usize],
+            late: [0, 60, 250][chance.below(3) as usize],
             score_fails: [0, 20, 80][chance.below(3) as usize],
             lease_fails: [0, 10, 40][chance.below(3) as usize],
             corrupt: [0, 50][chance.below(2) as usize],
@@ -174,7 +180,7 @@ impl Setting {
                 full_disk: Duration::from_secs(60),
             },
         };
-        Self { seed, plan, rollouts: 1, rewards: 1, hosts: 0, rates: Rates::default(), blows: Vec::new() }
+        Self { seed, plan, rollouts: 1, rewards: 1, hosts: 0, old_build: None, rates: Rates::default(), blows: Vec::new() }
     }
 
     fn blow(chance: &mut Chance, points: &[Point]) -> Blow {

@@ -14,12 +14,12 @@ mod stream;
 #[cfg(test)]
 mod tests;
 
-use super::framed::{CLOSED, Framed};
+use super::framed::{CLOSED, Framed, Terms};
 use super::refusal::{self, Shown};
 use super::{
     BACKLOG, COORDINATOR, Connection, Dialer, EndpointError, Listener, TransportError, TransportOptions, local_ip, name_at, tls,
 };
-use crate::certs::{Current, Identity, name_of};
+use crate::certs::{Current, Identity, Revocations, name_of};
 use async_trait::async_trait;
 use cohort_protocol::{RunId, WorkerId};
 use quinn::crypto::rustls::{QuicClientConfig, QuicServerConfig};
@@ -54,6 +54,7 @@ pub struct QuicDialer {
     at: SocketAddr,
     server_name: String,
     shown: Shown,
+    revocations: Revocations,
     options: TransportOptions,
 }
 
@@ -85,7 +86,8 @@ impl QuicListener {
             .incoming_buffer_size_total(1 << 20);
         let endpoint = Endpoint::new(server_endpoint(identity), Some(config), socket, Arc::new(TokioRuntime)).map_err(failed)?;
         let (sender, incoming) = mpsc::channel(BACKLOG);
-        let acceptor = tokio::spawn(accept_all(endpoint.clone(), current, options, sender)).abort_handle();
+        let acceptor =
+            tokio::spawn(accept_all(endpoint.clone(), (current, Revocations::of(identity)), options, sender)).abort_handle();
         Ok(Self { endpoint, address, incoming: AsyncMutex::new(incoming), acceptor })
     }
 
@@ -132,7 +134,7 @@ impl QuicDialer {
 
     /// Will reach whoever holds the place `to` of `identity`'s run.
     pub fn to(to: WorkerId, at: SocketAddr, identity: &Identity, options: TransportOptions) -> Result<Self, EndpointError> {
-        Self::dial(to, at, identity.run(), tls::client(identity, ALPN)?, options)
+        Self::dial(to, at, tls::client(identity, ALPN)?, Revocations::of(identity), options)
     }
 
     /// Will reach `to` of `run` without a certificate of its own, trusting the authority (PEM) that a token names.
@@ -143,14 +145,14 @@ impl QuicDialer {
         authority: &str,
         options: TransportOptions,
     ) -> Result<Self, EndpointError> {
-        Self::dial(to, at, run, tls::stranger(to, authority, ALPN)?, options)
+        Self::dial(to, at, tls::stranger(to, authority, ALPN)?, Revocations::none(run), options)
     }
 
     fn dial(
         to: WorkerId,
         at: SocketAddr,
-        run: RunId,
         (crypto, shown): (rustls::ClientConfig, Shown),
+        revocations: Revocations,
         options: TransportOptions,
     ) -> Result<Self, EndpointError> {
         let local = SocketAddr::new(local_ip(at.ip()), 0);
@@ -161,7 +163,7 @@ impl QuicDialer {
         let mut config = quinn::ClientConfig::new(Arc::new(crypto));
         config.transport_config(Arc::new(transport(&options)?));
         endpoint.set_default_client_config(config);
-        Ok(Self { endpoint, to, at, server_name: name_of(run, to), shown, options })
+        Ok(Self { endpoint, to, at, server_name: name_of(revocations.run(), to), shown, revocations, options })
     }
 
     async fn establish(&self) -> Result<Arc<dyn Connection>, TransportError> {
@@ -180,7 +182,8 @@ impl QuicDialer {
             Some(reason) => failed(reason),
             None => lost(error.to_string()),
         })?;
-        Ok(Framed::start(QuicStreams(quic), (send, recv), peer.clone(), &self.options, None))
+        let terms = Terms { options: &self.options, revocations: self.revocations.clone(), slot: None };
+        Ok(Framed::start(QuicStreams(quic), (send, recv), peer.clone(), terms))
     }
 }
 
@@ -211,7 +214,7 @@ impl Dialer for QuicDialer {
 /// Takes handshakes, each in a task of its own so that a slow one delays nobody, until the endpoint closes.
 async fn accept_all(
     endpoint: Endpoint,
-    current: Arc<Current>,
+    (current, revocations): (Arc<Current>, Revocations),
     options: TransportOptions,
     accepted: mpsc::Sender<Arc<dyn Connection>>,
 ) {
@@ -225,14 +228,15 @@ async fn accept_all(
             incoming.refuse();
             continue;
         };
-        let (accepted, current) = (accepted.clone(), current.clone());
+        let (accepted, current, revocations) = (accepted.clone(), current.clone(), revocations.clone());
         handshakes.spawn(async move {
             let handshake = async {
                 let why = |error: ConnectionError| refusal::of_listening(error.to_string(), refused_by_peer(&error), &current);
                 let quic = incoming.await.map_err(why)?;
                 let opened = stream::accept_control(&quic).await;
                 let (send, recv) = opened.map_err(|error| quic.close_reason().map_or_else(|| error.to_string(), why))?;
-                Ok::<_, String>(Framed::start(QuicStreams(quic), (send, recv), peer.clone(), &options, Some(slot)))
+                let terms = Terms { options: &options, revocations, slot: Some(slot) };
+                Ok::<_, String>(Framed::start(QuicStreams(quic), (send, recv), peer.clone(), terms))
             };
             match timeout(options.deadlines.connect, handshake).await {
                 // Fails only when the listener is gone; the connection is then dropped, which closes it.

@@ -23,10 +23,10 @@ mod streams;
 #[cfg(test)]
 mod tests;
 
-use super::framed::Framed;
+use super::framed::{Framed, Terms};
 use super::refusal::{self, Shown};
 use super::{BACKLOG, COORDINATOR, Connection, Dialer, EndpointError, Listener, TransportError, TransportOptions, name_at, tls};
-use crate::certs::{Current, Identity, name_of};
+use crate::certs::{Current, Identity, Revocations, name_of};
 use async_trait::async_trait;
 use cohort_protocol::{RunId, WorkerId};
 use rustls::AlertDescription;
@@ -39,7 +39,7 @@ use std::time::Duration;
 use streams::{Far, Grants, TcpStreams};
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
 use tokio::net::{TcpListener, TcpStream};
-use tokio::sync::{Mutex as AsyncMutex, OwnedSemaphorePermit, Semaphore, mpsc};
+use tokio::sync::{Mutex as AsyncMutex, Semaphore, mpsc};
 use tokio::task::{AbortHandle, JoinSet};
 use tokio::time::{Instant, sleep, timeout, timeout_at};
 use tokio_rustls::{TlsAcceptor, TlsConnector};
@@ -66,6 +66,7 @@ pub struct TlsDialer {
     at: SocketAddr,
     server_name: ServerName<'static>,
     shown: Shown,
+    revocations: Revocations,
     options: TransportOptions,
 }
 
@@ -98,7 +99,8 @@ impl TlsListener {
         let (crypto, current) = tls::server(identity, strangers, ALPN)?;
         let acceptor = TlsAcceptor::from(Arc::new(crypto));
         let (sender, incoming) = mpsc::channel(BACKLOG);
-        let acceptor = tokio::spawn(accept_all(socket, (acceptor, current), options, sender)).abort_handle();
+        let acceptor =
+            tokio::spawn(accept_all(socket, (acceptor, current, Revocations::of(identity)), options, sender)).abort_handle();
         Ok(Self { address, incoming: AsyncMutex::new(incoming), acceptor })
     }
 
@@ -139,7 +141,7 @@ impl TlsDialer {
 
     /// Will reach whoever holds the place `to` of `identity`'s run.
     pub fn to(to: WorkerId, at: SocketAddr, identity: &Identity, options: TransportOptions) -> Result<Self, EndpointError> {
-        Self::dial(to, at, identity.run(), tls::client(identity, ALPN)?, options)
+        Self::dial(to, at, tls::client(identity, ALPN)?, Revocations::of(identity), options)
     }
 
     /// Will reach `to` of `run` without a certificate of its own, trusting the authority (PEM) that a token names.
@@ -150,20 +152,20 @@ impl TlsDialer {
         authority: &str,
         options: TransportOptions,
     ) -> Result<Self, EndpointError> {
-        Self::dial(to, at, run, tls::stranger(to, authority, ALPN)?, options)
+        Self::dial(to, at, tls::stranger(to, authority, ALPN)?, Revocations::none(run), options)
     }
 
     fn dial(
         to: WorkerId,
         at: SocketAddr,
-        run: RunId,
         (crypto, shown): (rustls::ClientConfig, Shown),
+        revocations: Revocations,
         options: TransportOptions,
     ) -> Result<Self, EndpointError> {
         options.check()?;
-        let server_name =
-            ServerName::try_from(name_of(run, to)).map_err(|e| EndpointError::Tls { who: to, why: e.to_string() })?;
-        Ok(Self { connector: TlsConnector::from(Arc::new(crypto)), to, at, server_name, shown, options })
+        let server_name = ServerName::try_from(name_of(revocations.run(), to))
+            .map_err(|e| EndpointError::Tls { who: to, why: e.to_string() })?;
+        Ok(Self { connector: TlsConnector::from(Arc::new(crypto)), to, at, server_name, shown, revocations, options })
     }
 
     async fn establish(&self) -> Result<Arc<dyn Connection>, TransportError> {
@@ -176,7 +178,8 @@ impl TlsDialer {
         let certificate = first(tls.get_ref().1.peer_certificates());
         let far = Far { remote: self.at, certificate, grants };
         let (streams, control) = TcpStreams::start(tls, far, &self.options);
-        Ok(Framed::start(streams, control, self.address(), &self.options, None))
+        let terms = Terms { options: &self.options, revocations: self.revocations.clone(), slot: None };
+        Ok(Framed::start(streams, control, self.address(), terms))
     }
 }
 
@@ -209,7 +212,7 @@ impl Dialer for TlsDialer {
 /// Takes handshakes, each in a task of its own so that a slow one delays nobody, until the listener is dropped.
 async fn accept_all(
     socket: TcpListener,
-    (acceptor, current): (TlsAcceptor, Arc<Current>),
+    (acceptor, current, revocations): (TlsAcceptor, Arc<Current>, Revocations),
     options: TransportOptions,
     accepted: mpsc::Sender<Arc<dyn Connection>>,
 ) {
@@ -232,8 +235,10 @@ async fn accept_all(
             continue;
         };
         let (accepted, acceptor, current) = (accepted.clone(), acceptor.clone(), current.clone());
+        let revocations = revocations.clone();
         handshakes.spawn(async move {
-            match timeout(options.deadlines.connect, admit(tcp, remote, &acceptor, &options, slot)).await {
+            let terms = Terms { options: &options, revocations, slot: Some(slot) };
+            match timeout(options.deadlines.connect, admit(tcp, remote, &acceptor, terms)).await {
                 // Fails only when the listener is gone; the connection is then dropped, which closes it.
                 Ok(Ok(connection)) => drop(accepted.send(connection).await),
                 Ok(Err(error)) => {
@@ -246,21 +251,15 @@ async fn accept_all(
     }
 }
 
-async fn admit(
-    tcp: TcpStream,
-    remote: SocketAddr,
-    acceptor: &TlsAcceptor,
-    options: &TransportOptions,
-    slot: OwnedSemaphorePermit,
-) -> io::Result<Arc<dyn Connection>> {
+async fn admit(tcp: TcpStream, remote: SocketAddr, acceptor: &TlsAcceptor, terms: Terms<'_>) -> io::Result<Arc<dyn Connection>> {
     tcp.set_nodelay(true)?;
     let mut tls = acceptor.accept(tcp).await?;
     // P1: only here is the dialer's certificate verified, and it says nothing before it has heard this.
-    say(&mut tls, options).await?;
+    say(&mut tls, terms.options).await?;
     let grants = hear(&mut tls).await?;
     let certificate = first(tls.get_ref().1.peer_certificates());
-    let (streams, control) = TcpStreams::start(tls, Far { remote, certificate, grants }, options);
-    Ok(Framed::start(streams, control, format!("worker at {remote}"), options, Some(slot)))
+    let (streams, control) = TcpStreams::start(tls, Far { remote, certificate, grants }, terms.options);
+    Ok(Framed::start(streams, control, format!("worker at {remote}"), terms))
 }
 
 /// Says what this end grants.

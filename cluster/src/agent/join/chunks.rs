@@ -35,7 +35,7 @@ impl Joined<'_> {
             }
         };
         let at = match address.as_str() {
-            "" => Ok(SocketAddr::new(self.options.head.ip(), site.facts.weights_port)),
+            "" => Ok(SocketAddr::new(self.dialer.head().ip(), site.facts.weights_port)),
             given => given.parse().map_err(|_| format!("{given:?} is no address")),
         };
         let (taker, ring, done) = (self.taker.clone(), site.ring.clone(), self.taken.0.clone());

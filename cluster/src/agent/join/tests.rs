@@ -1,5 +1,6 @@
 //! A host that is refused for its certificate.
 use super::*;
+use crate::agent::head::HEAD;
 use crate::ledger::place::write_atomically;
 use cohort_actors::certs::RunAuthority;
 use cohort_actors::transport::TransportError;
@@ -12,7 +13,7 @@ const NODE: WorkerId = WorkerId { role: Role::Node, index: 1 };
 fn joined(authority: &RunAuthority, dir: &Path) {
     let paths = RunPaths::new(dir);
     authority.issue(NODE).unwrap().save(&children::certificates(&paths)).unwrap();
-    let membership = Membership { run: RUN.0, node: NODE };
+    let membership = Membership { run: RUN.0, node: NODE, keepers: Vec::new() };
     write_atomically(&dir.join("host.json"), &serde_json::to_vec(&membership).unwrap()).unwrap();
 }
 

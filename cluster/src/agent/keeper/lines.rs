@@ -6,14 +6,16 @@
 //! - **Q2** a question is answered, or its connection ends, or its asker stops waiting; none is sent twice.
 use crate::ledger::replica::{Keeper, Line, LineError};
 use async_trait::async_trait;
-use cohort_actors::certs::Identity;
+use cohort_actors::certs::{self, Identity};
 use cohort_actors::transport::reach::Reach;
 use cohort_actors::{Dialer, LinkOptions, LinkSender, Shutdown, WorkerLink};
 use cohort_protocol::messages::handshake::Hello;
 use cohort_protocol::messages::keepers::{AppendLog, AppendOutcome, AskVote, AskerToKeeper, KeeperToAsker, VoteOutcome};
+use cohort_protocol::version::REVOCATIONS;
 use cohort_protocol::{Role, WorkerId};
-use std::collections::HashMap;
+use std::collections::{BTreeSet, HashMap};
 use std::net::SocketAddr;
+use std::path::PathBuf;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
@@ -23,6 +25,8 @@ use tokio::time::timeout;
 
 /// For a keeper to be reached, and to say whose log it has.
 const REACH: Duration = Duration::from_secs(5);
+/// Between two looks for hosts that were let go.
+const LOOK: Duration = Duration::from_secs(1);
 /// Between two tries.
 const AGAIN: Duration = Duration::from_millis(200);
 
@@ -49,6 +53,8 @@ pub(super) struct Way {
     pub(super) reach: Reach,
     pub(super) identity: Arc<Identity>,
     pub(super) hello: Hello,
+    /// Where this host's certificates are, and what it knows of those that were taken away.
+    pub(super) certs: PathBuf,
     pub(super) shutdown: Shutdown,
 }
 
@@ -84,10 +90,7 @@ impl Lines {
                 Ok(link) => {
                     tracing::info!(target: "cohort::keeper", keeper = to, %at, "connected");
                     *held(&peer.sender) = Some(link.sender());
-                    while let Ok((answer, ack)) = link.recv().await {
-                        ack.into_iter().for_each(cohort_actors::Ack::accept);
-                        peer.hear(answer);
-                    }
+                    converse(&link, peer, &way).await;
                     *held(&peer.sender) = None;
                     // Who waits hears it by the end of the channel.
                     held(&peer.asked).clear();
@@ -145,9 +148,32 @@ impl Peer {
     }
 }
 
+/// Hears answers until the connection ends, and tells of hosts that were let go.
+async fn converse(link: &Link, peer: &Peer, way: &Way) {
+    let (mut look, mut told) = (tokio::time::interval(LOOK), BTreeSet::new());
+    loop {
+        tokio::select! {
+            answer = link.recv() => match answer {
+                Ok((answer, ack)) => {
+                    ack.into_iter().for_each(cohort_actors::Ack::accept);
+                    peer.hear(answer);
+                }
+                Err(_) => return,
+            },
+            _ = look.tick(), if link.protocol() >= REVOCATIONS => {
+                // Of a list that cannot be read nobody is told, and this host lets nobody in.
+                let now = certs::revoked(&way.certs).unwrap_or_default();
+                if now != told && link.sender().send(&AskerToKeeper::Revoked(now.iter().copied().collect())).await.is_ok() {
+                    told = now;
+                }
+            }
+        }
+    }
+}
+
 /// A connection on which both ends know whose log the other has (Q1).
 async fn dial(to: u64, at: SocketAddr, keeper: &Keeper, way: &Way) -> Result<Link, String> {
-    let Way { reach, identity, hello, shutdown } = way;
+    let Way { reach, identity, hello, shutdown, .. } = way;
     let dialer: Arc<dyn Dialer> = Arc::new(reach.dialer(place(to), at, identity).map_err(|e| e.to_string())?);
     let options = LinkOptions { give_up: Some(REACH), ..LinkOptions::default() };
     let link = Link::connect(dialer, hello.clone(), options, shutdown.clone()).await.map_err(|e| e.to_string())?;

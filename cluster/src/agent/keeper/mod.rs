@@ -11,8 +11,9 @@
 //! - **KP2** the child lives no longer than this host leads in one term; what it writes after that is refused (`ledger::replica`, K2).
 //! - **KP3** when the child has ended by itself the run is over for this launch, and every keeper leaves with its exit code.
 //!
-//! Files: `lines` questions to other keepers, `door` questions from them; `report` what `cluster status` shows.
+//! Files: `lines` questions to other keepers, `door` questions from them, `hosts` from hosts that look for the head node; `report` what `cluster status` shows.
 mod door;
+mod hosts;
 mod lines;
 mod report;
 
@@ -30,6 +31,8 @@ use cohort_protocol::keeping::LedgerCommand;
 use cohort_protocol::messages::handshake::Hello;
 use cohort_protocol::version::{PROTOCOL, PROTOCOL_MIN};
 use cohort_protocol::{Epoch, Role, RunId};
+use door::Door;
+use hosts::Led;
 use lines::{Lines, Way, place};
 use rustix::process::{Pid, Signal, kill_process};
 use std::path::PathBuf;
@@ -153,7 +156,9 @@ pub(crate) async fn run(options: KeepOptions, shutdown: Shutdown) -> Result<Kept
     let setting = KeeperSetting { number, keepers: addresses.len() as u64, paths: paths.clone(), timing };
     let keeper = Keeper::start(setting, lines.clone()).await?;
     let mut serving = tokio::task::JoinSet::new();
-    serving.spawn(door::serve(Arc::new(listener), terms(run), keeper.clone()));
+    let led = Arc::new(Led::new(paths.clone()));
+    let door = Door { terms: terms(run), keeper: keeper.clone(), led: led.clone(), certs: certs.clone() };
+    serving.spawn(door::serve(Arc::new(listener), door));
     serving.spawn(report::write(keeper.clone(), paths.clone(), number, addresses.clone()));
     let hello = Hello {
         protocol_min: PROTOCOL_MIN,
@@ -164,12 +169,12 @@ pub(crate) async fn run(options: KeepOptions, shutdown: Shutdown) -> Result<Kept
         incarnation: 0,
         numerics: String::new(),
     };
-    let way = Way { reach, identity, hello, shutdown: Shutdown::new() };
+    let way = Way { reach, identity, hello, certs: certs.clone(), shutdown: Shutdown::new() };
     let _connected = lines.connect(number, &keeper, &way, &addresses);
     let socket = format!("cohort-keeper-{:016x}-{}", run.0, std::process::id());
     let desk = desk::serve(&socket, keeper.clone()).map_err(system("open the keeper's socket"))?;
     tracing::info!(target: "cohort::keeper", number, %own, "keeps");
-    let mut host = Host { keeper, paths, socket, json: options.json, kills: 0 };
+    let mut host = Host { keeper, paths, number, socket, led, json: options.json, kills: 0 };
     let kept = host.keep(&shutdown).await;
     desk.abort();
     host.keeper.stop().await;
@@ -178,7 +183,7 @@ pub(crate) async fn run(options: KeepOptions, shutdown: Shutdown) -> Result<Kept
 
 /// Who may ask.
 fn terms(run: RunId) -> AcceptTerms {
-    const KEEPERS: &[Role] = &[Role::Keeper];
+    const KEEPERS: &[Role] = &[Role::Keeper, Role::Node];
     let deadline = Duration::from_secs(5);
     AcceptTerms { run, epoch: Epoch(0), numerics: String::new(), corrects: false, deadline, roles: KEEPERS }
 }
@@ -187,7 +192,9 @@ fn terms(run: RunId) -> AcceptTerms {
 struct Host {
     keeper: Keeper,
     paths: RunPaths,
+    number: u64,
     socket: String,
+    led: Arc<Led>,
     json: bool,
     kills: u32,
 }
@@ -231,6 +238,17 @@ impl Host {
     async fn lead(&mut self, term: u64, shutdown: &Shutdown) -> Result<Option<Kept>, KeepError> {
         tracing::info!(target: "cohort::keeper", term, "leads");
         let mut child = self.launch()?;
+        self.led.runs_as(child.id());
+        let led = self.watch(&mut child, term, shutdown).await;
+        self.led.runs_as(None);
+        match led? {
+            Some(status) => self.ended(status).await,
+            None => Ok(None),
+        }
+    }
+
+    /// Until the child has ended by itself. `None`: this host leads no more, and the child is gone.
+    async fn watch(&mut self, child: &mut Child, term: u64, shutdown: &Shutdown) -> Result<Option<ExitStatus>, KeepError> {
         // `wait` would close it, and its end is what tells the child that this process is gone.
         let _lifeline = child.stdin.take();
         let mut asked = false;
@@ -244,22 +262,20 @@ impl Host {
                 }
                 _ = shutdown.wait(), if !asked => {
                     asked = true;
-                    terminate(&child);
+                    terminate(child);
                 }
             }
         };
         let now = self.keeper.standing();
-        if !now.leads || now.term != term {
-            // Its end is what comes of that.
-            return Ok(None);
-        }
-        self.ended(status).await
+        // Where it leads no more, its end is what comes of that.
+        Ok((now.leads && now.term == term).then_some(status))
     }
 
     fn launch(&self) -> Result<Child, KeepError> {
         let program = std::env::current_exe().map_err(system("find this program"))?;
         let mut command = Command::new(program);
         command.arg("launch").arg("--resume").arg(self.paths.root()).args(["--alone", "--keeper-socket", &self.socket]);
+        command.args(["--keeper-number", &self.number.to_string()]);
         if self.json {
             command.arg("--json");
         }

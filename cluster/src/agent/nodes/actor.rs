@@ -5,10 +5,9 @@ use super::state::HostsState;
 use crate::agent::weights::manifest::{self, CHUNK};
 use crate::agent::weights::shelf::Shelf;
 use crate::progress::{Progress, ProgressSink};
-use cohort_actors::certs::RunAuthority;
+use cohort_actors::certs::{CertError, RunAuthority};
 use cohort_actors::{AcceptTerms, Connection, Listener, PeerLink, accept_node};
 use cohort_engine::SharedRing;
-use cohort_protocol::messages::handshake::Hello;
 use cohort_protocol::messages::node::{ChildState, HeadToNode, NodeToHead, RunFacts};
 use cohort_protocol::{Epoch, Role, RunId, WorkerId};
 use std::collections::HashMap;
@@ -211,8 +210,10 @@ impl Task {
                     }
                     Some(Input::Dismiss { host, reply }) => {
                         let dismissed = self.state.dismiss(host, &mut commands);
+                        let dismissed = dismissed.and_then(|()| self.args.enrolment.dismiss(host));
+                        self.look_for_dismissed(&mut commands);
                         // As above.
-                        let _ = reply.send(dismissed.and_then(|()| self.args.enrolment.dismiss(host)));
+                        let _ = reply.send(dismissed);
                     }
                     Some(Input::Renew { reply }) => {
                         // As above.
@@ -224,7 +225,10 @@ impl Task {
                         leaving = Some(reply);
                     }
                 },
-                _ = tick.tick() => self.on_event(Event::Tick, &mut commands),
+                _ = tick.tick() => {
+                    self.look_for_dismissed(&mut commands);
+                    self.on_event(Event::Tick, &mut commands);
+                }
             }
             self.carry_out(commands).await;
             self.tell();
@@ -242,6 +246,15 @@ impl Task {
             self.outboxes.remove(conn);
         }
         self.state.on_event(Instant::now(), event, out);
+    }
+
+    /// Where several hosts keep the run, another keeper's head node may have let a host go.
+    fn look_for_dismissed(&mut self, out: &mut Vec<Command>) {
+        match self.args.enrolment.dismissed() {
+            Ok(hosts) => self.on_event(Event::Revoked(hosts), out),
+            // No door opens to anybody meanwhile.
+            Err(why) => tracing::error!(target: "cohort::agent", why, "revocations_not_read"),
+        }
     }
 
     fn tell(&self) {
@@ -272,7 +285,7 @@ impl Task {
                     self.told.here.send_replace(workers);
                 }
                 Command::Hash { version, slot } => self.hash(version, slot),
-                Command::Certify { host, worker, public_key } => match self.args.authority.certify(worker, &public_key) {
+                Command::Certify { host, worker, public_key } => match self.certify(host, worker, &public_key) {
                     Ok(der) => self.later(Event::Certified { host, worker, der }),
                     Err(error) => self.notice(format!("node-{host} gets no certificate for {worker}: {error}")),
                 },
@@ -282,6 +295,13 @@ impl Task {
                 }
                 Command::Notice(text) => self.notice(text),
             }
+        }
+    }
+
+    fn certify(&self, host: u16, worker: WorkerId, public_key: &[u8]) -> Result<Vec<u8>, CertError> {
+        match worker.role {
+            Role::Node => self.args.authority.certify(worker, public_key),
+            _ => self.args.authority.certify_for(worker, host, public_key),
         }
     }
 
@@ -348,8 +368,7 @@ async fn welcome(
     enrolment: Arc<Enrolment>,
     inbox: mpsc::Sender<Input>,
 ) {
-    let admit = |hello: &Hello| enrolment.may_return(hello.worker);
-    let admitted = accept_node(connection, &terms, admit, |request| enrolment.enrol(request)).await;
+    let admitted = accept_node(connection, &terms, |_| Ok(()), |request| enrolment.enrol(request)).await;
     let link: PeerLink<NodeToHead, HeadToNode> = match admitted {
         Ok(Some(admitted)) => admitted.into_link(),
         Ok(None) => return,
@@ -358,7 +377,8 @@ async fn welcome(
     let (queue, mut queued) = mpsc::channel(OUTBOX);
     let (close, mut closing) = mpsc::channel(1);
     let (host, ip) = (link.hello().worker.index, link.remote().map(|address| address.ip()));
-    let opened = Input::Opened { event: Event::Opened { conn, host, ip }, conn, outbox: Outbox { queue, close } };
+    let event = Event::Opened { conn, host, ip, protocol: link.protocol() };
+    let opened = Input::Opened { event, conn, outbox: Outbox { queue, close } };
     if inbox.send(opened).await.is_err() {
         return;
     }

@@ -2,6 +2,7 @@
 use crate::agent::weights::spread::Host;
 use cohort_protocol::messages::node::{HeadToNode, Manifest, NodeToHead};
 use cohort_protocol::{PolicyVersion, WorkerId};
+use std::collections::BTreeSet;
 use std::net::IpAddr;
 
 /// A connection of a host.
@@ -19,6 +20,8 @@ pub enum Event {
         host: Host,
         /// From where it came.
         ip: Option<IpAddr>,
+        /// What both ends understand.
+        protocol: u16,
     },
     /// A host spoke.
     Said {
@@ -59,6 +62,8 @@ pub enum Event {
         /// Why that is thought.
         why: String,
     },
+    /// These hosts were let go, all of them.
+    Revoked(BTreeSet<Host>),
     /// Time has passed.
     Tick,
 }

@@ -6,12 +6,14 @@
 //! - **H2** a host whose connection is lost keeps its workers for [`GRACE`]; then they are placed elsewhere, or not at all. One
 //!   that says that it leaves, leaves at once.
 //! - **H3** a host is told its workers whenever they change, all of them; a certificate is given for those and its own place only.
+//! - **H4** a host that was let go is given nothing any more, and every other one is told that its certificates are worth nothing.
 use super::event::{Command, ConnId, Event};
 use super::placement::{HEAD, Placement};
 use crate::agent::weights::spread::{Host, Spread};
 use cohort_protocol::messages::node::{
     Certificate, ChildState, ChunkName, HeadToNode, Manifest, NodeReady, NodeToHead, Replace, RunFacts,
 };
+use cohort_protocol::version::REVOCATIONS;
 use cohort_protocol::{PolicyVersion, Role, WorkerId};
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
@@ -28,6 +30,7 @@ pub(super) struct Member {
     pub(super) weights_port: u16,
     lost: Option<Instant>,
     told: Option<Vec<WorkerId>>,
+    protocol: u16,
     children: Vec<ChildState>,
 }
 
@@ -38,6 +41,8 @@ pub struct HostsState {
     facts: Option<RunFacts>,
     pub(super) members: BTreeMap<Host, Member>,
     here: Vec<WorkerId>,
+    /// Hosts that were let go.
+    revoked: BTreeSet<Host>,
     pub(super) spread: Spread,
     pub(super) manifests: BTreeMap<PolicyVersion, Manifest>,
     /// Who waits for a manifest that is being made.
@@ -126,7 +131,7 @@ impl HostsState {
     /// Takes note of an event.
     pub fn on_event(&mut self, now: Instant, event: Event, out: &mut Vec<Command>) {
         match event {
-            Event::Opened { conn, host, ip } => self.opened(conn, host, ip, out),
+            Event::Opened { conn, host, ip, protocol } => self.opened(conn, host, (ip, protocol), out),
             Event::Said { conn, message } => {
                 if let Some(host) = self.host_of(conn) {
                     self.said(host, message, out);
@@ -148,6 +153,7 @@ impl HostsState {
                 // The lead and the coordinator are placed by nobody: they are here.
                 _ => out.push(Command::Kill { worker, pid, why }),
             },
+            Event::Revoked(hosts) => self.revoked(hosts, out),
             Event::Tick => {
                 let late = |m: &Member| m.lost.is_some_and(|at| now.saturating_duration_since(at) > GRACE);
                 let gone: Vec<Host> = self.members.iter().filter(|(_, m)| late(m)).map(|(&host, _)| host).collect();
@@ -170,9 +176,9 @@ impl HostsState {
     }
 
     /// H1.
-    fn opened(&mut self, conn: ConnId, host: Host, ip: Option<IpAddr>, out: &mut Vec<Command>) {
+    fn opened(&mut self, conn: ConnId, host: Host, (ip, protocol): (Option<IpAddr>, u16), out: &mut Vec<Command>) {
         let children = self.members.get_mut(&host).map(|m| std::mem::take(&mut m.children)).unwrap_or_default();
-        let member = Member { conn: Some(conn), ip, weights_port: 0, lost: None, told: None, children };
+        let member = Member { conn: Some(conn), ip, weights_port: 0, lost: None, told: None, protocol, children };
         if let Some(older) = self.members.insert(host, member).and_then(|m| m.conn) {
             out.push(Command::Close { conn: older, why: "a newer connection of this host".into() });
         }
@@ -181,6 +187,10 @@ impl HostsState {
     }
 
     fn said(&mut self, host: Host, message: NodeToHead, out: &mut Vec<Command>) {
+        // H4.
+        if self.revoked.contains(&host) && !matches!(message, NodeToHead::Children(_) | NodeToHead::Leaving(_)) {
+            return;
+        }
         match message {
             NodeToHead::Ready(ready) => self.ready(host, ready, out),
             NodeToHead::Certify(request) => {
@@ -216,6 +226,7 @@ impl HostsState {
         if let Some(facts) = self.facts.clone() {
             self.tell(host, HeadToNode::Run(facts), out);
         }
+        self.tell_revoked(host, out);
         if let Some(version) = ready.held {
             self.spread.holds_all(host, version);
         }
@@ -227,6 +238,23 @@ impl HostsState {
             out.push(Command::Notice(format!("node-{host} has joined from {ip} and offers {}", offers.join(","))));
         }
         self.assign(out);
+    }
+
+    /// H4.
+    fn revoked(&mut self, hosts: BTreeSet<Host>, out: &mut Vec<Command>) {
+        if self.revoked == hosts {
+            return;
+        }
+        self.revoked = hosts;
+        let others: Vec<Host> = self.members.keys().copied().collect();
+        others.into_iter().for_each(|host| self.tell_revoked(host, out));
+    }
+
+    fn tell_revoked(&self, host: Host, out: &mut Vec<Command>) {
+        let knows = self.members.get(&host).is_some_and(|member| member.protocol >= REVOCATIONS);
+        if knows && !self.revoked.is_empty() && !self.revoked.contains(&host) {
+            self.tell(host, HeadToNode::Revoked(self.revoked.iter().copied().collect()), out);
+        }
     }
 
     /// H2.
@@ -272,6 +300,8 @@ mod tests {
         state: HostsState,
         begun: Instant,
         next: u64,
+        /// What hosts that join speak.
+        protocol: u16,
     }
 
     impl World {
@@ -279,7 +309,7 @@ mod tests {
             let (mut state, mut out) = (HostsState::default(), Vec::new());
             let facts = RunFacts { config: String::new(), coordinator_port: 1, weights_port: 2, slots: 3 };
             state.begin([(Role::Rollout, 1), (Role::Reward, 1)], 0, facts, &mut out);
-            (Self { state, begun: Instant::now(), next: 0 }, out)
+            (Self { state, begun: Instant::now(), next: 0, protocol: REVOCATIONS }, out)
         }
 
         fn at(&mut self, seconds: u64, event: Event) -> Vec<Command> {
@@ -295,7 +325,8 @@ mod tests {
         fn join(&mut self, host: Host, rollouts: u16) -> (ConnId, Vec<Command>) {
             self.next += 1;
             let conn = ConnId(self.next);
-            let mut out = self.at(0, Event::Opened { conn, host, ip: Some(IpAddr::from([10, 0, 0, host as u8])) });
+            let ip = Some(IpAddr::from([10, 0, 0, host as u8]));
+            let mut out = self.at(0, Event::Opened { conn, host, ip, protocol: self.protocol });
             let offers = vec![(Role::Rollout, rollouts)];
             out.extend(self.say(conn, NodeToHead::Ready(NodeReady { offers, weights_port: 9000, held: None })));
             (conn, out)
@@ -358,6 +389,37 @@ mod tests {
         let out = world.at(72, Event::Tick);
         assert!(matches!(&out[..], [Command::Notice(text)] if text.contains("node-1 has left")), "{out:?}");
         assert_eq!(world.state.count(Role::Rollout), 1);
+    }
+
+    #[test]
+    fn a_host_that_was_let_go_gets_nothing_and_the_others_hear_of_it() {
+        let (mut world, _) = World::new();
+        let ((a, _), (b, _)) = (world.join(1, 1), world.join(2, 1));
+        world.protocol = REVOCATIONS - 1;
+        let (old, _) = world.join(3, 1);
+        let mut out = Vec::new();
+        world.state.dismiss(1, &mut out).unwrap();
+        assert!(out.iter().any(|c| matches!(c, Command::Tell { conn, message: HeadToNode::Leave(_) } if *conn == a)), "{out:?}");
+        let told = |out: &[Command]| -> Vec<(ConnId, Vec<u16>)> {
+            let revoked = |c: &Command| match c {
+                Command::Tell { conn, message: HeadToNode::Revoked(hosts) } => Some((*conn, hosts.clone())),
+                _ => None,
+            };
+            out.iter().filter_map(revoked).collect()
+        };
+        let gone = || Event::Revoked(BTreeSet::from([1]));
+        assert_eq!(told(&world.at(0, gone())), [(b, vec![1])], "an older build would not know the message");
+        assert_eq!(world.at(1, gone()), [], "once");
+        // It does not leave, and asks for more.
+        let offers = vec![(Role::Rollout, 4)];
+        assert_eq!(world.say(a, NodeToHead::Ready(NodeReady { offers, weights_port: 9000, held: None })), []);
+        let wish = NodeToHead::WantWeights(WantWeights { version: PolicyVersion(4), slot: 1 });
+        assert_eq!(world.say(a, wish), []);
+        assert_eq!(world.state.count(Role::Rollout), 3, "the head node, the second and the third host");
+        world.protocol = REVOCATIONS;
+        let (late, out) = world.join(4, 1);
+        assert_eq!(told(&out), [(late, vec![1])], "who comes later hears of it first of all");
+        assert!(out.iter().all(|c| !matches!(c, Command::Tell { conn, .. } if *conn == old)));
     }
 
     #[test]

@@ -126,6 +126,8 @@ impl Taker {
         let options = LinkOptions { give_up: Some(REACH), ..LinkOptions::default() };
         let link: WorkerLink<HolderToFetcher, FetcherToHolder> =
             WorkerLink::connect(dialer, self.hello.clone(), options, self.shutdown.clone()).await.map_err(|e| e.to_string())?;
+        // A host that was let go gives nothing any more.
+        link.connection().verify_peer(self.hello.run, from).map_err(|e| e.to_string())?;
         let (sender, pending) = (link.sender(), Pending::new(Mutex::new(Some(HashMap::new()))));
         let reading = tokio::spawn(read(link, pending.clone())).abort_handle();
         Ok(Source { sender, pending, reading })

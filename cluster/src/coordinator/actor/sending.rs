@@ -1,6 +1,5 @@
 //! What the coordinator sends to workers: leases, groups to grade, steps, and where each gets its contents.
 use super::*;
-use crate::controller::staleness::staleness;
 use cohort_protocol::TurnPart;
 
 impl Core {
@@ -43,12 +42,8 @@ impl Core {
             return Vec::new();
         }
         let (current, most) = (self.state.version(), self.state.plan().max_staleness);
-        let fits = |version| match lease.follows {
-            true => staleness(current, version) <= most,
-            false => version == lease.version,
-        };
         let work = Work { purpose: lease.purpose, group: lease.group };
-        let parts = self.partials.of(work, fits);
+        let parts = self.partials.begun(lease, current, most);
         let tokens: usize = parts.iter().map(TurnPart::len).sum();
         if tokens > 0 {
             self.notice(format!("{worker} goes on with {work} after the {tokens} tokens that were handed in of it"));

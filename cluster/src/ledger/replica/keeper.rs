@@ -40,6 +40,14 @@ pub struct Timing {
     pub silence: Duration,
 }
 
+impl Timing {
+    /// A keeper that leads and is answered by too few for so long leads no more, whatever it thinks: others have replaced it by then,
+    /// or do so soon.
+    fn unanswered(self) -> Duration {
+        self.silence * 3
+    }
+}
+
 impl Default for Timing {
     /// A sign of life every half second, a successor after 3 to 5 s.
     fn default() -> Self {
@@ -80,7 +88,7 @@ pub struct Standing {
     pub term: u64,
     /// Who leads, where that is known.
     pub leader: Option<u64>,
-    /// It is this one.
+    /// It is this one, and most of the others answer it.
     pub leads: bool,
     /// Entries of the log that its ledger has.
     pub applied: u64,
@@ -93,6 +101,7 @@ pub struct Standing {
 pub struct Keeper {
     raft: Raft<Types>,
     number: u64,
+    unanswered: Duration,
     log: LogStore,
     machine: Machine,
     closed: watch::Receiver<Option<Closing>>,
@@ -123,7 +132,7 @@ impl Keeper {
             let all: BTreeSet<u64> = (0..keepers).collect();
             raft.initialize(all).await.map_err(stopped)?;
         }
-        Ok(Self { raft, number, log, machine, closed })
+        Ok(Self { raft, number, unanswered: timing.unanswered(), log, machine, closed })
     }
 
     /// Writes a command and says what came of it (K1). Only the keeper that leads can.
@@ -173,14 +182,23 @@ impl Keeper {
     /// Where it stands now.
     #[must_use]
     pub fn standing(&self) -> Standing {
-        standing(&self.raft.metrics().borrow(), self.number)
+        self.stands(&self.raft.metrics().borrow())
     }
 
     /// Waits until it stands as `wanted`; `false`: it has stopped before.
     pub async fn until(&self, wanted: impl Fn(Standing) -> bool + Send + Sync) -> bool {
         let mut metrics = self.raft.metrics();
-        let waited = metrics.wait_for(|now| wanted(standing(now, self.number)));
+        let waited = metrics.wait_for(|now| wanted(self.stands(now)));
         waited.await.is_ok()
+    }
+
+    fn stands(&self, metrics: &openraft::RaftMetrics<u64, openraft::EmptyNode>) -> Standing {
+        let sound = metrics.running_state.is_ok();
+        let cut_off = metrics.millis_since_quorum_ack.is_some_and(|ms| Duration::from_millis(ms) > self.unanswered);
+        let leader = metrics.current_leader.filter(|leader| *leader != self.number || !cut_off);
+        let leads = sound && metrics.state.is_leader() && leader == Some(self.number);
+        let applied = metrics.last_applied.map_or(0, |last| last.index + 1);
+        Standing { term: metrics.current_term, leader, leads, applied, sound }
     }
 
     /// How the run ended for this launch, once it has and this keeper has heard it.
@@ -234,13 +252,6 @@ impl Keeper {
 
 fn stopped(error: impl std::fmt::Display) -> KeeperError {
     KeeperError::Stopped(error.to_string())
-}
-
-fn standing(metrics: &openraft::RaftMetrics<u64, openraft::EmptyNode>, number: u64) -> Standing {
-    let sound = metrics.running_state.is_ok();
-    let leads = sound && metrics.state.is_leader() && metrics.current_leader == Some(number);
-    let applied = metrics.last_applied.map_or(0, |last| last.index + 1);
-    Standing { term: metrics.current_term, leader: metrics.current_leader, leads, applied, sound }
 }
 
 fn config(timing: Timing) -> Config {

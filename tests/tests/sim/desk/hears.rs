@@ -2,6 +2,7 @@
 use super::{Body, Delivery};
 use crate::agenda::Happening;
 use crate::net::{Message, WireId};
+use crate::seen::Seen;
 use crate::world::World;
 use cohort_cluster::controller::{ConnId, DeliveryId, Event, ScoresSummary, Work};
 use cohort_cluster::coordinator::payload::{summarize_batch, summarize_scores};
@@ -9,7 +10,7 @@ use cohort_cluster::ledger::Accepted;
 use cohort_protocol::TrajectoryBatch;
 use cohort_protocol::messages::learner::LearnerToCoordinator;
 use cohort_protocol::messages::reward::{RewardToCoordinator, ScoreReply};
-use cohort_protocol::messages::rollout::RolloutToCoordinator;
+use cohort_protocol::messages::rollout::{PartialGroup, RolloutToCoordinator};
 use std::sync::Arc;
 
 impl World {
@@ -50,9 +51,22 @@ impl World {
                 retryable: f.retryable,
             }),
             RolloutToCoordinator::SwapFailed(f) => self.tell(Event::SwapFailed { conn, version: f.version, error: f.error }),
-            // Not in the protocol that these workers speak.
-            RolloutToCoordinator::Partial(_) => {}
+            RolloutToCoordinator::Partial(partial) => self.partial_came(conn, partial),
             RolloutToCoordinator::Trajectories(batch) => self.batch_came(wire, Arc::new(batch), bulk.unwrap_or_default()),
+        }
+    }
+
+    fn partial_came(&mut self, conn: ConnId, partial: PartialGroup) {
+        let PartialGroup { epoch, purpose, group, attempt, parts } = partial;
+        let work = Work { purpose, group };
+        let Some(core) = self.desk.core.as_mut().filter(|core| core.state.may_go_on(&work, epoch, attempt)) else { return };
+        let all = parts.len();
+        let kept = parts.into_iter().filter_map(|part| core.partials.take(conn, work, part).ok()).count();
+        if kept < all {
+            self.count("parts that were not kept");
+        }
+        if kept > 0 {
+            self.see(Seen::PartsKept { work, attempt });
         }
     }
 

@@ -10,6 +10,7 @@ use crate::seen::Seen;
 use crate::setting::Point;
 use crate::world::World;
 use cohort_cluster::controller::{ConnId, ControllerState, DeliveryId, Event, RecordId, Work};
+use cohort_cluster::coordinator::partials::Partials;
 use cohort_cluster::ledger::{Accepted, Entry, Ledger, RunLock};
 use cohort_protocol::messages::reward::ScoreReply;
 use cohort_protocol::{AttemptId, Epoch, TrajectoryBatch, WorkerId};
@@ -46,6 +47,7 @@ pub(crate) struct Core {
     pub(crate) conns: BTreeMap<WireId, WorkerId>,
     pub(crate) deliveries: BTreeMap<DeliveryId, Delivery>,
     pub(crate) kept: BTreeMap<Work, Kept>,
+    pub(crate) partials: Partials,
     pub(crate) journal: VecDeque<(RecordId, Vec<Entry>)>,
     writing: bool,
     next_delivery: u64,
@@ -120,6 +122,7 @@ impl World {
             conns: BTreeMap::new(),
             deliveries: BTreeMap::new(),
             kept: BTreeMap::new(),
+            partials: Partials::default(),
             journal: VecDeque::new(),
             writing: false,
             next_delivery: 0,

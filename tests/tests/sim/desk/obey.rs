@@ -12,7 +12,8 @@ use cohort_cluster::ledger::Entry;
 use cohort_learner::advantage::Advantage;
 use cohort_protocol::messages::learner::{CheckpointRequest, CoordinatorToLearner, Load, LoadFrom, PublishRequest, StepRequest};
 use cohort_protocol::messages::reward::{CoordinatorToReward, ScoreRequest};
-use cohort_protocol::messages::rollout::{CancelLease, CoordinatorToRollout, WeightsReady};
+use cohort_protocol::messages::rollout::{CancelLease, ContinuedLease, CoordinatorToRollout, WeightsReady};
+use cohort_protocol::version::PARTIAL_GROUPS;
 use cohort_protocol::{
     AttemptId, GroupLease, GroupPayload, PolicyVersion, SampledItem, SamplingParams, StepIntent, TrajectoryBatch,
 };
@@ -42,7 +43,7 @@ impl World {
                 let (purpose, group) = (work.purpose, work.group);
                 let item = item(cursor);
                 let lease = GroupLease { epoch, purpose, group, attempt, version, follows, samples, item, seed: SEED, sampling };
-                self.tell_worker(conn, Message::ToRollout(CoordinatorToRollout::Lease(lease)));
+                self.send_lease(conn, lease);
             }
             Command::CancelLease { conn, work, attempt } => {
                 let cancel = CancelLease { purpose: work.purpose, group: work.group, attempt };
@@ -60,7 +61,12 @@ impl World {
                     self.send(delivery.wire, Way::Down, Message::Ack(delivery.bulk));
                 }
             }
-            Command::Forget(works) => works.iter().for_each(|work| drop(core.kept.remove(work))),
+            Command::Forget(works) => {
+                for work in &works {
+                    core.kept.remove(work);
+                    core.partials.forget(work);
+                }
+            }
             Command::Load { conn, from, version } => self.send_load(conn, from, version),
             Command::Step { conn, intent, replay, hash } => self.send_step(conn, intent, replay, hash),
             Command::Publish { conn, version, slot } => {
@@ -88,6 +94,22 @@ impl World {
         }
     }
 
+    fn send_lease(&mut self, conn: ConnId, lease: GroupLease) {
+        let speaks = self.net.wires.get(&conn.0).map_or(0, |wire| self.protocol_of(wire.host));
+        let Some(core) = &self.desk.core else { return };
+        let parts = match speaks < PARTIAL_GROUPS {
+            true => Vec::new(),
+            false => core.partials.begun(&lease, core.state.version(), core.state.plan().max_staleness),
+        };
+        if parts.is_empty() {
+            return self.tell_worker(conn, Message::ToRollout(CoordinatorToRollout::Lease(lease)));
+        }
+        self.count("groups that went on");
+        let more = ContinuedLease { lease, parts };
+        self.see(Seen::Continued(more.clone()));
+        self.tell_worker(conn, Message::ToRollout(CoordinatorToRollout::Continue(more)));
+    }
+
     fn tell_worker(&mut self, conn: ConnId, message: Message) {
         if self.desk.core.as_ref().is_some_and(|core| core.conns.contains_key(&conn.0)) {
             self.send(conn.0, Way::Down, message);
@@ -110,6 +132,7 @@ impl World {
         let Some(core) = &mut self.desk.core else { return };
         let Some(delivery) = core.deliveries.remove(&id) else { return };
         let Delivery { wire, bulk, epoch, attempt, body, .. } = delivery;
+        core.partials.forget(&work);
         let kept = core.kept.entry(work).or_default();
         let scores = matches!(body, Body::Reply(..));
         match body {

@@ -35,6 +35,8 @@ impl Invariant for Memory {
             let (kept, deliveries, journal) = (core.kept.len(), core.deliveries.len(), core.journal.len());
             let most = self.groups;
             holds(kept <= most, || format!("{kept} groups are kept, {most} may be under way"))?;
+            let begun = core.partials.groups();
+            holds(begun <= most, || format!("words of {begun} groups are kept, {most} may be under way"))?;
             holds(deliveries <= 2 * most, || {
                 format!("{deliveries} deliveries wait for an answer, {most} groups may be under way")
             })?;

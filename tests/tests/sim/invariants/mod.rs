@@ -12,6 +12,7 @@ pub(crate) mod intents;
 mod leases;
 mod memory;
 mod once;
+mod partials;
 mod recovery;
 mod replacement;
 mod ring;
@@ -57,6 +58,7 @@ pub(crate) fn all(setting: &Setting) -> anyhow::Result<Vec<Box<dyn Invariant>>> 
         Box::new(intents::Intents::of(setting)?),
         Box::new(weights::Weights::default()),
         Box::new(versions::Versions::default()),
+        Box::new(partials::Partials::new(setting)),
         Box::new(rounds::Rounds::new(setting)),
         Box::new(ring::Slots::default()),
         Box::new(chunks::Chunks),

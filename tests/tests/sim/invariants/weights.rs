@@ -8,17 +8,25 @@ use cohort_cluster::ledger::Entry;
 use cohort_protocol::{PolicyVersion, StepId, StepIntent};
 use std::collections::BTreeMap;
 
+/// The digest of every version, from what its steps consumed.
 #[derive(Debug, Default)]
-pub(super) struct Weights {
-    intents: BTreeMap<StepId, StepIntent>,
-}
+pub(super) struct Digests(BTreeMap<StepId, StepIntent>);
 
-impl Weights {
-    fn of(&self, version: PolicyVersion) -> u64 {
-        let steps = self.intents.range(..=StepId(version.0));
+impl Digests {
+    pub(super) fn note(&mut self, entry: &Entry) {
+        if let Entry::Intent(intent) = entry {
+            self.0.insert(intent.step, intent.clone());
+        }
+    }
+
+    pub(super) fn of(&self, version: PolicyVersion) -> u64 {
+        let steps = self.0.range(..=StepId(version.0));
         steps.fold(base_digest(), |base, (_, intent)| stepped(base, &intent.digests))
     }
 }
+
+#[derive(Debug, Default)]
+pub(super) struct Weights(Digests);
 
 impl Invariant for Weights {
     fn name(&self) -> &'static str {
@@ -29,24 +37,17 @@ impl Invariant for Weights {
         match seen {
             Seen::Durable(entries) => {
                 for entry in entries {
-                    match entry {
-                        Entry::Intent(intent) => drop(self.intents.insert(intent.step, intent.clone())),
-                        Entry::Commit(commit) => {
-                            let (digest, wanted) = (commit.weights_digest, self.of(commit.version));
-                            holds(digest == wanted, || {
-                                format!(
-                                    "version {} is committed with {digest:016x}, its groups make {wanted:016x}",
-                                    commit.version
-                                )
-                            })?;
-                        }
-                        _ => {}
-                    }
+                    self.0.note(entry);
+                    let Entry::Commit(commit) = entry else { continue };
+                    let (digest, wanted) = (commit.weights_digest, self.0.of(commit.version));
+                    holds(digest == wanted, || {
+                        format!("version {} is committed with {digest:016x}, its groups make {wanted:016x}", commit.version)
+                    })?;
                 }
                 Ok(())
             }
             Seen::Took { pid, version, digest } => {
-                let wanted = self.of(*version);
+                let wanted = self.0.of(*version);
                 holds(*digest == wanted, || {
                     let who = world.procs.get(pid).map(|p| p.worker);
                     format!("{who:?} holds version {version} with {digest:016x}, its groups make {wanted:016x}")

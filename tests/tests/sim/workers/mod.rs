@@ -3,6 +3,7 @@
 mod learner;
 mod reward;
 mod rollout;
+mod voice;
 
 use crate::agenda::Happening;
 use crate::net::{Message, Way, WireId};
@@ -17,6 +18,7 @@ pub(crate) use reward::RewardBrain;
 pub(crate) use rollout::{CAPACITY, RolloutBrain};
 use std::collections::BTreeMap;
 use std::time::Duration;
+pub(crate) use voice::{WHOLE, next_token};
 
 /// The head node.
 pub(crate) const HEAD: u16 = 0;

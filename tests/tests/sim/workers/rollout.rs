@@ -1,24 +1,21 @@
-//! A rollout worker: the real decisions, and tokens that are a hash of the data row, the sample and the weights, whoever
-//! generates them at whatever attempt.
+//! A rollout worker: the real decisions and the real tapes, and tokens that are a hash of the data row, the sample, the weights and all
+//! that was said before them, whoever says them at whatever attempt.
+use super::voice::{Voice, trajectory};
 use super::{Brain, HEAD, Note};
-use crate::chance::hash;
+use crate::agenda::Happening;
 use crate::net::Message;
 use crate::seen::Seen;
 use crate::world::World;
-use cohort_protocol::messages::rollout::{CoordinatorToRollout, RolloutToCoordinator, WeightsReady};
-use cohort_protocol::version::PARTIAL_GROUPS;
-use cohort_protocol::{
-    FinishReason, GroupLease, LeasePurpose, PolicyVersion, SampleIx, Trajectory, TrajectoryBatch, VersionSpan,
-};
+use cohort_protocol::messages::rollout::{CoordinatorToRollout, PartialGroup, RolloutToCoordinator, WeightsReady};
+use cohort_protocol::version::{PARTIAL_GROUPS, PROTOCOL};
+use cohort_protocol::{GroupLease, PolicyVersion, TrajectoryBatch, TurnPart};
 use cohort_rollout::state::{Command, Event, Failure, LeaseKey, RolloutState};
+use cohort_rollout::tape::Tapes;
 use std::collections::BTreeMap;
+use std::time::Duration;
 
-/// The protocol version before partial groups: a group that is leased again begins at its first token.
-const PROTOCOL: u16 = PARTIAL_GROUPS - 1;
 /// Leases at once.
 pub(crate) const CAPACITY: u16 = 2;
-/// Tokens of a sample, the first one the prompt's.
-const TOKENS: u32 = 5;
 
 /// A rollout worker's memory.
 #[derive(Debug)]
@@ -26,18 +23,42 @@ pub(crate) struct RolloutBrain {
     state: RolloutState,
     /// Version and digest in its engine.
     pub(crate) engine: Option<(PolicyVersion, u64)>,
-    /// Leases in work, and what was in the engine when they began.
-    generating: BTreeMap<LeaseKey, (GroupLease, (PolicyVersion, u64))>,
+    /// Leases in work.
+    generating: BTreeMap<LeaseKey, Generating>,
+    /// What was said in leases that are in work or on their way.
+    tapes: BTreeMap<LeaseKey, Tapes>,
     tokens: u64,
+}
+
+/// A lease in work.
+#[derive(Debug)]
+struct Generating {
+    lease: GroupLease,
+    voices: Vec<Voice>,
+    begun: Duration,
+    took: Duration,
 }
 
 impl RolloutBrain {
     pub(crate) fn new() -> Self {
-        Self { state: RolloutState::new(CAPACITY), engine: None, generating: BTreeMap::new(), tokens: 0 }
+        let (generating, tapes) = Default::default();
+        Self { state: RolloutState::new(CAPACITY), engine: None, generating, tapes, tokens: 0 }
     }
 
     pub(crate) fn running(&self) -> usize {
         self.state.running()
+    }
+
+    /// Says what is due by then, with the weights that are in the engine.
+    fn speak(&mut self, now: Duration) {
+        let Some(engine) = self.engine else { return };
+        for (key, Generating { lease, voices, begun, took }) in &mut self.generating {
+            let Some(tapes) = self.tapes.get(key) else { continue };
+            let part = now.saturating_sub(*begun).as_secs_f64() / took.as_secs_f64().max(1e-6);
+            for voice in voices {
+                self.tokens += voice.speak(lease, tapes, part, engine);
+            }
+        }
     }
 }
 
@@ -51,7 +72,10 @@ impl World {
 
     pub(super) fn rollout_mail(&mut self, pid: u32, note: Note) {
         let event = match note {
-            Note::Connected(epoch) => Event::Connected(epoch, PROTOCOL),
+            Note::Connected(epoch) => {
+                let host = self.procs.get(&pid).map_or(HEAD, |p| p.host);
+                Event::Connected(epoch, self.protocol_of(host))
+            }
             Note::Message(Message::ToRollout(message)) => match message {
                 CoordinatorToRollout::Weights(weights) => Event::Weights(weights),
                 CoordinatorToRollout::Lease(lease) => Event::Leased(Box::new(lease), Vec::new()),
@@ -62,7 +86,6 @@ impl World {
             Note::Generated(key, made) => {
                 let Some(brain) = self.rollout(pid) else { return };
                 brain.generating.remove(&key);
-                brain.tokens += u64::from(TOKENS);
                 Event::Generated(key, made.map_err(|error| Failure { error, retryable: true }))
             }
             Note::Read(weights, sequence) => {
@@ -81,9 +104,12 @@ impl World {
             let wanted = weights.digest;
             if digest == wanted { Ok(digest) } else { Err(format!("digest {digest:016x}, {wanted:016x} was named")) }
         });
+        let now = self.now;
         if let Ok(digest) = checked
             && let Some(brain) = self.rollout(pid)
         {
+            // What was said until here was said with the old ones.
+            brain.speak(now);
             brain.engine = Some((weights.version, digest));
             self.see(Seen::Took { pid, version: weights.version, digest });
         }
@@ -93,7 +119,7 @@ impl World {
     pub(super) fn rollout_beats(&mut self, pid: u32) {
         let spins = self.procs.get(&pid).is_some_and(|p| p.spinning);
         let Some(brain) = self.rollout(pid) else { return };
-        // Tokens come while something is generated.
+        // Tokens come while something is generated, also those of an environment.
         brain.tokens += u64::from(!spins && brain.state.running() > 0);
         let tokens = brain.tokens;
         self.rollout_event(pid, Event::Ticked(tokens));
@@ -111,9 +137,14 @@ impl World {
         for command in commands {
             match command {
                 Command::Swap(weights) => self.begin_swap(pid, weights),
-                Command::Generate(lease, _) => self.generate(pid, *lease),
-                // Not in the protocol that these workers speak.
-                Command::HandIn(_) | Command::HandOver(_) => {}
+                Command::Generate(lease, parts) => self.generate(pid, *lease, parts),
+                Command::HandIn(keys) => keys.into_iter().for_each(|key| self.hand_in(pid, key)),
+                Command::HandOver(keys) => {
+                    for key in keys {
+                        self.rollout(pid).and_then(|brain| brain.tapes.get(&key)).into_iter().for_each(Tapes::rewind);
+                        self.hand_in(pid, key);
+                    }
+                }
                 Command::Abort(key) => {
                     if let Some(brain) = self.rollout(pid) {
                         brain.generating.remove(&key);
@@ -127,6 +158,31 @@ impl World {
                 Command::Leave(_) => self.kill(pid, "it left"),
             }
         }
+        if let Some(brain) = self.rollout(pid) {
+            brain.tapes.retain(|key, _| brain.state.holds(key));
+        }
+    }
+
+    /// What the workers of a host speak: an older build speaks the version before partial groups.
+    pub(crate) fn protocol_of(&self, host: u16) -> u16 {
+        if self.setting.old_build == Some(host) { PARTIAL_GROUPS - 1 } else { PROTOCOL }
+    }
+
+    fn hand_in(&mut self, pid: u32, key: LeaseKey) {
+        let now = self.now;
+        let spins = self.procs.get(&pid).is_some_and(|p| p.spinning);
+        let Some(brain) = self.rollout(pid) else { return };
+        if !spins {
+            brain.speak(now);
+        }
+        let parts = brain.tapes.get(&key).map_or_else(Vec::new, Tapes::hand_in);
+        if parts.is_empty() {
+            return;
+        }
+        self.see(Seen::HandedIn { pid, key, parts: parts.clone() });
+        let LeaseKey { epoch, purpose, group, attempt } = key;
+        let partial = PartialGroup { epoch, purpose, group, attempt, parts };
+        self.say(pid, Message::FromRollout(RolloutToCoordinator::Partial(partial)));
     }
 
     fn begin_swap(&mut self, pid: u32, weights: WeightsReady) {
@@ -139,13 +195,16 @@ impl World {
         self.later(took, pid, Note::Read(weights, sequence));
     }
 
-    fn generate(&mut self, pid: u32, lease: GroupLease) {
+    fn generate(&mut self, pid: u32, lease: GroupLease, parts: Vec<TurnPart>) {
         let fails = self.fails(self.setting.rates.lease_fails, lease.purpose);
-        let took = if self.chance.permille(150) { self.effort(pid, 1500, 4000) } else { self.effort(pid, 150, 1200) };
-        let key = LeaseKey::of(&lease);
+        let took = if self.chance.permille(300) { self.effort(pid, 1500, 5000) } else { self.effort(pid, 150, 1200) };
+        let (key, now) = (LeaseKey::of(&lease), self.now);
         let Some(brain) = self.rollout(pid) else { return };
-        let Some(engine) = brain.engine else { return };
-        brain.generating.insert(key, (lease, engine));
+        let voices = (0..lease.samples).map(Voice::new).collect();
+        brain.tapes.insert(key, Tapes::new(lease.samples, parts));
+        brain.generating.insert(key, Generating { lease, voices, begun: now, took });
+        // What others said of it is played at once.
+        brain.speak(now);
         if fails {
             return self.later(took, pid, Note::Generated(key, Err("the environment is out of reach".into())));
         }
@@ -153,64 +212,28 @@ impl World {
     }
 
     /// Work that ends after a while; a process that spins never ends it.
-    pub(super) fn later(&mut self, took: std::time::Duration, pid: u32, note: Note) {
-        self.agenda.put(self.now + took, crate::agenda::Happening::Mail { pid, note });
+    pub(super) fn later(&mut self, took: Duration, pid: u32, note: Note) {
+        self.agenda.put(self.now + took, Happening::Mail { pid, note });
     }
 
-    fn finish_later(&mut self, took: std::time::Duration, pid: u32, key: LeaseKey) {
+    fn finish_later(&mut self, took: Duration, pid: u32, key: LeaseKey) {
         // The samples are made at the end, when it is known which versions they came from.
-        self.agenda.put(self.now + took, crate::agenda::Happening::Sampled { pid, key });
+        self.agenda.put(self.now + took, Happening::Sampled { pid, key });
     }
 
     pub(crate) fn sampled(&mut self, pid: u32, key: LeaseKey) {
+        let now = self.now;
         let Some(proc) = self.procs.get(&pid) else { return };
         if proc.stopped {
-            let again = std::time::Duration::from_millis(200);
-            return self.finish_later(again, pid, key);
+            return self.finish_later(Duration::from_millis(200), pid, key);
         }
         if proc.spinning {
             return;
         }
         let Some(brain) = self.rollout(pid) else { return };
-        let Some((lease, begun)) = brain.generating.get(&key) else { return };
-        let ended = brain.engine.unwrap_or(*begun);
-        let made = (0..lease.samples).map(|index| trajectory(lease, index, *begun, ended)).collect();
+        brain.speak(now);
+        let Some(Generating { lease, voices, .. }) = brain.generating.get(&key) else { return };
+        let made = voices.iter().map(|voice| trajectory(lease, voice)).collect();
         self.rollout_mail(pid, Note::Generated(key, Ok(made)));
-    }
-}
-
-/// A sample, the second half of it under the version that was there at the end.
-fn trajectory(lease: &GroupLease, index: u16, begun: (PolicyVersion, u64), ended: (PolicyVersion, u64)) -> Trajectory {
-    let purpose = match lease.purpose {
-        LeasePurpose::Train => 0,
-        LeasePurpose::Eval { step, greedy } => 2 + 2 * step + u64::from(greedy),
-    };
-    let middle = if begun.0 == ended.0 { TOKENS } else { 3 };
-    let token = |at: u32| {
-        let digest = if at < middle { begun.1 } else { ended.1 };
-        let numbers = [lease.item.row, index.into(), at.into(), purpose, digest, lease.seed];
-        let bytes: Vec<u8> = numbers.iter().flat_map(|n| n.to_le_bytes()).collect();
-        (hash(&[&bytes]) % 50_000) as u32
-    };
-    let span = |start, end, version| VersionSpan { start, len: end - start, version, exact: true };
-    let mut spans = vec![span(1, middle, begun.0)];
-    if middle < TOKENS {
-        spans.push(span(middle, TOKENS, ended.0));
-    }
-    let tokens: Vec<u32> = (0..TOKENS).map(token).collect();
-    let logp: Vec<f32> = (0..TOKENS).map(|at| if at == 0 { 0.0 } else { -0.5 }).collect();
-    Trajectory {
-        group: lease.group,
-        sample: SampleIx(index),
-        token_ids: tokens.into(),
-        mask: (0..TOKENS).map(|at| u8::from(at > 0)).collect(),
-        logp: logp.clone().into(),
-        logp_sampled: logp.into(),
-        spans,
-        temperature: 1.0,
-        turns: Vec::new(),
-        finish: FinishReason::Stop,
-        generate_us: 0,
-        context_json: "{}".into(),
     }
 }
