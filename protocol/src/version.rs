@@ -1,7 +1,7 @@
 //! Protocol versions and their negotiation.
 
 /// The newest version this build speaks.
-pub const PROTOCOL: u16 = 5;
+pub const PROTOCOL: u16 = 6;
 /// The oldest version this build still understands.
 pub const PROTOCOL_MIN: u16 = 2;
 
@@ -10,6 +10,9 @@ pub const PARTIAL_GROUPS: u16 = 4;
 
 /// From this version on a lead may have sums travel on a fabric between the devices of its ranks.
 pub const RANK_FABRIC: u16 = 5;
+
+/// From this version on a host takes a chunk of weights as what changed since a version that it has.
+pub const WEIGHT_DELTAS: u16 = 6;
 
 /// The version two builds share: the newest both know, or `None`.
 #[must_use]

@@ -177,7 +177,6 @@ struct Joined<'a> {
 struct Site {
     facts: RunFacts,
     children: Children,
-    ring: Arc<SharedRing>,
     store: Store,
     serving: Vec<JoinHandle<()>>,
 }
@@ -368,8 +367,8 @@ impl<'a> Joined<'a> {
             coordinator: SocketAddr::new(self.options.head.ip(), facts.coordinator_port),
             authority: None,
         };
-        let store = Store::new(ring.clone(), shelf);
-        self.site = Some(Site { facts, children, ring, store, serving });
+        let store = Store::new(ring, shelf);
+        self.site = Some(Site { facts, children, store, serving });
         Ok(())
     }
 
