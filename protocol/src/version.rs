@@ -17,6 +17,9 @@ pub const RANK_PARTS: u16 = 6;
 /// From this version on hosts and keepers are told whose certificates were taken away.
 pub const REVOCATIONS: u16 = 6;
 
+/// From this version on a host takes a chunk of weights as what changed since a version that it has.
+pub const WEIGHT_DELTAS: u16 = 6;
+
 /// The version two builds share: the newest both know, or `None`.
 #[must_use]
 pub fn negotiate(peer_min: u16, peer_max: u16) -> Option<u16> {

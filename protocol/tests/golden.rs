@@ -30,7 +30,7 @@ use cohort_protocol::messages::rollout::{
     SwapFailed, WeightsReady,
 };
 use cohort_protocol::messages::seeking::{KeeperToNode, NodeToKeeper, WhoLeads};
-use cohort_protocol::messages::weights::{Chunk, FetcherToHolder, Gone, HolderToFetcher};
+use cohort_protocol::messages::weights::{Chunk, ChunkDelta, ChunkSince, FetcherToHolder, Gone, HolderToFetcher};
 use cohort_protocol::score::SampleOutcome;
 use cohort_protocol::{
     AttemptId, CodecError, Epoch, FinishReason, Frame, GroupId, GroupLease, GroupPayload, LeasePurpose, PolicyVersion, Role,
@@ -372,13 +372,15 @@ fn keeper_to_node() -> Vec<(&'static str, KeeperToNode)> {
 }
 
 fn fetcher_to_holder() -> Vec<(&'static str, FetcherToHolder)> {
-    vec![("Give", FetcherToHolder::Give(chunk_name()))]
+    let since = ChunkSince { name: chunk_name(), base: PolicyVersion(2), base_hash: [7; 32] };
+    vec![("Give", FetcherToHolder::Give(chunk_name())), ("GiveSince", FetcherToHolder::GiveSince(since))]
 }
 
 fn holder_to_fetcher() -> Vec<(&'static str, HolderToFetcher)> {
     vec![
         ("Chunk", HolderToFetcher::Chunk(Chunk { name: chunk_name(), bytes: vec![1, 2, 3] })),
         ("Gone", HolderToFetcher::Gone(Gone { name: chunk_name(), why: "a newer version took its place".into() })),
+        ("Delta", HolderToFetcher::Delta(ChunkDelta { name: chunk_name(), base: PolicyVersion(2), bytes: vec![0, 1, 2] })),
     ]
 }
 

@@ -11,6 +11,7 @@ use cohort_protocol::messages::learner::{
     CheckpointRequest, CheckpointSaved, CoordinatorToLearner, Fault, LearnerBeat, LearnerFailed, LearnerToCoordinator, Load,
     LoadFrom, Loaded, PublishRequest, Published, StepRequest, Stepped,
 };
+use cohort_protocol::messages::node::ChunkName;
 use cohort_protocol::messages::ranks::{BetweenRanks, Holding, RankFailed, RankMemory, RankPart, RankState, RankStep};
 use cohort_protocol::messages::reward::{
     CoordinatorToReward, RewardBeat, RewardToCoordinator, SampleToScore, ScoreReply, ScoreRequest,
@@ -20,6 +21,7 @@ use cohort_protocol::messages::rollout::{
     SwapFailed, WeightsReady,
 };
 use cohort_protocol::messages::seeking::{KeeperToNode, NodeToKeeper, WhoLeads};
+use cohort_protocol::messages::weights::{Chunk, ChunkDelta, ChunkSince, FetcherToHolder, Gone, HolderToFetcher};
 use cohort_protocol::score::SampleOutcome;
 use cohort_protocol::{
     AttemptId, Epoch, FinishReason, Frame, GroupId, GroupLease, GroupPayload, LeasePurpose, PolicyVersion, Role, RunId, SampleIx,
@@ -360,6 +362,34 @@ fn keeper_to_asker() -> impl Strategy<Value = KeeperToAsker> {
     ]
 }
 
+fn chunk_name() -> impl Strategy<Value = ChunkName> {
+    (version(), any::<u32>()).prop_map(|(version, chunk)| ChunkName { version, chunk })
+}
+
+fn fetcher_to_holder() -> impl Strategy<Value = FetcherToHolder> {
+    prop_oneof![
+        chunk_name().prop_map(FetcherToHolder::Give),
+        (chunk_name(), version(), any::<[u8; 32]>()).prop_map(|(name, base, base_hash)| FetcherToHolder::GiveSince(ChunkSince {
+            name,
+            base,
+            base_hash
+        })),
+    ]
+}
+
+fn holder_to_fetcher() -> impl Strategy<Value = HolderToFetcher> {
+    let bytes = || vec(any::<u8>(), 0..40);
+    prop_oneof![
+        (chunk_name(), bytes()).prop_map(|(name, bytes)| HolderToFetcher::Chunk(Chunk { name, bytes })),
+        (chunk_name(), text()).prop_map(|(name, why)| HolderToFetcher::Gone(Gone { name, why })),
+        (chunk_name(), version(), bytes()).prop_map(|(name, base, bytes)| HolderToFetcher::Delta(ChunkDelta {
+            name,
+            base,
+            bytes
+        })),
+    ]
+}
+
 fn between_ranks() -> impl Strategy<Value = BetweenRanks> {
     let holding = || (version(), any::<u64>()).prop_map(|(version, digest)| Holding { version, digest });
     let part = || any::<(u32, u32, u64)>().prop_map(|(rank, world, updates)| RankPart { rank, world, updates });
@@ -428,6 +458,12 @@ proptest! {
     fn coordinator_to_learner_round_trips(message in coordinator_to_learner()) { round_trip(&message)? }
 
     #[test]
+    fn fetcher_to_holder_round_trips(message in fetcher_to_holder()) { round_trip(&message)? }
+
+    #[test]
+    fn holder_to_fetcher_round_trips(message in holder_to_fetcher()) { round_trip(&message)? }
+
+    #[test]
     fn between_ranks_round_trips(message in between_ranks()) { round_trip(&message)? }
 
     #[test]
@@ -453,6 +489,8 @@ proptest! {
         canonical::<CoordinatorToReward>(&frame);
         canonical::<LearnerToCoordinator>(&frame);
         canonical::<CoordinatorToLearner>(&frame);
+        canonical::<FetcherToHolder>(&frame);
+        canonical::<HolderToFetcher>(&frame);
         canonical::<BetweenRanks>(&frame);
         canonical::<AskerToKeeper>(&frame);
         canonical::<KeeperToAsker>(&frame);

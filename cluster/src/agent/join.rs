@@ -192,7 +192,6 @@ struct Joined<'a> {
 struct Site {
     facts: RunFacts,
     children: Children,
-    ring: Arc<SharedRing>,
     store: Store,
     serving: Vec<JoinHandle<()>>,
 }
@@ -403,8 +402,8 @@ impl<'a> Joined<'a> {
             coordinator,
             authority: None,
         };
-        let store = Store::new(ring.clone(), shelf);
-        self.site = Some(Site { facts, children, ring, store, serving });
+        let store = Store::new(ring, shelf);
+        self.site = Some(Site { facts, children, store, serving });
         Ok(())
     }
 

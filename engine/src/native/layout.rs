@@ -278,7 +278,7 @@ impl Layout {
             let show = |start, values: &[f32]| visit(Shown { name, shape, start, values });
             match self.slots[index].matrix() {
                 Some((out, inner)) => {
-                    linear::unpack_rows(&arena[range.clone()], out, inner, |row, rows| show(row * inner, rows));
+                    linear::unpack_rows(cpu.path(), &arena[range.clone()], out, inner, |row, rows| show(row * inner, rows));
                 }
                 None => show(0, &arena[range.clone()]),
             }

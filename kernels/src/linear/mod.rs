@@ -17,6 +17,7 @@ mod pack;
 mod parity;
 #[cfg(test)]
 mod reference;
+mod rows;
 
 pub use cpu::{Projection, backward_input, backward_weight, forward};
 pub use matrix::Matrix;

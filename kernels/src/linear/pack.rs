@@ -1,7 +1,9 @@
 //! Between canonical `[out, in]` and panels; activations regrouped for the weight gradient.
 use super::PANEL;
+use super::rows::unpack_panel;
 use crate::bf16::{interleave, pair};
 use crate::int8::{self, WEIGHT_BLOCK, round_columns};
+use crate::path::Path;
 use crate::{Buffer, Cpu, Format};
 
 /// Values that a packed `[out, in]` matrix takes.
@@ -42,36 +44,20 @@ pub fn unpack(cpu: &Cpu, packed: &[f32], out: usize, inner: usize, canonical: &m
     assert_eq!((canonical.len(), packed.len()), (out * inner, packed_len(out, inner)), "unpack {out} x {inner}");
     cpu.pool().parts(canonical, PANEL * inner, |panel, part| {
         let source = &packed[panel * PANEL * inner..][..PANEL * inner];
-        unpack_panel(source, inner, part);
+        unpack_panel(cpu.path(), source, inner, part);
     });
 }
-
-/// Rows of one panel; as many as `rows` has room for.
-fn unpack_panel(source: &[f32], inner: usize, rows: &mut [f32]) {
-    // A few columns at a time, so that all rows of them come from the first-level cache.
-    for first in (0..inner).step_by(COLUMNS) {
-        let columns = &source[first * PANEL..(first + COLUMNS).min(inner) * PANEL];
-        for (lane, row) in rows.chunks_exact_mut(inner).enumerate() {
-            for (value, column) in row[first..].iter_mut().zip(columns.chunks_exact(PANEL)) {
-                *value = column[lane];
-            }
-        }
-    }
-}
-
-/// Columns that [`unpack_panel`] takes together.
-const COLUMNS: usize = 16;
 
 /// As [`unpack`] on this thread, some rows at a time: `show(first row, rows)`, in order.
 ///
 /// # Panics
 /// As [`unpack`].
-pub fn unpack_rows(packed: &[f32], out: usize, inner: usize, mut show: impl FnMut(usize, &[f32])) {
+pub fn unpack_rows(path: Path, packed: &[f32], out: usize, inner: usize, mut show: impl FnMut(usize, &[f32])) {
     assert_eq!(packed.len(), packed_len(out, inner), "unpack {out} x {inner}");
     crate::scratch::with(PANEL * inner, |rows| {
         for (panel, source) in packed.chunks_exact(PANEL * inner).enumerate() {
             let rows = &mut rows[..PANEL.min(out - panel * PANEL) * inner];
-            unpack_panel(source, inner, rows);
+            unpack_panel(path, source, inner, rows);
             show(panel * PANEL, rows);
         }
     });

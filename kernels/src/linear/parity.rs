@@ -1,6 +1,6 @@
 //! Shapes 1, odd and large; every path and thread count; bits equal to the reference's.
 use super::{Matrix, Output, PANEL, Projection, RowPacked, backward_input, backward_weight, forward, halve, pack};
-use super::{packed_index, packed_len, quantize, reference, unpack};
+use super::{packed_index, packed_len, quantize, reference, unpack, unpack_rows};
 use crate::bf16::{round, widen};
 use crate::testing::{bits, fingerprint, machines, noise, relative};
 use crate::{Cpu, Format};
@@ -27,9 +27,14 @@ fn packing_is_a_bijection_with_zero_padding() {
                 assert_eq!(panels[packed_index(row, column, inner)], want);
             }
         }
-        let mut back = vec![0.0; out * inner];
-        unpack(&cpu, &panels, out, inner, &mut back);
-        assert_eq!(back, w);
+        for cpu in machines() {
+            let mut back = vec![0.0; out * inner];
+            unpack(&cpu, &panels, out, inner, &mut back);
+            assert_eq!(back, w, "{out} x {inner} on {}", cpu.path());
+            let mut rows = vec![0.0; out * inner];
+            unpack_rows(cpu.path(), &panels, out, inner, |first, part| rows[first * inner..][..part.len()].copy_from_slice(part));
+            assert_eq!(rows, w, "{out} x {inner} on {}", cpu.path());
+        }
     }
 }
 

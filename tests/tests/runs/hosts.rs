@@ -1,6 +1,7 @@
 //! Runs over several hosts, and runs that are steered while they go on. The hosts are agents of their own on loopback, each with
 //! its own folder; nothing passes between them but what they send each other.
 use super::bench;
+use super::transport::logs;
 use anyhow::{Result, ensure};
 use cohort_tests::hosts::{join, listens, step, tell, token, with_weights};
 use cohort_tests::launch::{GROUPS, PATIENCE, finish, processes_of, signal, start, until, wait};
@@ -84,7 +85,22 @@ fn hosts_that_come_go_and_die_change_no_bit() -> Result<()> {
     let left = wait(again, PATIENCE)?;
     ensure!(left.code == Some(0), "{left:?}");
     ensure!(processes_of(&bench.run_dir("second"))?.is_empty(), "its workers have left");
+    // Its first version came whole, as its ring was lost; then what changed did, in fewer bytes, and both ends say so.
+    let given = logs(&bench.run_dir("wide").join("logs"))?;
+    for (log, what) in [(&left.stderr, "weights_arrived"), (&given, "weights_given")] {
+        let [whole, whole_bytes, deltas, delta_bytes] =
+            ["whole_chunks", "whole_bytes", "delta_chunks", "delta_bytes"].map(|figure| travelled(log, what, figure));
+        ensure!(whole > 0 && deltas > whole, "{what}: {whole} chunks whole, {deltas} as what changed");
+        ensure!(delta_bytes * whole < whole_bytes * deltas, "{what}: {delta_bytes} bytes for {deltas} chunks");
+    }
     Ok(())
+}
+
+/// A figure of all lines about weights that travelled, added up.
+fn travelled(log: &str, what: &str, figure: &str) -> u64 {
+    let value = |word: &str| word.strip_prefix(figure)?.strip_prefix('=')?.parse::<u64>().ok();
+    let of_line = |line: &str| line.split_whitespace().find_map(value);
+    log.lines().filter(|line| line.contains(what)).filter_map(of_line).sum()
 }
 
 /// The head node coordinates and learns; who generates and grades comes from elsewhere, or the run says that nobody did.

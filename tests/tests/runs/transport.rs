@@ -10,7 +10,7 @@ const STEPS: [&str; 2] = ["--steps", "100"];
 const CONSUMED: u64 = 100 * GROUPS;
 
 /// What the logs of a folder say, all together.
-fn logs(folder: &Path) -> Result<String> {
+pub(super) fn logs(folder: &Path) -> Result<String> {
     let mut text = String::new();
     for entry in std::fs::read_dir(folder)? {
         let path = entry?.path();

@@ -8,7 +8,7 @@ use crate::workers::HEAD;
 use crate::world::World;
 use cohort_cluster::agent::nodes::event::{Command, ConnId, Event};
 use cohort_cluster::agent::nodes::state::HostsState;
-use cohort_cluster::agent::weights::manifest;
+use cohort_cluster::agent::weights::{delta, manifest};
 use cohort_protocol::messages::node::{
     CertificateRequest, ChunkFailed, ChunkName, FetchChunk, HeadToNode, Manifest, NodeReady, NodeToHead, RunFacts, WantWeights,
 };
@@ -24,8 +24,8 @@ const PATIENCE: Duration = Duration::from_secs(3);
 /// For a version to arrive.
 const ARRIVAL: Duration = Duration::from_secs(10);
 /// Bytes of a version's weights, and of a chunk.
-const BYTES: u64 = 190;
-const CHUNK: u32 = 32;
+const BYTES: u64 = 380;
+const CHUNK: u32 = 64;
 /// Copies that a host keeps.
 const COPIES: usize = 2;
 
@@ -93,11 +93,14 @@ impl Copy {
     }
 }
 
-/// The learner's bytes.
+/// The learner's bytes: words that a version moves a little, so that what changed is shorter than the chunk.
 fn bytes_of(digest: u64, chunk: u32, len: usize) -> Vec<u8> {
-    let words =
-        (0..).flat_map(|word: u32| hash(&[&digest.to_le_bytes(), &chunk.to_le_bytes(), &word.to_le_bytes()]).to_le_bytes());
-    words.take(len).collect()
+    let word = |word: u32| {
+        let place = [chunk.to_le_bytes(), word.to_le_bytes()].concat();
+        let moved = hash(&[&digest.to_le_bytes(), &place]) % 200;
+        (hash(&[&place]) as u32).wrapping_add(moved as u32).to_le_bytes()
+    };
+    (0..).flat_map(word).take(len).collect()
 }
 
 fn manifest_of(version: PolicyVersion, digest: u64) -> Manifest {
@@ -335,15 +338,19 @@ impl World {
         }
         let manifest = self.hosts.agents.get(&host).and_then(|a| a.copies.get(&version)).map(|copy| copy.manifest.clone());
         let Some(manifest) = manifest else { return self.chunk_failed(host, agent, &fetch, "nobody waits for it") };
-        let bytes = match from {
-            HEAD => self.ring.digest_of(version).map(|digest| bytes_of(digest, chunk, manifest::range(&manifest, chunk).1)),
-            _ => self.hosts.agents[&from].copies.get(&version).and_then(|copy| copy.chunks.get(&chunk)).cloned(),
+        let Some(mut whole) = self.given_by(from, &manifest, chunk) else {
+            return self.chunk_failed(host, agent, &fetch, "it is not there");
         };
-        let Some(mut bytes) = bytes else { return self.chunk_failed(host, agent, &fetch, "it is not there") };
-        if self.chance.permille(self.setting.rates.corrupt) {
-            bytes[0] ^= 1;
-            self.count("corrupt chunks");
-        }
+        let bytes = match self.as_delta(host, from, &manifest, chunk, &whole) {
+            Some(bytes) => bytes,
+            None => {
+                if self.chance.permille(self.setting.rates.corrupt) {
+                    whole[0] ^= 1;
+                    self.count("corrupt chunks");
+                }
+                whole
+            }
+        };
         if !manifest::fits(&manifest, chunk, &bytes) {
             return self.chunk_failed(host, agent, &fetch, "its bytes do not have the manifest's hash");
         }
@@ -359,6 +366,38 @@ impl World {
         for (pid, weights) in waiting {
             self.brought(pid, weights, whole.ok_or_else(String::new));
         }
+    }
+
+    /// A chunk as the head node, or another host, has it.
+    fn given_by(&self, from: u16, manifest: &Manifest, chunk: u32) -> Option<Vec<u8>> {
+        let len = manifest::range(manifest, chunk).1;
+        match from {
+            HEAD => self.ring.digest_of(manifest.version).map(|digest| bytes_of(digest, chunk, len)),
+            _ => self.hosts.agents.get(&from)?.copies.get(&manifest.version)?.chunks.get(&chunk).cloned(),
+        }
+    }
+
+    /// What the taker makes of a delta, where giver and taker have the same older version; none where the chunk is to be taken
+    /// whole, and where the delta came damaged.
+    fn as_delta(&mut self, host: u16, from: u16, manifest: &Manifest, chunk: u32, whole: &[u8]) -> Option<Vec<u8>> {
+        let copies = &self.hosts.agents.get(&host)?.copies;
+        let older = copies.range(..manifest.version).rev().map(|(_, copy)| copy);
+        let base = older.filter(|copy| copy.is_whole()).find(|copy| manifest::alike(&copy.manifest, manifest))?;
+        let theirs = self.given_by(from, &base.manifest, chunk)?;
+        let (hash, mut bytes) = (manifest::hash(&base.manifest, chunk)?, base.chunks.get(&chunk)?.clone());
+        if *blake3::hash(&theirs).as_bytes() != hash {
+            return None;
+        }
+        let mut delta = delta::between(&theirs, whole, manifest::phase(manifest, chunk))?;
+        if self.chance.permille(self.setting.rates.corrupt) {
+            let place = self.chance.below(delta.len() as u64) as usize;
+            delta[place] ^= 1 << self.chance.below(8);
+            self.count("corrupt deltas");
+        }
+        let applied = delta::apply(&mut bytes, manifest::phase(manifest, chunk), &delta);
+        let sound = applied.is_ok() && manifest::fits(manifest, chunk, &bytes);
+        self.count(if sound { "deltas" } else { "deltas refused" });
+        sound.then_some(bytes)
     }
 
     fn chunk_failed(&mut self, host: u16, agent: u32, fetch: &FetchChunk, why: &str) {

@@ -64,6 +64,9 @@ fn whatever_goes_wrong_nothing_is_lost_and_the_run_finishes() {
         let missed: Vec<Point> =
             points(&Setting::calm(1, 0).plan).into_iter().filter(|point| !crashes.contains_key(point)).collect();
         assert!(missed.is_empty(), "no coordinator died at {missed:?}");
+        for what in ["chunks", "deltas", "deltas refused"] {
+            assert!(counts.get(what).is_some_and(|n| *n > 0), "no {what}");
+        }
     }
 }
 

@@ -6,6 +6,7 @@
 //! PyTorch, transformers and TRL.
 mod ceilings;
 mod decode;
+mod deltas;
 mod grpo;
 mod learn;
 mod prefix;
@@ -178,7 +179,7 @@ pub(crate) fn run(args: &BenchArgs) -> Result<()> {
     }
     if wanted("spread") {
         let hosts = tokio::runtime::Builder::new_multi_thread().enable_all().build()?;
-        add("spread", hosts.block_on(spread::between_hosts(args.runs.max(5)))?);
+        add("spread", hosts.block_on(spread::between_hosts(&subject))?);
     }
     if wanted("prefix") {
         add("prefix", runtime.block_on(prefix::sharing(&subject))?);

@@ -1,6 +1,7 @@
 //! New weights on their way to other hosts: from the head node's ring into the rings of one host and of eight, over QUIC on
-//! loopback, each host giving on what it has. Beside it the same bytes over a bare QUIC stream.
-use super::median;
+//! loopback, each host giving on what it has; and as what changed after a step ([`deltas`](super::deltas)). Beside it the same bytes
+//! over a bare QUIC stream.
+use super::{Subject, deltas, median};
 use anyhow::{Context, Result, anyhow};
 use cohort_actors::certs::RunAuthority;
 use cohort_actors::transport::reach::Reach;
@@ -9,11 +10,12 @@ use cohort_cluster::agent::weights::manifest::{self, CHUNK};
 use cohort_cluster::agent::weights::shelf::Shelf;
 use cohort_cluster::agent::weights::spread::{Order, Source, Spread};
 use cohort_cluster::agent::weights::store::Store;
+use cohort_cluster::agent::weights::tally::Tally;
 use cohort_cluster::agent::weights::{holder, taker::Taker};
 use cohort_engine::{SharedRing, WeightRing};
 use cohort_model::{Tensor, WeightSet};
 use cohort_protocol::messages::handshake::Hello;
-use cohort_protocol::messages::node::{ChunkName, Manifest};
+use cohort_protocol::messages::node::ChunkName;
 use cohort_protocol::version::{PROTOCOL, PROTOCOL_MIN};
 use cohort_protocol::{Epoch, PolicyVersion, Role, RunId, WorkerId};
 use serde_json::{Value, json};
@@ -47,8 +49,8 @@ fn node(index: u16) -> WorkerId {
     WorkerId { role: Role::Node, index }
 }
 
-fn host(authority: &RunAuthority, index: u16, stop: &Shutdown) -> Result<Host> {
-    let (ring, shelf) = (Arc::new(SharedRing::create(1)?), Arc::new(Shelf::default()));
+fn host(authority: &RunAuthority, index: u16, slots: u32, stop: &Shutdown) -> Result<Host> {
+    let (ring, shelf) = (Arc::new(SharedRing::create(slots)?), Arc::new(Shelf::default()));
     let reach = Reach::default();
     let listener = reach.listen(reach.bind((Ipv4Addr::LOCALHOST, 0).into())?, &authority.issue(node(index))?)?;
     let at = listener.local_addr();
@@ -76,76 +78,101 @@ fn host(authority: &RunAuthority, index: u16, stop: &Shutdown) -> Result<Host> {
     Ok(Host { ring, shelf, store, taker, at, serving })
 }
 
-/// Seconds until every host has the version, hashing included, and the bytes that left the head node for it.
-async fn once(authority: &RunAuthority, weights: &WeightSet, hosts: u16) -> Result<(f64, u64)> {
-    let stop = Shutdown::new();
-    let head = host(authority, 0, &stop)?;
-    head.ring.publish(0, VERSION.0, weights)?;
-    let mut others = (1..=hosts).map(|index| host(authority, index, &stop)).collect::<Result<Vec<_>>>()?;
-    // A first round touches the memory of the rings, as every version but a run's first finds them.
-    for other in &others {
-        other.ring.publish(0, 0, weights)?;
-    }
-    let begun = Instant::now();
-    let ring = head.ring.clone();
-    let manifest =
-        tokio::task::spawn_blocking(move || manifest::of_slot(&ring, 0, VERSION, CHUNK)).await?.map_err(|e| anyhow!(e))?;
-    head.shelf.put(0, manifest.clone());
-    let (mut spread, mut orders, mut answers) = (Spread::default(), Vec::new(), Vec::new());
-    spread.publish(VERSION, manifest::chunks(&manifest).map_err(|e| anyhow!(e))?);
-    for (index, other) in (1..).zip(&mut others) {
-        let (reply, answer) = oneshot::channel();
-        other.store.ask(VERSION, 0, reply);
-        other.store.begin(manifest.clone());
-        answers.push(answer);
-        spread.want(index, VERSION, &mut orders);
-    }
-    let (landed, mut landing) = mpsc::channel(1024);
-    let mut from_head = 0;
-    let mut under_way = 0;
-    loop {
-        for order in orders.drain(..) {
-            let Order::Fetch { to, version, chunk, from } = order else { anyhow::bail!("{order:?}") };
-            let (source, at) = match from {
-                Source::Head => (0, head.at),
-                Source::Host(index) => (index, others[usize::from(index) - 1].at),
-            };
-            from_head += bytes_of(&manifest, chunk, from);
-            let other = &others[usize::from(to) - 1];
-            let name = ChunkName { version, chunk };
-            let place = other.store.place(name).flatten().context("a chunk that is not wanted")?;
-            let (taker, ring, landed) = (other.taker.clone(), other.ring.clone(), landed.clone());
-            under_way += 1;
-            tokio::spawn(async move {
-                let taken = taker.take_into(ring, place, node(source), at, name).await;
-                // The measurement has ended with an error.
-                let _ = landed.send((to, name, taken)).await;
-            });
-        }
-        if under_way == 0 {
-            break;
-        }
-        let (to, name, taken) = landing.recv().await.context("the channel ended")?;
-        taken.map_err(|e| anyhow!("chunk {}: {e}", name.chunk))?;
-        under_way -= 1;
-        others[usize::from(to) - 1].store.landed(name);
-        spread.held(to, name.version, name.chunk, &mut orders);
-    }
-    let seconds = begun.elapsed().as_secs_f64();
-    for (other, mut answer) in others.iter().zip(answers) {
-        let slot = answer.try_recv()?.map_err(|e| anyhow!(e))?;
-        anyhow::ensure!(other.ring.fetch(slot, VERSION.0)?.digest() == manifest.digest, "a host has other weights");
-    }
-    stop.trigger("measured");
-    Ok((seconds, from_head))
+/// The head node and its hosts.
+pub(super) struct Route {
+    head: Host,
+    others: Vec<Host>,
+    spread: Spread,
+    stop: Shutdown,
 }
 
-fn bytes_of(manifest: &Manifest, chunk: u32, from: Source) -> u64 {
-    if from == Source::Head { manifest::range(manifest, chunk).1 as u64 } else { 0 }
+impl Drop for Route {
+    fn drop(&mut self) {
+        self.stop.trigger("measured");
+    }
+}
+
+impl Route {
+    /// Rings of so many slots, empty.
+    pub(super) fn new(authority: &RunAuthority, hosts: u16, slots: u32) -> Result<Self> {
+        let stop = Shutdown::new();
+        let head = host(authority, 0, slots, &stop)?;
+        let others = (1..=hosts).map(|index| host(authority, index, slots, &stop)).collect::<Result<Vec<_>>>()?;
+        Ok(Self { head, others, spread: Spread::default(), stop })
+    }
+
+    /// Seconds until every host has the version, hashing included, and what left the head node for it.
+    pub(super) async fn carry(&mut self, version: PolicyVersion, slot: u32, weights: &WeightSet) -> Result<(f64, Tally)> {
+        let Self { head, others, spread, .. } = self;
+        head.ring.publish(slot, version.0, weights)?;
+        let begun = Instant::now();
+        let ring = head.ring.clone();
+        let hashed = tokio::task::spawn_blocking(move || manifest::of_slot(&ring, slot, version, CHUNK)).await?;
+        let manifest = hashed.map_err(|e| anyhow!(e))?;
+        head.shelf.put(slot, Arc::new(manifest.clone()));
+        let (mut orders, mut answers) = (Vec::new(), Vec::new());
+        spread.publish(version, manifest::chunks(&manifest).map_err(|e| anyhow!(e))?);
+        for (index, other) in (1..).zip(others.iter_mut()) {
+            let (reply, answer) = oneshot::channel();
+            other.store.ask(version, slot, reply);
+            other.store.begin(manifest.clone());
+            answers.push(answer);
+            spread.want(index, version, &mut orders);
+        }
+        let (landed, mut landing) = mpsc::channel(1024);
+        let mut under_way = 0;
+        loop {
+            for order in orders.drain(..) {
+                let Order::Fetch { to, version, chunk, from } = order else { anyhow::bail!("{order:?}") };
+                let (source, at) = match from {
+                    Source::Head => (0, head.at),
+                    Source::Host(index) => (index, others[usize::from(index) - 1].at),
+                };
+                let other = &others[usize::from(to) - 1];
+                let name = ChunkName { version, chunk };
+                let place = other.store.place(name).flatten().context("a chunk that is not wanted")?;
+                let (taker, landed) = (other.taker.clone(), landed.clone());
+                under_way += 1;
+                tokio::spawn(async move {
+                    let taken = taker.take_into(place, node(source), at, name).await;
+                    // The measurement has ended with an error.
+                    let _ = landed.send((to, name, taken)).await;
+                });
+            }
+            if under_way == 0 {
+                break;
+            }
+            let (to, name, taken) = landing.recv().await.context("the channel ended")?;
+            let arrived = taken.map_err(|e| anyhow!("chunk {}: {e}", name.chunk))?;
+            under_way -= 1;
+            others[usize::from(to) - 1].store.landed(name, arrived);
+            spread.held(to, name.version, name.chunk, &mut orders);
+        }
+        let seconds = begun.elapsed().as_secs_f64();
+        for (other, mut answer) in others.iter_mut().zip(answers) {
+            let slot = answer.try_recv()?.map_err(|e| anyhow!(e))?;
+            anyhow::ensure!(other.ring.fetch(slot, version.0)?.digest() == manifest.digest, "a host has other weights");
+            other.store.released(slot);
+        }
+        Ok((seconds, head.shelf.given(version).context("the head node has lost the version")?))
+    }
+}
+
+/// Seconds until every host has the version, hashing included, and the bytes that left the head node for it.
+async fn once(authority: &RunAuthority, weights: &WeightSet, hosts: u16) -> Result<(f64, u64)> {
+    // With one slot there is no older version: chunks travel whole.
+    let mut route = Route::new(authority, hosts, 1)?;
+    // A first round touches the memory of the rings, as every version but a run's first finds them.
+    for other in &route.others {
+        other.ring.publish(0, 0, weights)?;
+    }
+    let (seconds, left) = route.carry(VERSION, 0, weights).await?;
+    anyhow::ensure!(left.delta_chunks == 0, "{left:?}");
+    Ok((seconds, left.whole_bytes))
 }
 
 /// Seconds for so many bytes over one stream of one bare QUIC connection on loopback.
-async fn bare(bytes: usize) -> Result<f64> {
+pub(super) async fn bare(bytes: usize) -> Result<f64> {
     let key = rcgen::generate_simple_self_signed(vec!["bare".to_owned()])?;
     let certificate = key.cert.der().clone();
     let private = quinn::rustls::pki_types::PrivatePkcs8KeyDer::from(key.signing_key.serialize_der());
@@ -180,8 +207,9 @@ async fn bare(bytes: usize) -> Result<f64> {
     Ok(begun.elapsed().as_secs_f64())
 }
 
-/// A set of weights of 540 MB, the bytes of SmolLM2-135M in f32.
-pub(crate) async fn between_hosts(runs: usize) -> Result<Value> {
+/// A set of weights of 540 MB, the bytes of SmolLM2-135M in f32, whole; then the model's own after a step, as what changed.
+pub(crate) async fn between_hosts(subject: &Subject) -> Result<Value> {
+    let runs = subject.runs;
     let parameters = 134_515_008;
     let data: Vec<f32> =
         (0..parameters).map(|i| f32::from_bits(0x3c00_0000 ^ (i as u32).wrapping_mul(2_654_435_761) >> 9)).collect();
@@ -203,11 +231,13 @@ pub(crate) async fn between_hosts(runs: usize) -> Result<Value> {
             bare_seconds.push(alone);
         }
     }
+    drop(weights);
+    let changed = deltas::to_one_host(subject, &authority).await?;
     let [one, eight] = seconds.map(median);
     let bare = median(bare_seconds);
     Ok(json!({
         "bytes": bytes, "bare_quic_s": bare, "to_1_s": one, "to_8_s": eight,
         "to_1_of_bare": bare / one, "to_8_received_of_bare": 8.0 * bare / eight,
-        "head_bytes_1": left[0], "head_bytes_8": left[1],
+        "head_bytes_1": left[0], "head_bytes_8": left[1], "deltas": changed,
     }))
 }

@@ -1,12 +1,13 @@
 //! Weights on this host: chunks that it takes from others, and versions that its workers ask for.
 use super::Joined;
 use crate::agent::weights::gate::Call;
+use crate::agent::weights::place::Arrived;
 use cohort_protocol::WorkerId;
 use cohort_protocol::messages::node::{ChunkFailed, ChunkName, FetchChunk, NodeToHead};
 use std::net::SocketAddr;
 
 /// The end of a chunk's way.
-pub(super) type Taken = (ChunkName, WorkerId, Result<(), String>);
+pub(super) type Taken = (ChunkName, WorkerId, Result<Arrived, String>);
 
 impl Joined<'_> {
     /// A worker of this host asks for weights, or has read them.
@@ -38,10 +39,10 @@ impl Joined<'_> {
             "" => Ok(SocketAddr::new(self.dialer.head().ip(), site.facts.weights_port)),
             given => given.parse().map_err(|_| format!("{given:?} is no address")),
         };
-        let (taker, ring, done) = (self.taker.clone(), site.ring.clone(), self.taken.0.clone());
+        let (taker, done) = (self.taker.clone(), self.taken.0.clone());
         tokio::spawn(async move {
             let result = match at {
-                Ok(at) => taker.take_into(ring, place, from, at, name).await,
+                Ok(at) => taker.take_into(place, from, at, name).await,
                 Err(why) => Err(why),
             };
             // An agent that leaves takes no more chunks.
@@ -53,9 +54,9 @@ impl Joined<'_> {
     pub(super) async fn landed(&mut self, (name, from, result): Taken) {
         let Some(site) = &mut self.site else { return };
         match result {
-            Ok(()) => {
+            Ok(arrived) => {
                 self.chunks += 1;
-                site.store.landed(name);
+                site.store.landed(name, arrived);
                 self.say(NodeToHead::Held(name)).await;
             }
             Err(why) => {

@@ -333,7 +333,7 @@ impl Task {
             let hashed = tokio::task::spawn_blocking(move || manifest::of_slot(&ring, slot, version, CHUNK)).await;
             let result = hashed.unwrap_or_else(|e| Err(e.to_string()));
             if let Ok(manifest) = &result {
-                shelf.put(slot, manifest.clone());
+                shelf.put(slot, Arc::new(manifest.clone()));
             }
             // As above.
             let _ = own.send(Input::Event(Event::Hashed { version, result })).await;

@@ -2,8 +2,7 @@
 use super::shelf::Shelf;
 use cohort_actors::{AcceptTerms, Admitted, Connection, Listener, PeerLink, PeerSender, accept_worker};
 use cohort_engine::SharedRing;
-use cohort_protocol::messages::node::ChunkName;
-use cohort_protocol::messages::weights::{Chunk, FetcherToHolder, Gone, HolderToFetcher};
+use cohort_protocol::messages::weights::{Chunk, ChunkDelta, FetcherToHolder, Gone, HolderToFetcher};
 use std::sync::Arc;
 use tokio::sync::Semaphore;
 use tokio::task::JoinSet;
@@ -34,25 +33,47 @@ async fn session(
     };
     let link: PeerLink<FetcherToHolder, HolderToFetcher> = admitted.into_link();
     let mut sending = JoinSet::new();
-    while let Ok((FetcherToHolder::Give(name), _)) = link.recv().await {
+    while let Ok((asked, _)) = link.recv().await {
         while sending.try_join_next().is_some() {}
         let Ok(permit) = outgoing.clone().acquire_owned().await else { return };
         let (sender, ring, shelf) = (link.sender(), ring.clone(), shelf.clone());
         sending.spawn(async move {
-            give(&sender, ring, shelf, name).await;
+            give(&sender, ring, shelf, asked).await;
             drop(permit);
         });
     }
 }
 
 /// A host that does not take its chunk asks again, here or elsewhere.
-async fn give(sender: &PeerSender<HolderToFetcher>, ring: Arc<SharedRing>, shelf: Arc<Shelf>, name: ChunkName) {
-    let read = tokio::task::spawn_blocking(move || shelf.read(&ring, name)).await;
-    let sent = match read.unwrap_or_else(|e| Err(e.to_string())) {
-        Ok(bytes) => sender.send_bulk(&HolderToFetcher::Chunk(Chunk { name, bytes })).await,
-        Err(why) => sender.send(&HolderToFetcher::Gone(Gone { name, why })).await,
+async fn give(sender: &PeerSender<HolderToFetcher>, ring: Arc<SharedRing>, shelf: Arc<Shelf>, asked: FetcherToHolder) {
+    let answer = match tokio::task::spawn_blocking(move || answer(&ring, &shelf, &asked)).await {
+        Ok(answer) => answer,
+        // The host's patience is the end of it.
+        Err(error) => return tracing::error!(target: "cohort::weights", %error, "chunk_not_read"),
+    };
+    let sent = match &answer {
+        HolderToFetcher::Chunk(_) | HolderToFetcher::Delta(_) => sender.send_bulk(&answer).await,
+        HolderToFetcher::Gone(_) => sender.send(&answer).await,
     };
     if let Err(error) = sent {
-        tracing::debug!(target: "cohort::weights", %error, chunk = name.chunk, "chunk_not_given");
+        tracing::debug!(target: "cohort::weights", %error, "chunk_not_given");
+    }
+}
+
+/// As what changed where that is asked for and shorter; else whole.
+fn answer(ring: &SharedRing, shelf: &Shelf, asked: &FetcherToHolder) -> HolderToFetcher {
+    let name = match asked {
+        FetcherToHolder::Give(name) => *name,
+        FetcherToHolder::GiveSince(since) => {
+            if let Some(delta) = shelf.since(ring, since) {
+                let delta = ChunkDelta { name: since.name, base: since.base, bytes: delta.to_vec() };
+                return HolderToFetcher::Delta(delta);
+            }
+            since.name
+        }
+    };
+    match shelf.read(ring, name) {
+        Ok(bytes) => HolderToFetcher::Chunk(Chunk { name, bytes }),
+        Err(why) => HolderToFetcher::Gone(Gone { name, why }),
     }
 }

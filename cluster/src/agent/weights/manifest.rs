@@ -93,11 +93,27 @@ pub fn range(manifest: &Manifest, chunk: u32) -> (u64, usize) {
     (at, usize::try_from(left.min(u64::from(manifest.chunk_bytes))).unwrap_or(0))
 }
 
+/// A chunk's hash; `None` where there is no such chunk.
+pub fn hash(manifest: &Manifest, chunk: u32) -> Option<[u8; HASH]> {
+    manifest.hashes.get(chunk as usize * HASH..)?.first_chunk().copied()
+}
+
 /// Whether bytes are the chunk's (W1).
 pub fn fits(manifest: &Manifest, chunk: u32, bytes: &[u8]) -> bool {
-    let hash = manifest.hashes.get(chunk as usize * HASH..).and_then(|rest| rest.get(..HASH));
-    let same = |hash: &[u8]| blake3::hash(bytes).as_bytes() == hash || planted!(ChunkUnchecked);
-    bytes.len() == range(manifest, chunk).1 && hash.is_some_and(same)
+    let same = |hash: [u8; HASH]| *blake3::hash(bytes).as_bytes() == hash || planted!(ChunkUnchecked);
+    bytes.len() == range(manifest, chunk).1 && hash(manifest, chunk).is_some_and(same)
+}
+
+/// Where in a chunk the first 32-bit word of the values begins, below 4.
+pub fn phase(manifest: &Manifest, chunk: u32) -> usize {
+    let (at, values) = (range(manifest, chunk).0 % 4, manifest.directory_bytes % 4);
+    ((values + 4 - at) % 4) as usize
+}
+
+/// Whether the chunks of two versions cover the same places.
+pub fn alike(one: &Manifest, other: &Manifest) -> bool {
+    let lengths = |m: &Manifest| (m.directory_bytes, m.value_bytes, m.chunk_bytes);
+    lengths(one) == lengths(other)
 }
 
 /// What the ring must hold.
@@ -134,7 +150,10 @@ mod tests {
             assert!(!fits(&manifest, chunk, &bytes[1..]));
             bytes[len / 2] ^= 1;
             assert!(!fits(&manifest, chunk, &bytes));
+            let first = at + phase(&manifest, chunk) as u64;
+            assert_eq!(first % 4, manifest.directory_bytes % 4, "words lie where the values do");
         }
+        assert_eq!(hash(&manifest, chunks), None);
         let short = Manifest { hashes: manifest.hashes[32..].to_vec(), ..manifest.clone() };
         let endless = Manifest { value_bytes: u64::MAX, ..manifest.clone() };
         let none = Manifest { chunk_bytes: 0, ..manifest.clone() };

@@ -13,14 +13,24 @@
 //!   coordinator named.
 //! - **W3** nothing waits for ever: a chunk has a deadline, a worker's request another.
 //!
-//! Files: `spread` who takes what from whom (pure), with `uploads` under way and the `wish` of each host; `manifest` chunks and their hashes; `shelf` which slot holds what;
-//! `holder` gives; `taker` takes; `store` a host's ring filling up; `gate` between a host's agent and its workers.
+//! A chunk travels whole, or as what changed since a version that the taker has: which of the two is between the giver and the
+//! taker alone, chunk by chunk ([ADR 15](../../../../docs/adr/0015-weights-as-deltas.md)).
+//!
+//! Files: `spread` who takes what from whom (pure), with `uploads` under way and the `wish` of each host; `manifest` chunks and their hashes; `delta` a chunk as
+//! what changed, `deltas` those that are kept; `shelf` which slot holds what; `holder` gives; `taker` takes, `place` puts a chunk where it belongs; `store` a host's
+//! ring filling up; `tally` what travelled; `gate` between a host's agent and its workers.
+pub mod delta;
+mod deltas;
 pub(crate) mod gate;
 pub mod holder;
 pub mod manifest;
+pub mod place;
 pub mod shelf;
 pub mod spread;
 pub mod store;
 pub mod taker;
+pub mod tally;
+#[cfg(test)]
+mod tests;
 mod uploads;
 mod wish;

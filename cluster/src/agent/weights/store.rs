@@ -5,7 +5,9 @@
 //!   version.
 //! - **S2** everybody who asks is answered: with a slot that is kept until it is released, or with why not.
 use super::manifest;
+use super::place::{Arrived, Place};
 use super::shelf::Shelf;
+use super::tally::Tally;
 use cohort_engine::SharedRing;
 use cohort_protocol::PolicyVersion;
 use cohort_protocol::messages::node::{ChunkName, Manifest, WantWeights};
@@ -28,7 +30,7 @@ pub struct Store {
 #[derive(Debug, Default)]
 struct Slot {
     /// What it holds, whole.
-    holds: Option<PolicyVersion>,
+    holds: Option<Arc<Manifest>>,
     /// What it is being filled with.
     filling: Option<Filling>,
     readers: u32,
@@ -38,6 +40,13 @@ struct Slot {
 struct Filling {
     manifest: Arc<Manifest>,
     missing: BTreeSet<u32>,
+    came: Tally,
+}
+
+impl Slot {
+    fn version(&self) -> Option<PolicyVersion> {
+        self.holds.as_ref().map(|manifest| manifest.version)
+    }
 }
 
 /// Who waits for a version, and where the head node has it.
@@ -45,15 +54,6 @@ struct Filling {
 struct Waiting {
     at_head: u32,
     replies: Vec<Reply>,
-}
-
-/// Where a chunk goes.
-#[derive(Debug, Clone)]
-pub struct Place {
-    /// Slot of the host's ring.
-    pub slot: u32,
-    /// What the version consists of.
-    pub manifest: Arc<Manifest>,
 }
 
 impl Store {
@@ -65,12 +65,12 @@ impl Store {
 
     /// The newest version that is whole.
     pub fn newest(&self) -> Option<PolicyVersion> {
-        self.slots.iter().filter_map(|slot| slot.holds).max()
+        self.slots.iter().filter_map(Slot::version).max()
     }
 
     /// A worker wants a version, which the head node has in slot `at_head`. Gives what to ask of the head node.
     pub fn ask(&mut self, version: PolicyVersion, at_head: u32, reply: Reply) -> Option<WantWeights> {
-        if let Some((index, slot)) = self.slots.iter_mut().enumerate().find(|(_, slot)| slot.holds == Some(version)) {
+        if let Some((index, slot)) = self.slots.iter_mut().enumerate().find(|(_, slot)| slot.version() == Some(version)) {
             slot.readers += 1;
             if reply.send(Ok(index as u32)).is_err() {
                 slot.readers -= 1;
@@ -109,10 +109,12 @@ impl Store {
         });
         match begun {
             Ok((slot, chunks)) => {
+                let manifest = Arc::new(manifest);
                 self.shelf.put(slot, manifest.clone());
                 if let Some(place) = self.slots.get_mut(slot as usize) {
                     place.holds = None;
-                    place.filling = Some(Filling { manifest: Arc::new(manifest), missing: (0..chunks).collect() });
+                    let missing = (0..chunks).collect();
+                    place.filling = Some(Filling { manifest, missing, came: Tally::default() });
                 }
             }
             Err(why) => self.refuse(version, &why),
@@ -126,37 +128,55 @@ impl Store {
             waiting.is_some_and(|w| w.replies.iter().any(|reply| !reply.is_closed()))
         };
         let free = self.slots.iter().enumerate().filter(|(_, slot)| slot.readers == 0 && !wanted(slot));
-        free.min_by_key(|(_, slot)| slot.holds).map(|(index, _)| index as u32)
+        free.min_by_key(|(_, slot)| slot.version()).map(|(index, _)| index as u32)
     }
 
     /// Where a chunk goes; `None` where its version is not filling, `Some(None)` where the chunk is there already.
     pub fn place(&self, name: ChunkName) -> Option<Option<Place>> {
-        if self.slots.iter().any(|slot| slot.holds == Some(name.version)) {
+        if self.slots.iter().any(|slot| slot.version() == Some(name.version)) {
             return Some(None);
         }
         let mut filling = self.slots.iter().enumerate();
         let (slot, filling) =
             filling.find_map(|(i, slot)| Some((i, slot.filling.as_ref().filter(|f| f.manifest.version == name.version)?)))?;
         let missing = filling.missing.contains(&name.chunk);
-        Some(missing.then(|| Place { slot: slot as u32, manifest: filling.manifest.clone() }))
+        Some(missing.then(|| Place {
+            slot: slot as u32,
+            manifest: filling.manifest.clone(),
+            base: self.base_of(&filling.manifest),
+            ring: self.ring.clone(),
+            shelf: self.shelf.clone(),
+        }))
+    }
+
+    /// The version that a chunk's changes are asked for since: the newest of the older ones that are whole.
+    fn base_of(&self, manifest: &Manifest) -> Option<(u32, Arc<Manifest>)> {
+        let whole = self.slots.iter().enumerate().filter_map(|(slot, held)| Some((slot as u32, held.holds.clone()?)));
+        let older = whole.filter(|(_, held)| held.version < manifest.version && manifest::alike(held, manifest));
+        older.max_by_key(|(_, held)| held.version)
     }
 
     /// A chunk is in its place. The last one completes the version.
-    pub fn landed(&mut self, name: ChunkName) {
+    pub fn landed(&mut self, name: ChunkName, arrived: Arrived) {
         let mut slots = self.slots.iter_mut().enumerate();
         let found = slots.find(|(_, slot)| slot.filling.as_ref().is_some_and(|f| f.manifest.version == name.version));
         let Some((index, slot)) = found else { return };
         let Some(filling) = slot.filling.as_mut() else { return };
         filling.missing.remove(&name.chunk);
+        match arrived {
+            Arrived::Whole(bytes) => filling.came.whole(bytes),
+            Arrived::Delta(bytes) => filling.came.delta(bytes),
+        }
         if !filling.missing.is_empty() {
             return;
         }
         let finished = self.ring.finish_image(index as u32, name.version.0, &manifest::image(&filling.manifest));
-        slot.filling = None;
+        let Some(Filling { manifest, came, .. }) = slot.filling.take() else { return };
         if let Err(error) = finished {
             return self.refuse(name.version, &error.to_string());
         }
-        slot.holds = Some(name.version);
+        came.log(name.version, "weights_arrived");
+        slot.holds = Some(manifest);
         for reply in self.waiting.remove(&name.version).map(|w| w.replies).unwrap_or_default() {
             slot.readers += 1;
             if reply.send(Ok(index as u32)).is_err() {
@@ -226,7 +246,7 @@ mod tests {
                 let mut bytes = vec![0; len];
                 self.head.read_image(0, at, &mut bytes).unwrap();
                 self.ring.write_image(place.slot, at, &bytes).unwrap();
-                self.store.landed(name);
+                self.store.landed(name, Arrived::Whole(len));
             }
         }
     }

@@ -1,16 +1,15 @@
 //! Takes chunks from other hosts: one connection a source, many chunks under way on each.
 //!
 //! Invariant **T1**: every request is answered, by bytes or by why not, within `PATIENCE` of its last sign of life.
-use super::manifest;
-use super::store::Place;
+use super::place::{Arrived, Base, Place};
 use cohort_actors::certs::Identity;
 use cohort_actors::transport::reach::Reach;
 use cohort_actors::{Dialer, LinkOptions, LinkSender, Shutdown, WorkerLink};
-use cohort_engine::SharedRing;
 use cohort_protocol::WorkerId;
 use cohort_protocol::messages::handshake::Hello;
 use cohort_protocol::messages::node::ChunkName;
 use cohort_protocol::messages::weights::{FetcherToHolder, HolderToFetcher};
+use cohort_protocol::version::WEIGHT_DELTAS;
 use std::collections::HashMap;
 use std::net::SocketAddr;
 use std::sync::{Arc, Mutex, PoisonError};
@@ -23,10 +22,17 @@ const PATIENCE: Duration = Duration::from_secs(20);
 /// For a source to be reached.
 const REACH: Duration = Duration::from_secs(5);
 
-type Answer = Result<Vec<u8>, String>;
+type Answer = Result<Given, String>;
 type Sources = HashMap<(WorkerId, SocketAddr), Arc<OnceCell<Source>>>;
 /// Who waits for which chunk; none once the connection has ended, so that nobody begins to wait then.
 type Pending = Arc<Mutex<Option<HashMap<ChunkName, oneshot::Sender<Answer>>>>>;
+
+/// What a source gave.
+#[derive(Debug)]
+enum Given {
+    Whole(Vec<u8>),
+    Delta(Vec<u8>),
+}
 
 /// Connections to sources.
 #[derive(Debug)]
@@ -42,6 +48,8 @@ pub struct Taker {
 #[derive(Debug)]
 struct Source {
     sender: LinkSender<FetcherToHolder>,
+    /// What both ends understand.
+    protocol: u16,
     pending: Pending,
     reading: tokio::task::AbortHandle,
 }
@@ -64,12 +72,38 @@ impl Taker {
         Self { reach, identity, hello, shutdown, sources: Mutex::default() }
     }
 
-    /// A chunk's bytes, unchecked.
+    /// A chunk into its place: as what changed where the place has an older version and that is shorter; else, and where what
+    /// changed was damaged, whole.
     ///
     /// # Errors
-    /// A sentence: the source could not be reached, has it not, or fell silent.
-    pub async fn take(&self, from: WorkerId, at: SocketAddr, name: ChunkName) -> Answer {
-        let outcome = timeout(PATIENCE, self.ask(from, at, name)).await;
+    /// A sentence: the source could not be reached, has the chunk not, or fell silent; or the bytes are not the chunk's, or cannot
+    /// be written.
+    pub async fn take_into(&self, place: Place, from: WorkerId, at: SocketAddr, name: ChunkName) -> Result<Arrived, String> {
+        let place = Arc::new(place);
+        let old = place.clone();
+        let base = tokio::task::spawn_blocking(move || old.base(name)).await.map_err(|e| e.to_string())?;
+        let asked = base.as_ref().map_or(FetcherToHolder::Give(name), |base| FetcherToHolder::GiveSince(base.since));
+        let given = self.take(from, at, name, asked).await?;
+        let (delta, base) = match (given, base) {
+            (Given::Whole(bytes), _) => return put(place, name, bytes).await,
+            (Given::Delta(delta), Some(base)) => (delta, base),
+            (Given::Delta(_), None) => return Err("a delta that nobody asked for".to_owned()),
+        };
+        match put_delta(place.clone(), base, delta).await {
+            Ok(arrived) => Ok(arrived),
+            Err(why) => {
+                tracing::warn!(target: "cohort::weights", version = name.version.0, chunk = name.chunk, %from, why, "delta_refused");
+                match self.take(from, at, name, FetcherToHolder::Give(name)).await? {
+                    Given::Whole(bytes) => put(place, name, bytes).await,
+                    Given::Delta(_) => Err("a delta that nobody asked for".to_owned()),
+                }
+            }
+        }
+    }
+
+    /// A source's answer, unchecked.
+    async fn take(&self, from: WorkerId, at: SocketAddr, name: ChunkName, asked: FetcherToHolder) -> Answer {
+        let outcome = timeout(PATIENCE, self.ask(from, at, name, asked)).await;
         let outcome = outcome.unwrap_or_else(|_| Err(format!("{from} at {at} did not give it within {PATIENCE:?}")));
         if outcome.is_err() {
             // The next request dials anew.
@@ -78,36 +112,14 @@ impl Taker {
         outcome
     }
 
-    /// A chunk into its place: taken, checked (W1), written.
-    ///
-    /// # Errors
-    /// A sentence, as [`Self::take`]; or the bytes are not the chunk's, or cannot be written.
-    pub async fn take_into(
-        &self,
-        ring: Arc<SharedRing>,
-        place: Place,
-        from: WorkerId,
-        at: SocketAddr,
-        name: ChunkName,
-    ) -> Result<(), String> {
-        let bytes = self.take(from, at, name).await?;
-        let written = tokio::task::spawn_blocking(move || {
-            if !manifest::fits(&place.manifest, name.chunk, &bytes) {
-                return Err("its bytes do not have the manifest's hash".to_owned());
-            }
-            let (offset, _) = manifest::range(&place.manifest, name.chunk);
-            ring.write_image(place.slot, offset, &bytes).map_err(|e| e.to_string())
-        });
-        written.await.unwrap_or_else(|e| Err(e.to_string()))
-    }
-
-    async fn ask(&self, from: WorkerId, at: SocketAddr, name: ChunkName) -> Answer {
+    async fn ask(&self, from: WorkerId, at: SocketAddr, name: ChunkName, asked: FetcherToHolder) -> Answer {
         let lost = || format!("{from} at {at} was lost");
         let cell = self.cell(from, at);
         let source = cell.get_or_try_init(|| self.connect(from, at)).await?;
+        let asked = if source.protocol < WEIGHT_DELTAS { FetcherToHolder::Give(name) } else { asked };
         let (answer, answered) = oneshot::channel();
         waiting(&source.pending).as_mut().ok_or_else(lost)?.insert(name, answer);
-        source.sender.send(&FetcherToHolder::Give(name)).await.map_err(|e| e.to_string())?;
+        source.sender.send(&asked).await.map_err(|e| e.to_string())?;
         answered.await.map_err(|_| lost())?
     }
 
@@ -129,8 +141,9 @@ impl Taker {
         // A host that was let go gives nothing any more.
         link.connection().verify_peer(self.hello.run, from).map_err(|e| e.to_string())?;
         let (sender, pending) = (link.sender(), Pending::new(Mutex::new(Some(HashMap::new()))));
+        let protocol = link.protocol();
         let reading = tokio::spawn(read(link, pending.clone())).abort_handle();
-        Ok(Source { sender, pending, reading })
+        Ok(Source { sender, protocol, pending, reading })
     }
 
     fn sources(&self) -> std::sync::MutexGuard<'_, Sources> {
@@ -138,12 +151,24 @@ impl Taker {
     }
 }
 
+/// Work on megabytes is not for the threads that move messages.
+async fn put(place: Arc<Place>, name: ChunkName, bytes: Vec<u8>) -> Result<Arrived, String> {
+    let written = tokio::task::spawn_blocking(move || place.put(name.chunk, &bytes)).await;
+    written.unwrap_or_else(|e| Err(e.to_string()))
+}
+
+async fn put_delta(place: Arc<Place>, base: Base, delta: Vec<u8>) -> Result<Arrived, String> {
+    let written = tokio::task::spawn_blocking(move || place.put_delta(base, delta)).await;
+    written.unwrap_or_else(|e| Err(e.to_string()))
+}
+
 /// Hands answers to who waits for them; when the connection ends, they hear that by the end of their channel.
 async fn read(link: WorkerLink<HolderToFetcher, FetcherToHolder>, pending: Pending) {
     let take = |name: &ChunkName| waiting(&pending).as_mut().and_then(|waiting| waiting.remove(name));
     while let Ok((message, ack)) = link.recv().await {
         let (name, answer) = match message {
-            HolderToFetcher::Chunk(chunk) => (chunk.name, Ok(chunk.bytes)),
+            HolderToFetcher::Chunk(chunk) => (chunk.name, Ok(Given::Whole(chunk.bytes))),
+            HolderToFetcher::Delta(delta) => (delta.name, Ok(Given::Delta(delta.bytes))),
             HolderToFetcher::Gone(gone) => (gone.name, Err(gone.why)),
         };
         if let Some(ack) = ack {
@@ -184,7 +209,7 @@ mod tests {
         while let Ok(connection) = listener.accept().await {
             let link = accept_worker(connection, &node_terms(RUN), |_| Ok(())).await.unwrap();
             let link = link.into_link::<FetcherToHolder, HolderToFetcher>();
-            let (FetcherToHolder::Give(name), _) = link.recv().await.unwrap();
+            let (FetcherToHolder::Give(name), _) = link.recv().await.unwrap() else { panic!() };
             link.sender().send_bulk(&HolderToFetcher::Chunk(Chunk { name, bytes: vec![7; 100] })).await.unwrap();
         }
     }
@@ -211,7 +236,8 @@ mod tests {
         for chunk in 0..3 {
             let begun = Instant::now();
             let name = ChunkName { version: PolicyVersion(1), chunk };
-            assert_eq!(taker.take(node(0), at, name).await.unwrap(), [7; 100]);
+            let given = taker.take(node(0), at, name, FetcherToHolder::Give(name)).await.unwrap();
+            assert!(matches!(given, Given::Whole(bytes) if bytes == [7; 100]));
             assert!(begun.elapsed() < PATIENCE / 2, "the end of the connection before was noticed: {:?}", begun.elapsed());
             let source = taker.sources().get(&(node(0), at)).cloned().unwrap();
             while !source.get().unwrap().has_ended() {
