@@ -80,5 +80,7 @@ mod bugs {
         PartsKept,
         /// Words are kept of whoever says them, whatever attempt is the newest.
         PartsUnfenced,
+        /// A chunk is on its way before its hash is known.
+        UnhashedGiven,
     }
 }

@@ -20,6 +20,9 @@ pub const REVOCATIONS: u16 = 6;
 /// From this version on a host takes a chunk of weights as what changed since a version that it has.
 pub const WEIGHT_DELTAS: u16 = 6;
 
+/// From this version on the hashes of a version's chunks come in parts, while the version is being hashed.
+pub const HASHES_IN_PARTS: u16 = 6;
+
 /// The version two builds share: the newest both know, or `None`.
 #[must_use]
 pub fn negotiate(peer_min: u16, peer_max: u16) -> Option<u16> {

@@ -16,8 +16,8 @@ use cohort_protocol::messages::learner::{
     LoadFrom, Loaded, PublishRequest, Published, StepRequest, Stepped,
 };
 use cohort_protocol::messages::node::{
-    Certificate, CertificateRequest, ChildState, ChunkFailed, ChunkName, FetchChunk, HeadToNode, Manifest, NoWeights, NodeReady,
-    NodeToHead, Replace, RunFacts, WantWeights,
+    Certificate, CertificateRequest, ChildState, ChunkFailed, ChunkHashes, ChunkName, FetchChunk, HeadToNode, Manifest,
+    NoWeights, NodeReady, NodeToHead, Replace, RunFacts, WantWeights,
 };
 use cohort_protocol::messages::ranks::{
     BetweenRanks, Holding, RankFabric, RankFailed, RankMemory, RankPart, RankState, RankStep,
@@ -328,6 +328,7 @@ fn head_to_node() -> Vec<(&'static str, HeadToNode)> {
         ("NoWeights", HeadToNode::NoWeights(NoWeights { version, why: "overwritten".into() })),
         ("Leave", HeadToNode::Leave("the run is over".into())),
         ("Revoked", HeadToNode::Revoked(vec![1, 7])),
+        ("Hashes", HeadToNode::Hashes(ChunkHashes { version, first: 1, hashes: vec![8; 32] })),
     ]
 }
 

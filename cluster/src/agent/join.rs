@@ -336,6 +336,11 @@ impl<'a> Joined<'a> {
                     site.store.begin(manifest);
                 }
             }
+            HeadToNode::Hashes(part) => {
+                if let Some(site) = &mut self.site {
+                    site.store.learn(&part);
+                }
+            }
             HeadToNode::Fetch(fetch) => self.fetch(fetch).await,
             HeadToNode::NoWeights(no) => {
                 if let Some(site) = &mut self.site {

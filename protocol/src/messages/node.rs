@@ -137,7 +137,19 @@ pub struct Manifest {
     pub value_bytes: u64,
     /// Bytes of a chunk; the last one may be shorter.
     pub chunk_bytes: u32,
-    /// BLAKE3 of each chunk, 32 bytes each, in order.
+    /// BLAKE3 of each chunk, 32 bytes each, in order. From version [`HASHES_IN_PARTS`](crate::version::HASHES_IN_PARTS) on those of
+    /// the first chunks, perhaps none; `Hashes` messages follow.
+    pub hashes: Vec<u8>,
+}
+
+/// The hashes of further chunks. Those of the last ones say that the weights were still whole when they had been hashed.
+#[derive(Debug, Clone, PartialEq, Eq, Encode, Decode)]
+pub struct ChunkHashes {
+    /// Of which version.
+    pub version: PolicyVersion,
+    /// The first chunk of these.
+    pub first: u32,
+    /// BLAKE3 of each, 32 bytes each, in order.
     pub hashes: Vec<u8>,
 }
 
@@ -182,5 +194,8 @@ wire_messages! {
         8 => Leave(String),
         /// Hosts that were let go, all of them: what was certified for them opens no door any more.
         9 => Revoked(Vec<u16>),
+        /// After `Manifest`, before the `Fetch` of these chunks; from version
+        /// [`HASHES_IN_PARTS`](crate::version::HASHES_IN_PARTS) on.
+        10 => Hashes(ChunkHashes),
     } removed []
 }

@@ -10,10 +10,11 @@ use cohort_cluster::agent::nodes::event::{Command, ConnId, Event};
 use cohort_cluster::agent::nodes::state::HostsState;
 use cohort_cluster::agent::weights::{delta, manifest};
 use cohort_protocol::messages::node::{
-    CertificateRequest, ChunkFailed, ChunkName, FetchChunk, HeadToNode, Manifest, NodeReady, NodeToHead, RunFacts, WantWeights,
+    CertificateRequest, ChunkFailed, ChunkHashes, ChunkName, FetchChunk, HeadToNode, Manifest, NodeReady, NodeToHead, RunFacts,
+    WantWeights,
 };
 use cohort_protocol::messages::rollout::WeightsReady;
-use cohort_protocol::version::PROTOCOL;
+use cohort_protocol::version::{HASHES_IN_PARTS, PROTOCOL};
 use cohort_protocol::{PolicyVersion, Role, WorkerId};
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
@@ -26,6 +27,8 @@ const ARRIVAL: Duration = Duration::from_secs(10);
 /// Bytes of a version's weights, and of a chunk.
 const BYTES: u64 = 380;
 const CHUNK: u32 = 64;
+/// Chunks whose hashes are told together.
+const PART: u32 = 2;
 /// Copies that a host keeps.
 const COPIES: usize = 2;
 
@@ -38,8 +41,10 @@ pub(crate) enum HostNote {
     Join(u16),
     /// A second has passed on the head node.
     Tick,
-    /// A slot of the head node's ring has been hashed.
-    Hashed(PolicyVersion, u32),
+    /// What a slot of the head node's ring holds is to be hashed.
+    Hash(PolicyVersion, u32),
+    /// So many chunks of it have been hashed: version, slot, its digest.
+    Hashed(PolicyVersion, u32, u64, u32),
     /// A certificate has been made.
     Certified(u16, WorkerId),
     /// A chunk's time is over: it is there, or it is not.
@@ -153,12 +158,14 @@ impl World {
                 self.head(Event::Tick);
                 self.agenda.put(self.now + Duration::from_secs(1), Happening::Host(HostNote::Tick));
             }
-            HostNote::Hashed(version, slot) => {
-                let found = self.ring.holds(slot).filter(|(held, _)| *held == version);
-                let result =
-                    found.map(|(_, digest)| manifest_of(version, digest)).ok_or_else(|| format!("slot {slot} holds another"));
-                self.head(Event::Hashed { version, result });
-            }
+            HostNote::Hash(version, slot) => match self.ring.holds(slot) {
+                Some((held, digest)) if held == version => {
+                    self.head(Event::Announced(Manifest { hashes: Vec::new(), ..manifest_of(version, digest) }));
+                    self.host_later(5, 40, HostNote::Hashed(version, slot, digest, PART));
+                }
+                _ => self.head(Event::Hashed { version, result: Err(format!("slot {slot} holds another")) }),
+            },
+            HostNote::Hashed(version, slot, digest, hashed) => self.hashed(version, slot, digest, hashed),
             HostNote::Certified(host, worker) => self.head(Event::Certified { host, worker, der: Vec::new() }),
             HostNote::Chunk(host, agent, fetch) => self.chunk_comes(host, agent, fetch),
             HostNote::Unreachable(host, agent, fetch) => self.chunk_failed(host, agent, &fetch, "out of reach"),
@@ -175,6 +182,21 @@ impl World {
                 }
             }
         }
+    }
+
+    /// The slot is looked at before a part is told, as the real code does before the last one.
+    fn hashed(&mut self, version: PolicyVersion, slot: u32, digest: u64, hashed: u32) {
+        if self.ring.holds(slot) != Some((version, digest)) {
+            return self.head(Event::Hashed { version, result: Err(format!("slot {slot} was written anew")) });
+        }
+        let manifest = manifest_of(version, digest);
+        let part = |chunk: u32| manifest.hashes.chunks(32).skip(chunk as usize);
+        let hashes: Vec<u8> = part(hashed - PART).take(PART as usize).flatten().copied().collect();
+        self.head(Event::HashedInPart(ChunkHashes { version, first: hashed - PART, hashes }));
+        if part(hashed).next().is_some() {
+            return self.host_later(5, 40, HostNote::Hashed(version, slot, digest, hashed + PART));
+        }
+        self.head(Event::Hashed { version, result: Ok(manifest) });
     }
 
     /// A host is gone with everything on it.
@@ -204,7 +226,10 @@ impl World {
             offers.push((Role::Reward, 1));
         }
         self.see(Seen::HostIsNew { host });
-        self.head(Event::Opened { conn: ConnId(wire), host, ip: Some(IpAddr::from([10, 0, 0, host as u8])), protocol: PROTOCOL });
+        // Every third host is of the build before.
+        let protocol = if host % 3 == 2 { HASHES_IN_PARTS - 1 } else { PROTOCOL };
+        let ip = Some(IpAddr::from([10, 0, 0, host as u8]));
+        self.head(Event::Opened { conn: ConnId(wire), host, ip, protocol });
         self.host_says(host, NodeToHead::Ready(NodeReady { offers, weights_port: 9000 + host, held }));
         wishes.into_iter().for_each(|wish| self.host_says(host, NodeToHead::WantWeights(wish)));
     }
@@ -254,7 +279,7 @@ impl World {
                 self.hosts.here = workers.iter().copied().collect();
                 workers.into_iter().for_each(|worker| self.spawn(worker, HEAD));
             }
-            Command::Hash { version, slot } => self.host_later(10, 80, HostNote::Hashed(version, slot)),
+            Command::Hash { version, slot } => self.host_later(5, 40, HostNote::Hash(version, slot)),
             Command::Certify { host, worker, .. } => self.host_later(5, 30, HostNote::Certified(host, worker)),
             Command::Kill { worker, pid, why } => self.replace(HEAD, worker, pid, &why),
             Command::Notice(text) => {
@@ -298,6 +323,11 @@ impl World {
             }
             HeadToNode::Replace(replace) => self.replace(host, replace.worker, replace.pid, &replace.why),
             HeadToNode::Manifest(manifest) => agent.begin(manifest),
+            HeadToNode::Hashes(part) => {
+                let copy = agent.copies.get_mut(&part.version);
+                // Those of a version that has made room are of no use.
+                let _ = copy.map(|copy| manifest::learn(&mut copy.manifest, part.first, &part.hashes));
+            }
             HeadToNode::Fetch(fetch) => self.host_later(10, 250, HostNote::Chunk(host, pid, fetch)),
             HeadToNode::NoWeights(no) => {
                 let waiting = agent.waiting.remove(&no.version).map(|(_, who)| who).unwrap_or_default();
@@ -411,7 +441,14 @@ impl World {
 impl Agent {
     /// What a version consists of; the oldest copies make room.
     fn begin(&mut self, manifest: Manifest) {
-        self.copies.entry(manifest.version).or_insert(Copy { manifest, chunks: BTreeMap::new() });
+        let copy = self.copies.entry(manifest.version);
+        let copy = copy.or_insert_with(|| Copy { manifest: manifest.clone(), chunks: BTreeMap::new() });
+        if !manifest::agree(&copy.manifest, &manifest) {
+            copy.chunks.clear();
+            copy.manifest = manifest;
+        } else if copy.manifest.hashes.len() < manifest.hashes.len() {
+            copy.manifest = manifest;
+        }
         while self.copies.len() > COPIES {
             self.copies.pop_first();
         }

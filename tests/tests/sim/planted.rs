@@ -51,4 +51,5 @@ each! {
     the_head_node_gives_twice HeadGivesTwice
     words_of_complete_groups PartsKept
     words_of_any_attempt PartsUnfenced
+    chunks_before_their_hashes UnhashedGiven
 }

@@ -15,7 +15,7 @@ use cohort_cluster::agent::weights::{holder, taker::Taker};
 use cohort_engine::{SharedRing, WeightRing};
 use cohort_model::{Tensor, WeightSet};
 use cohort_protocol::messages::handshake::Hello;
-use cohort_protocol::messages::node::ChunkName;
+use cohort_protocol::messages::node::{ChunkHashes, ChunkName, Manifest};
 use cohort_protocol::version::{PROTOCOL, PROTOCOL_MIN};
 use cohort_protocol::{Epoch, PolicyVersion, Role, RunId, WorkerId};
 use serde_json::{Value, json};
@@ -23,6 +23,7 @@ use std::net::{Ipv4Addr, SocketAddr};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 use tokio::sync::{mpsc, oneshot};
+use tokio::task::JoinHandle;
 
 const RUN: RunId = RunId(1);
 const VERSION: PolicyVersion = PolicyVersion(1);
@@ -36,7 +37,7 @@ struct Host {
     store: Store,
     taker: Arc<Taker>,
     at: SocketAddr,
-    serving: tokio::task::JoinHandle<()>,
+    serving: JoinHandle<()>,
 }
 
 impl Drop for Host {
@@ -106,12 +107,10 @@ impl Route {
         let Self { head, others, spread, .. } = self;
         head.ring.publish(slot, version.0, weights)?;
         let begun = Instant::now();
-        let ring = head.ring.clone();
-        let hashed = tokio::task::spawn_blocking(move || manifest::of_slot(&ring, slot, version, CHUNK)).await?;
-        let manifest = hashed.map_err(|e| anyhow!(e))?;
+        let manifest = manifest::unhashed(&head.ring, slot, version, CHUNK).map_err(|e| anyhow!(e))?;
         head.shelf.put(slot, Arc::new(manifest.clone()));
         let (mut orders, mut answers) = (Vec::new(), Vec::new());
-        spread.publish(version, manifest::chunks(&manifest).map_err(|e| anyhow!(e))?);
+        spread.announce(version, manifest::chunks(&manifest).map_err(|e| anyhow!(e))?);
         for (index, other) in (1..).zip(others.iter_mut()) {
             let (reply, answer) = oneshot::channel();
             other.store.ask(version, slot, reply);
@@ -120,7 +119,8 @@ impl Route {
             spread.want(index, version, &mut orders);
         }
         let (landed, mut landing) = mpsc::channel(1024);
-        let mut under_way = 0;
+        let (mut told, hashing) = hash_beside(head, slot, manifest.clone());
+        let (mut under_way, mut is_hashed) = (0, false);
         loop {
             for order in orders.drain(..) {
                 let Order::Fetch { to, version, chunk, from } = order else { anyhow::bail!("{order:?}") };
@@ -139,16 +139,28 @@ impl Route {
                     let _ = landed.send((to, name, taken)).await;
                 });
             }
-            if under_way == 0 {
+            if under_way == 0 && is_hashed {
                 break;
             }
-            let (to, name, taken) = landing.recv().await.context("the channel ended")?;
+            let (to, name, taken) = tokio::select! {
+                part = told.recv(), if !is_hashed => {
+                    let Some(part) = part else {
+                        is_hashed = true;
+                        continue;
+                    };
+                    others.iter_mut().for_each(|other| other.store.learn(&part));
+                    spread.hashed(version, part.first + (part.hashes.len() / 32) as u32, &mut orders);
+                    continue;
+                }
+                landed = landing.recv() => landed.context("the channel ended")?,
+            };
             let arrived = taken.map_err(|e| anyhow!("chunk {}: {e}", name.chunk))?;
             under_way -= 1;
             others[usize::from(to) - 1].store.landed(name, arrived);
             spread.held(to, name.version, name.chunk, &mut orders);
         }
         let seconds = begun.elapsed().as_secs_f64();
+        hashing.await?.map_err(|e| anyhow!(e))?;
         for (other, mut answer) in others.iter_mut().zip(answers) {
             let slot = answer.try_recv()?.map_err(|e| anyhow!(e))?;
             anyhow::ensure!(other.ring.fetch(slot, version.0)?.digest() == manifest.digest, "a host has other weights");
@@ -156,6 +168,20 @@ impl Route {
         }
         Ok((seconds, head.shelf.given(version).context("the head node has lost the version")?))
     }
+}
+
+/// Hashes a slot of the head node's ring, as its agent does: parts as they come, then whether all is well.
+fn hash_beside(head: &Host, slot: u32, manifest: Manifest) -> (mpsc::Receiver<ChunkHashes>, JoinHandle<Result<(), String>>) {
+    let (tell, told) = mpsc::channel(1024);
+    let (ring, shelf, version) = (head.ring.clone(), head.shelf.clone(), manifest.version);
+    let hashing = tokio::task::spawn_blocking(move || {
+        manifest::hash_in_parts(&ring, slot, &manifest, &|first, hashes: Vec<u8>| {
+            shelf.learn(version, first, &hashes);
+            // The measurement has ended with an error.
+            let _ = tell.blocking_send(ChunkHashes { version, first, hashes });
+        })
+    });
+    (told, hashing)
 }
 
 /// Seconds until every host has the version, hashing included, and the bytes that left the head node for it.

@@ -8,8 +8,8 @@ use crate::progress::{Progress, ProgressSink};
 use cohort_actors::certs::{CertError, RunAuthority};
 use cohort_actors::{AcceptTerms, Connection, Listener, PeerLink, accept_node};
 use cohort_engine::SharedRing;
-use cohort_protocol::messages::node::{ChildState, HeadToNode, NodeToHead, RunFacts};
-use cohort_protocol::{Epoch, Role, RunId, WorkerId};
+use cohort_protocol::messages::node::{ChildState, ChunkHashes, HeadToNode, Manifest, NodeToHead, RunFacts};
+use cohort_protocol::{Epoch, PolicyVersion, Role, RunId, WorkerId};
 use std::collections::HashMap;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -326,19 +326,34 @@ impl Task {
         });
     }
 
-    fn hash(&self, version: cohort_protocol::PolicyVersion, slot: u32) {
+    fn hash(&self, version: PolicyVersion, slot: u32) {
         let Some(own) = self.own.upgrade() else { return };
         let (ring, shelf) = (self.args.ring.clone(), self.args.shelf.clone());
-        tokio::spawn(async move {
-            let hashed = tokio::task::spawn_blocking(move || manifest::of_slot(&ring, slot, version, CHUNK)).await;
-            let result = hashed.unwrap_or_else(|e| Err(e.to_string()));
-            if let Ok(manifest) = &result {
-                shelf.put(slot, Arc::new(manifest.clone()));
-            }
-            // As above.
-            let _ = own.send(Input::Event(Event::Hashed { version, result })).await;
+        tokio::task::spawn_blocking(move || {
+            // A task that has ended needs no events.
+            let tell = |event| drop(own.blocking_send(Input::Event(event)));
+            let result = hash(&ring, &shelf, slot, version, &tell);
+            tell(Event::Hashed { version, result });
         });
     }
+}
+
+/// Hashes a slot and tells of each part when other hosts can ask for its chunks.
+fn hash(
+    ring: &SharedRing,
+    shelf: &Shelf,
+    slot: u32,
+    version: PolicyVersion,
+    tell: &(impl Fn(Event) + Sync),
+) -> Result<Manifest, String> {
+    let manifest = manifest::unhashed(ring, slot, version, CHUNK)?;
+    shelf.put(slot, Arc::new(manifest.clone()));
+    tell(Event::Announced(manifest.clone()));
+    manifest::hash_in_parts(ring, slot, &manifest, &|first, hashes| {
+        shelf.learn(version, first, &hashes);
+        tell(Event::HashedInPart(ChunkHashes { version, first, hashes }));
+    })?;
+    shelf.manifest(version).ok_or_else(|| format!("slot {slot} was written anew"))
 }
 
 /// Lets hosts in, each in a task of its own, until it is aborted.

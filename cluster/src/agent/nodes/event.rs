@@ -1,6 +1,6 @@
 //! What the head node's agent hears of other hosts, and what it orders. Events are past tense, commands imperative.
 use crate::agent::weights::spread::Host;
-use cohort_protocol::messages::node::{HeadToNode, Manifest, NodeToHead};
+use cohort_protocol::messages::node::{ChunkHashes, HeadToNode, Manifest, NodeToHead};
 use cohort_protocol::{PolicyVersion, WorkerId};
 use std::collections::BTreeSet;
 use std::net::IpAddr;
@@ -37,7 +37,11 @@ pub enum Event {
         /// Why.
         why: String,
     },
-    /// A manifest was made, or could not be.
+    /// What a version consists of is known, but for the hashes of its chunks.
+    Announced(Manifest),
+    /// Further chunks of a version that was announced have been hashed.
+    HashedInPart(ChunkHashes),
+    /// All of a version was hashed, or could not be.
     Hashed {
         /// Of which version.
         version: PolicyVersion,
@@ -87,7 +91,7 @@ pub enum Command {
     },
     /// The workers of this host, all of them.
     Here(Vec<WorkerId>),
-    /// Make a manifest of a slot of this host's ring.
+    /// Hash a slot of this host's ring, and say what comes of it as it comes.
     Hash {
         /// Version it must hold.
         version: PolicyVersion,

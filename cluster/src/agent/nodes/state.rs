@@ -9,10 +9,9 @@
 //! - **H4** a host that was let go is given nothing any more, and every other one is told that its certificates are worth nothing.
 use super::event::{Command, ConnId, Event};
 use super::placement::{HEAD, Placement};
+use super::weights::Known;
 use crate::agent::weights::spread::{Host, Spread};
-use cohort_protocol::messages::node::{
-    Certificate, ChildState, ChunkName, HeadToNode, Manifest, NodeReady, NodeToHead, Replace, RunFacts,
-};
+use cohort_protocol::messages::node::{Certificate, ChildState, ChunkName, HeadToNode, NodeReady, NodeToHead, Replace, RunFacts};
 use cohort_protocol::version::REVOCATIONS;
 use cohort_protocol::{PolicyVersion, Role, WorkerId};
 use std::collections::{BTreeMap, BTreeSet};
@@ -27,10 +26,10 @@ pub const GRACE: Duration = Duration::from_secs(10);
 pub(super) struct Member {
     conn: Option<ConnId>,
     pub(super) ip: Option<IpAddr>,
+    pub(super) protocol: u16,
     pub(super) weights_port: u16,
     lost: Option<Instant>,
     told: Option<Vec<WorkerId>>,
-    protocol: u16,
     children: Vec<ChildState>,
 }
 
@@ -44,8 +43,8 @@ pub struct HostsState {
     /// Hosts that were let go.
     revoked: BTreeSet<Host>,
     pub(super) spread: Spread,
-    pub(super) manifests: BTreeMap<PolicyVersion, Manifest>,
-    /// Who waits for a manifest that is being made.
+    pub(super) manifests: BTreeMap<PolicyVersion, Known>,
+    /// Who waits for a version to be announced, or hashed to its end.
     pub(super) waiting: BTreeMap<PolicyVersion, BTreeSet<Host>>,
 }
 
@@ -144,6 +143,8 @@ impl HostsState {
                 }
                 out.push(Command::Notice(format!("node-{host} is out of reach: {why}")));
             }
+            Event::Announced(manifest) => self.announced(manifest, out),
+            Event::HashedInPart(part) => self.hashed_in_part(part, out),
             Event::Hashed { version, result } => self.hashed(version, result, out),
             Event::Certified { host, worker, der } => {
                 self.tell(host, HeadToNode::Certificate(Certificate { worker, der }), out);
@@ -183,6 +184,7 @@ impl HostsState {
             out.push(Command::Close { conn: older, why: "a newer connection of this host".into() });
         }
         // What it was taking over the old connection it asks for again.
+        self.forget_told(host);
         self.chunks(|spread, orders| spread.gone(host, orders), out);
     }
 
@@ -263,6 +265,7 @@ impl HostsState {
             out.push(Command::Close { conn, why: "it leaves".into() });
         }
         self.placement.leave(host);
+        self.forget_told(host);
         out.push(Command::Notice(format!("node-{host} has left: {why}")));
         self.chunks(|spread, orders| spread.gone(host, orders), out);
         self.assign(out);
@@ -290,7 +293,8 @@ impl HostsState {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use cohort_protocol::messages::node::{CertificateRequest, WantWeights};
+    use cohort_protocol::messages::node::{CertificateRequest, ChunkHashes, Manifest, WantWeights};
+    use cohort_protocol::version::{HASHES_IN_PARTS, PROTOCOL};
 
     fn rollout(index: u16) -> WorkerId {
         WorkerId { role: Role::Rollout, index }
@@ -300,8 +304,6 @@ mod tests {
         state: HostsState,
         begun: Instant,
         next: u64,
-        /// What hosts that join speak.
-        protocol: u16,
     }
 
     impl World {
@@ -309,7 +311,7 @@ mod tests {
             let (mut state, mut out) = (HostsState::default(), Vec::new());
             let facts = RunFacts { config: String::new(), coordinator_port: 1, weights_port: 2, slots: 3 };
             state.begin([(Role::Rollout, 1), (Role::Reward, 1)], 0, facts, &mut out);
-            (Self { state, begun: Instant::now(), next: 0, protocol: REVOCATIONS }, out)
+            (Self { state, begun: Instant::now(), next: 0 }, out)
         }
 
         fn at(&mut self, seconds: u64, event: Event) -> Vec<Command> {
@@ -323,10 +325,14 @@ mod tests {
         }
 
         fn join(&mut self, host: Host, rollouts: u16) -> (ConnId, Vec<Command>) {
+            self.join_speaking(host, rollouts, PROTOCOL)
+        }
+
+        fn join_speaking(&mut self, host: Host, rollouts: u16, protocol: u16) -> (ConnId, Vec<Command>) {
             self.next += 1;
             let conn = ConnId(self.next);
             let ip = Some(IpAddr::from([10, 0, 0, host as u8]));
-            let mut out = self.at(0, Event::Opened { conn, host, ip, protocol: self.protocol });
+            let mut out = self.at(0, Event::Opened { conn, host, ip, protocol });
             let offers = vec![(Role::Rollout, rollouts)];
             out.extend(self.say(conn, NodeToHead::Ready(NodeReady { offers, weights_port: 9000, held: None })));
             (conn, out)
@@ -395,8 +401,7 @@ mod tests {
     fn a_host_that_was_let_go_gets_nothing_and_the_others_hear_of_it() {
         let (mut world, _) = World::new();
         let ((a, _), (b, _)) = (world.join(1, 1), world.join(2, 1));
-        world.protocol = REVOCATIONS - 1;
-        let (old, _) = world.join(3, 1);
+        let (old, _) = world.join_speaking(3, 1, REVOCATIONS - 1);
         let mut out = Vec::new();
         world.state.dismiss(1, &mut out).unwrap();
         assert!(out.iter().any(|c| matches!(c, Command::Tell { conn, message: HeadToNode::Leave(_) } if *conn == a)), "{out:?}");
@@ -416,7 +421,6 @@ mod tests {
         let wish = NodeToHead::WantWeights(WantWeights { version: PolicyVersion(4), slot: 1 });
         assert_eq!(world.say(a, wish), []);
         assert_eq!(world.state.count(Role::Rollout), 3, "the head node, the second and the third host");
-        world.protocol = REVOCATIONS;
         let (late, out) = world.join(4, 1);
         assert_eq!(told(&out), [(late, vec![1])], "who comes later hears of it first of all");
         assert!(out.iter().all(|c| !matches!(c, Command::Tell { conn, .. } if *conn == old)));
@@ -443,14 +447,7 @@ mod tests {
         let want = NodeToHead::WantWeights(WantWeights { version: PolicyVersion(4), slot: 1 });
         assert_eq!(world.say(a, want.clone()), [Command::Hash { version: PolicyVersion(4), slot: 1 }]);
         assert!(world.say(b, want).is_empty(), "one hash is enough");
-        let manifest = Manifest {
-            version: PolicyVersion(4),
-            digest: 1,
-            directory_bytes: 1,
-            value_bytes: 1,
-            chunk_bytes: 1,
-            hashes: vec![0; 64],
-        };
+        let manifest = of_two_chunks(4);
         let mut out = world.at(0, Event::Hashed { version: PolicyVersion(4), result: Ok(manifest) });
         let mut from_head = 0;
         let mut held: BTreeMap<ConnId, BTreeSet<u32>> = BTreeMap::new();
@@ -465,6 +462,75 @@ mod tests {
         assert_eq!(from_head, 2);
     }
 
+    fn of_two_chunks(version: u64) -> Manifest {
+        let hashes = [[1; 32], [2; 32]].concat();
+        Manifest { version: PolicyVersion(version), digest: 1, directory_bytes: 1, value_bytes: 1, chunk_bytes: 1, hashes }
+    }
+
+    /// What a connection is told of a version: manifests and hashes by how many hashes they bring, and chunks.
+    fn weights_told(out: &[Command], to: ConnId) -> Vec<String> {
+        let told = out.iter().filter_map(|command| match command {
+            Command::Tell { conn, message } if *conn == to => match message {
+                HeadToNode::Manifest(m) => Some(format!("manifest {}", m.hashes.len() / 32)),
+                HeadToNode::Hashes(h) => Some(format!("hashes {}+{}", h.first, h.hashes.len() / 32)),
+                HeadToNode::Fetch(f) => Some(format!("fetch {}", f.name.chunk)),
+                HeadToNode::NoWeights(no) => Some(no.why.clone()),
+                _ => None,
+            },
+            _ => None,
+        });
+        told.collect()
+    }
+
+    #[test]
+    fn chunks_are_given_as_they_are_hashed_and_older_builds_wait_for_all() {
+        let (mut world, _) = World::new();
+        let (new, _) = world.join(1, 1);
+        let (old, _) = world.join_speaking(2, 1, HASHES_IN_PARTS - 1);
+        let want = || NodeToHead::WantWeights(WantWeights { version: PolicyVersion(4), slot: 1 });
+        world.say(new, want());
+        world.say(old, want());
+        let whole = of_two_chunks(4);
+        let out = world.at(0, Event::Announced(Manifest { hashes: Vec::new(), ..whole.clone() }));
+        assert_eq!((weights_told(&out, new), weights_told(&out, old)), (vec!["manifest 0".to_owned()], vec![]));
+        let part = |first: u32| {
+            let hashes = whole.hashes[first as usize * 32..][..32].to_vec();
+            Event::HashedInPart(ChunkHashes { version: PolicyVersion(4), first, hashes })
+        };
+        let out = world.at(0, part(0));
+        assert_eq!(weights_told(&out, new), ["hashes 0+1", "fetch 0"]);
+        // One that comes in between, and one whose connection is a new one, have what is known and are told the rest.
+        let (late, _) = world.join(3, 1);
+        assert_eq!(weights_told(&world.say(late, want()), late), ["manifest 1"]);
+        let (again, _) = world.join(1, 1);
+        let out = world.say(again, want());
+        assert_eq!(weights_told(&out, again)[..1], ["manifest 1"]);
+        let out = world.at(0, part(1));
+        assert_eq!((weights_told(&out, old), weights_told(&out, new)), (vec![], vec![]));
+        let told = [weights_told(&out, again), weights_told(&out, late)];
+        assert!(told.iter().all(|told| told[0] == "hashes 1+1"), "{told:?}");
+        let out = world.at(0, Event::Hashed { version: PolicyVersion(4), result: Ok(whole) });
+        assert_eq!(weights_told(&out, old)[..1], ["manifest 2"]);
+        assert!(weights_told(&out, again).iter().chain(&weights_told(&out, late)).all(|told| !told.contains("hashes")));
+    }
+
+    #[test]
+    fn weights_that_change_while_they_are_hashed_are_said_to_be_gone_to_all() {
+        let (mut world, _) = World::new();
+        let (new, _) = world.join(1, 1);
+        let (old, _) = world.join_speaking(2, 1, HASHES_IN_PARTS - 1);
+        for conn in [new, old] {
+            world.say(conn, NodeToHead::WantWeights(WantWeights { version: PolicyVersion(4), slot: 1 }));
+        }
+        world.at(0, Event::Announced(Manifest { hashes: Vec::new(), ..of_two_chunks(4) }));
+        let out = world.at(0, Event::Hashed { version: PolicyVersion(4), result: Err("slot 1 was written anew".into()) });
+        for conn in [new, old] {
+            assert_eq!(weights_told(&out, conn), ["slot 1 was written anew"]);
+        }
+        let want = NodeToHead::WantWeights(WantWeights { version: PolicyVersion(4), slot: 2 });
+        assert_eq!(world.say(new, want), [Command::Hash { version: PolicyVersion(4), slot: 2 }]);
+    }
+
     #[test]
     fn weights_that_are_gone_are_said_to_be() {
         let (mut world, _) = World::new();
@@ -473,19 +539,11 @@ mod tests {
         let out = world.at(0, Event::Hashed { version: PolicyVersion(4), result: Err("slot 1 holds version 6".into()) });
         assert!(matches!(&out[..], [Command::Tell { message: HeadToNode::NoWeights(no), .. }] if no.why.contains("version 6")));
         // Hashed when two newer ones are known already.
-        let manifest = |version| Manifest {
-            version: PolicyVersion(version),
-            digest: 1,
-            directory_bytes: 1,
-            value_bytes: 1,
-            chunk_bytes: 1,
-            hashes: vec![0; 32],
-        };
         for version in [7, 8] {
-            world.at(0, Event::Hashed { version: PolicyVersion(version), result: Ok(manifest(version)) });
+            world.at(0, Event::Hashed { version: PolicyVersion(version), result: Ok(of_two_chunks(version)) });
         }
         world.say(conn, NodeToHead::WantWeights(WantWeights { version: PolicyVersion(5), slot: 1 }));
-        let out = world.at(0, Event::Hashed { version: PolicyVersion(5), result: Ok(manifest(5)) });
+        let out = world.at(0, Event::Hashed { version: PolicyVersion(5), result: Ok(of_two_chunks(5)) });
         assert!(
             matches!(&out[..], [Command::Tell { message: HeadToNode::NoWeights(no), .. }] if no.version == PolicyVersion(5)),
             "{out:?}"

@@ -2,6 +2,7 @@
 use cohort_engine::{SharedRing, SlotImage};
 use cohort_protocol::PolicyVersion;
 use cohort_protocol::messages::node::Manifest;
+use std::collections::BTreeMap;
 use std::sync::Mutex;
 use std::sync::atomic::{AtomicU32, Ordering};
 
@@ -10,52 +11,106 @@ use std::sync::atomic::{AtomicU32, Ordering};
 pub const CHUNK: u32 = 4 << 20;
 /// Bytes of a BLAKE3 hash.
 const HASH: usize = 32;
+/// Chunks whose hashes are told together: a part each hundredth of a second or so.
+const PART: u32 = 8;
 /// Chunks of a version: 4 TiB of weights.
 const MOST: u64 = 1 << 20;
+
+/// What lies in a slot under `version`, without hashes.
+///
+/// # Errors
+/// A sentence: the slot holds something else.
+pub fn unhashed(ring: &SharedRing, slot: u32, version: PolicyVersion, chunk_bytes: u32) -> Result<Manifest, String> {
+    let SlotImage { digest, directory_bytes, value_bytes } = ring.image(slot, version.0).map_err(|e| e.to_string())?;
+    let manifest = Manifest { version, digest, directory_bytes, value_bytes, chunk_bytes, hashes: Vec::new() };
+    chunks(&manifest)?;
+    Ok(manifest)
+}
+
+/// Hashes the chunks of a slot on all cores and tells the hashes in parts, each in order behind the one before: `tell(first
+/// chunk, hashes)`. The last part is told when the slot has been found to be what it was.
+///
+/// # Errors
+/// A sentence: the slot was written meanwhile, or cannot be read.
+pub fn hash_in_parts(
+    ring: &SharedRing,
+    slot: u32,
+    manifest: &Manifest,
+    tell: &(impl Fn(u32, Vec<u8>) + Sync),
+) -> Result<(), String> {
+    let chunks = chunks(manifest)?;
+    let (next, told, failure) = (AtomicU32::new(0), Mutex::new(Told::default()), Mutex::new(None));
+    let work = || {
+        let mut bytes = vec![0; manifest.chunk_bytes as usize];
+        loop {
+            let chunk = next.fetch_add(1, Ordering::Relaxed);
+            if chunk >= chunks {
+                return;
+            }
+            let (at, len) = range(manifest, chunk);
+            if let Err(error) = ring.read_image(slot, at, &mut bytes[..len]) {
+                *lock(&failure) = Some(error.to_string());
+                return;
+            }
+            let hash = *blake3::hash(&bytes[..len]).as_bytes();
+            let mut told = lock(&told);
+            told.ready.insert(chunk, hash);
+            // The last part waits until all is known to be well.
+            if told.run() >= PART && told.next + told.run() < chunks {
+                let (first, hashes) = told.take();
+                tell(first, hashes);
+            }
+        }
+    };
+    let threads = std::thread::available_parallelism().map_or(1, usize::from).min(8);
+    std::thread::scope(|scope| (0..threads).for_each(|_| drop(scope.spawn(work))));
+    if let Some(why) = lock(&failure).take() {
+        return Err(why);
+    }
+    match ring.image(slot, manifest.version.0) {
+        Ok(again) if again == image(manifest) => {
+            let (first, hashes) = lock(&told).take();
+            tell(first, hashes);
+            Ok(())
+        }
+        Ok(_) => Err(format!("slot {slot} was written anew")),
+        Err(error) => Err(error.to_string()),
+    }
+}
+
+/// Hashes that are ready, of which those behind `next` in a row can be told.
+#[derive(Default)]
+struct Told {
+    next: u32,
+    ready: BTreeMap<u32, [u8; HASH]>,
+}
+
+impl Told {
+    /// How many can be told.
+    fn run(&self) -> u32 {
+        let in_row = self.ready.keys().zip(self.next..).take_while(|(ready, next)| *ready == next);
+        in_row.count() as u32
+    }
+
+    fn take(&mut self) -> (u32, Vec<u8>) {
+        let (first, run) = (self.next, self.run());
+        let later = self.ready.split_off(&(first + run));
+        let hashes = std::mem::replace(&mut self.ready, later).into_values().flatten().collect();
+        self.next += run;
+        (first, hashes)
+    }
+}
 
 /// Hashes what lies in a slot under `version`, on all cores.
 ///
 /// # Errors
 /// A sentence: the slot holds something else, or it changed meanwhile.
 pub fn of_slot(ring: &SharedRing, slot: u32, version: PolicyVersion, chunk_bytes: u32) -> Result<Manifest, String> {
-    let image = ring.image(slot, version.0).map_err(|e| e.to_string())?;
-    let mut manifest = Manifest {
-        version,
-        digest: image.digest,
-        directory_bytes: image.directory_bytes,
-        value_bytes: image.value_bytes,
-        chunk_bytes,
-        hashes: Vec::new(),
-    };
-    let chunks = chunks(&manifest)?;
-    let (next, hashes, failure) = (AtomicU32::new(0), Mutex::new(vec![0u8; chunks as usize * HASH]), Mutex::new(None));
-    let work = || {
-        let mut bytes = vec![0; chunk_bytes as usize];
-        loop {
-            let chunk = next.fetch_add(1, Ordering::Relaxed);
-            if chunk >= chunks {
-                return;
-            }
-            let (at, len) = range(&manifest, chunk);
-            if let Err(error) = ring.read_image(slot, at, &mut bytes[..len]) {
-                *lock(&failure) = Some(error.to_string());
-                return;
-            }
-            let hash = blake3::hash(&bytes[..len]);
-            lock(&hashes)[chunk as usize * HASH..][..HASH].copy_from_slice(hash.as_bytes());
-        }
-    };
-    let threads = std::thread::available_parallelism().map_or(1, usize::from).min(8);
-    std::thread::scope(|scope| (0..threads).for_each(|_| drop(scope.spawn(work))));
-    if let Some(why) = failure.into_inner().unwrap_or_else(std::sync::PoisonError::into_inner) {
-        return Err(why);
-    }
-    manifest.hashes = hashes.into_inner().unwrap_or_else(std::sync::PoisonError::into_inner);
-    match ring.image(slot, version.0) {
-        Ok(again) if again == image => Ok(manifest),
-        Ok(_) => Err(format!("slot {slot} was written anew")),
-        Err(error) => Err(error.to_string()),
-    }
+    let mut manifest = unhashed(ring, slot, version, chunk_bytes)?;
+    let all = Mutex::new(Vec::new());
+    hash_in_parts(ring, slot, &manifest, &|_, mut hashes| lock(&all).append(&mut hashes))?;
+    manifest.hashes = all.into_inner().unwrap_or_else(std::sync::PoisonError::into_inner);
+    Ok(manifest)
 }
 
 /// How many chunks there are.
@@ -71,19 +126,44 @@ pub fn chunks(manifest: &Manifest) -> Result<u32, String> {
     }
 }
 
-/// Checks a manifest that came from elsewhere.
+/// Checks a manifest that came from elsewhere, whose hashes may be those of the first chunks only.
 ///
 /// # Errors
 /// What does not hold.
 pub fn check(manifest: &Manifest) -> Result<u32, String> {
     let chunks = chunks(manifest)?;
-    if manifest.hashes.len() != chunks as usize * HASH {
+    if manifest.hashes.len() > chunks as usize * HASH || !manifest.hashes.len().is_multiple_of(HASH) {
         return Err(format!("{} bytes of hashes for {chunks} chunks", manifest.hashes.len()));
     }
     if manifest.chunk_bytes > CHUNK {
         return Err(format!("chunks of {} bytes, at most {CHUNK} are taken", manifest.chunk_bytes));
     }
     Ok(chunks)
+}
+
+/// How many chunks' hashes are known, from the first one on.
+pub fn hashed(manifest: &Manifest) -> u32 {
+    u32::try_from(manifest.hashes.len() / HASH).unwrap_or(u32::MAX)
+}
+
+/// Takes further hashes, as they came from elsewhere.
+///
+/// # Errors
+/// They do not follow those that are known, or are too many.
+pub fn learn(manifest: &mut Manifest, first: u32, hashes: &[u8]) -> Result<(), String> {
+    let (known, chunks) = (hashed(manifest), chunks(manifest)?);
+    let fits = hashes.len().is_multiple_of(HASH) && hashes.len() / HASH <= (chunks - known.min(chunks)) as usize;
+    if first != known || !fits {
+        return Err(format!("{} bytes of hashes from chunk {first} on, where {known} of {chunks} are known", hashes.len()));
+    }
+    manifest.hashes.extend_from_slice(hashes);
+    Ok(())
+}
+
+/// Whether two manifests are of the same weights, as far as the hashes of both go.
+pub fn agree(one: &Manifest, other: &Manifest) -> bool {
+    let both = one.hashes.len().min(other.hashes.len());
+    alike(one, other) && (one.version, one.digest) == (other.version, other.digest) && one.hashes[..both] == other.hashes[..both]
 }
 
 /// Place and length of a chunk. `chunk` is one of [`chunks`].
@@ -154,10 +234,46 @@ mod tests {
             assert_eq!(first % 4, manifest.directory_bytes % 4, "words lie where the values do");
         }
         assert_eq!(hash(&manifest, chunks), None);
-        let short = Manifest { hashes: manifest.hashes[32..].to_vec(), ..manifest.clone() };
+        let short = Manifest { hashes: manifest.hashes[1..].to_vec(), ..manifest.clone() };
+        let long = Manifest { hashes: [manifest.hashes.clone(), vec![0; 32]].concat(), ..manifest.clone() };
         let endless = Manifest { value_bytes: u64::MAX, ..manifest.clone() };
         let none = Manifest { chunk_bytes: 0, ..manifest.clone() };
         let huge = Manifest { value_bytes: 1 << 50, ..manifest };
-        assert!([short, endless, none, huge].iter().all(|m| check(m).is_err()));
+        assert!([short, long, endless, none, huge].iter().all(|m| check(m).is_err()));
+    }
+
+    #[test]
+    fn parts_follow_each_other_and_the_last_comes_when_all_is_well() {
+        let ring = SharedRing::create(1).unwrap();
+        let data: Vec<f32> = (0..10_000u16).map(f32::from).collect();
+        let weights = WeightSet([("w".to_owned(), Tensor { shape: vec![10_000], data })].into());
+        ring.publish(0, 3, &weights).unwrap();
+        let whole = of_slot(&ring, 0, PolicyVersion(3), 1000).unwrap();
+        let bare = unhashed(&ring, 0, PolicyVersion(3), 1000).unwrap();
+        let (put_together, parts) = (Mutex::new(bare.clone()), Mutex::new(Vec::new()));
+        let tell = |first, hashes: Vec<u8>| {
+            lock(&parts).push(hashes.len() / HASH);
+            learn(&mut lock(&put_together), first, &hashes).unwrap();
+        };
+        hash_in_parts(&ring, 0, &bare, &tell).unwrap();
+        let put_together = lock(&put_together).clone();
+        assert_eq!(put_together, whole);
+        assert!(agree(&bare, &whole) && check(&bare).is_ok() && hashed(&bare) == 0);
+        let parts = lock(&parts).clone();
+        assert!(parts.len() > 2 && parts.iter().all(|&part| part > 0), "{parts:?}");
+        // Written while it is hashed: the last chunk's hash is never told.
+        let told = Mutex::new(bare.clone());
+        let outcome = hash_in_parts(&ring, 0, &bare, &|first, hashes: Vec<u8>| {
+            learn(&mut lock(&told), first, &hashes).unwrap();
+            ring.publish(0, 4, &weights).unwrap();
+        });
+        assert!(outcome.unwrap_err().contains("version 4") && hashed(&lock(&told)) < chunks(&bare).unwrap());
+        // What came from elsewhere: a gap, a repetition, too many, half a hash.
+        let mut partly = bare;
+        learn(&mut partly, 0, &[1; 64]).unwrap();
+        for (first, len) in [(3, 32), (0, 32), (2, 32 * 1000), (2, 33)] {
+            assert!(learn(&mut partly, first, &vec![1; len]).is_err());
+        }
+        assert!(!agree(&partly, &whole));
     }
 }

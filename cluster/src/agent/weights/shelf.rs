@@ -33,6 +33,19 @@ impl Shelf {
         held.insert(manifest.version, Held { slot, manifest, given: Tally::default() });
     }
 
+    /// Further hashes of a version's chunks.
+    pub fn learn(&self, version: PolicyVersion, first: u32, hashes: &[u8]) {
+        if let Some(held) = self.held().get_mut(&version) {
+            // Those that do not follow are somebody else's mistake, and their chunks have no hash here.
+            let _ = manifest::learn(Arc::make_mut(&mut held.manifest), first, hashes);
+        }
+    }
+
+    /// What is known of a version that is here.
+    pub fn manifest(&self, version: PolicyVersion) -> Option<Manifest> {
+        self.held().get(&version).map(|held| held.manifest.as_ref().clone())
+    }
+
     /// A slot is about to hold something else.
     pub fn clear(&self, slot: u32) {
         clear(&mut self.held(), slot);

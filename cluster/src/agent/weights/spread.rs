@@ -9,7 +9,8 @@
 //! - **S3** at most `WINDOW` chunks are under way to a host, and at most `UPLOADS` from one.
 //! - **S4** what one piece of news costs does not grow with the number of hosts: it looks at the host it is about, at as many of
 //!   those that found no source as this one can give the chunk to, and at one of them for whatever else. Only where nothing at
-//!   all is under way are all of them looked at.
+//!   all is under way, and where further chunks can be taken, are all of them looked at.
+//! - **S5** a chunk is on its way only when its hash is known: chunks are given while later ones are still being hashed.
 use super::uploads::Uploads;
 use super::wish::Wish;
 use cohort_protocol::PolicyVersion;
@@ -74,6 +75,8 @@ pub struct Spread {
 #[derive(Debug)]
 struct Version {
     chunks: u32,
+    /// The first so many have been hashed.
+    hashed: u32,
     holders: Vec<BTreeSet<Host>>,
     wishes: BTreeMap<Host, Wish>,
     /// Hosts with room for a chunk that nobody could give when it was last looked at, in that order.
@@ -83,10 +86,35 @@ struct Version {
 }
 
 impl Spread {
-    /// Makes a version known; the oldest is forgotten, and whoever lacks a chunk of it that is not on its way is to be told.
+    /// Makes a version known all of whose chunks are hashed; the oldest is forgotten, and whoever lacks a chunk of it that is not on
+    /// its way is to be told.
     pub fn publish(&mut self, version: PolicyVersion, chunks: u32) -> Vec<Order> {
+        let mut told = self.announce(version, chunks);
+        self.hashed(version, chunks, &mut told);
+        told
+    }
+
+    /// The first so many chunks of a version have been hashed.
+    pub fn hashed(&mut self, version: PolicyVersion, hashed: u32, out: &mut Vec<Order>) {
+        let Some(v) = self.versions.get_mut(&version).filter(|v| v.hashed < hashed) else { return };
+        v.hashed = hashed.min(v.chunks);
+        self.serve_starved(version, usize::MAX, out);
+    }
+
+    /// A version cannot be had any more: whoever wants it is told.
+    pub fn withdraw(&mut self, version: PolicyVersion, why: &str, out: &mut Vec<Order>) {
+        let Some(old) = self.versions.remove(&version) else { return };
+        for (to, wish) in old.wishes {
+            wish.under_way.into_values().for_each(|source| self.uploads.ended(source));
+            out.push(Order::GiveUp { to, version, why: why.to_owned() });
+        }
+    }
+
+    /// As [`Self::publish`] of a version whose chunks are still to be hashed.
+    pub fn announce(&mut self, version: PolicyVersion, chunks: u32) -> Vec<Order> {
         let holders = vec![BTreeSet::new(); chunks as usize];
-        let fresh = Version { chunks, holders, wishes: BTreeMap::new(), starved: VecDeque::new(), leaving: BTreeSet::new() };
+        let (wishes, starved, leaving) = (BTreeMap::new(), VecDeque::new(), BTreeSet::new());
+        let fresh = Version { chunks, hashed: 0, holders, wishes, starved, leaving };
         self.versions.entry(version).or_insert(fresh);
         let mut told = Vec::new();
         while self.versions.len() > REMEMBERED {
@@ -281,7 +309,9 @@ impl Version {
         let busy = |source| uploads.of(source);
         // The golden ratio's multiples lie far from each other.
         let begin = (u64::from(host) * 2_654_435_769 % u64::from(self.chunks.max(1))) as u32;
-        let in_turn = wish.missing.range(begin..).chain(wish.missing.range(..begin));
+        // S5.
+        let known = |&&chunk: &&u32| chunk < self.hashed || planted!(UnhashedGiven);
+        let in_turn = wish.missing.range(begin..).chain(wish.missing.range(..begin)).filter(known);
         let mut at_head = None;
         for &chunk in in_turn.filter(|chunk| !wish.under_way.contains_key(chunk)) {
             let all = &self.holders[chunk as usize];
@@ -379,6 +409,52 @@ mod tests {
                 assert!(world.spread.uploads.none());
             }
         }
+    }
+
+    /// S5: hashing comes in between deliveries, at whatever pace.
+    #[test]
+    fn chunks_move_as_they_are_hashed_and_each_leaves_the_head_node_once() {
+        for seed in 0..50 {
+            let names: Vec<Host> = (1..=1 + seed as u16 % 8).collect();
+            let mut world = World::new(1, &[], seed, 0);
+            world.has = names.iter().map(|&h| (h, BTreeSet::new())).collect();
+            let (version, mut hashed) = (PolicyVersion(4), 0);
+            world.orders = world.spread.announce(version, 135);
+            for host in names {
+                world.spread.want(host, version, &mut world.orders);
+            }
+            assert!(world.orders.is_empty(), "nothing is hashed");
+            while hashed < 135 || !world.orders.is_empty() {
+                if hashed < 135 && (world.orders.is_empty() || world.draw.u32(..4) == 0) {
+                    hashed = (hashed + world.draw.u32(1..20)).min(135);
+                    world.spread.hashed(version, hashed, &mut world.orders);
+                }
+                let unknown = |order: &Order| matches!(order, Order::Fetch { chunk, .. } if *chunk >= hashed);
+                assert!(!world.orders.iter().any(unknown), "seed {seed}: {:?} of {hashed}", world.orders);
+                if !world.orders.is_empty() {
+                    world.step();
+                }
+            }
+            assert!(world.has.values().all(|has| has.len() == 135), "seed {seed}");
+            assert_eq!(world.from_head, 135, "seed {seed}");
+            assert!(world.spread.uploads.none());
+        }
+    }
+
+    #[test]
+    fn a_version_that_was_written_while_it_was_hashed_is_withdrawn() {
+        let (mut spread, mut orders) = (Spread::default(), Vec::new());
+        spread.announce(V, 20);
+        for host in [1, 2] {
+            spread.want(host, V, &mut orders);
+        }
+        spread.hashed(V, 5, &mut orders);
+        assert_eq!(orders.len(), 5);
+        orders.clear();
+        spread.withdraw(V, "slot 1 was written anew", &mut orders);
+        let told = |order: &Order| matches!(order, Order::GiveUp { version: V, why, .. } if why.contains("slot 1"));
+        assert!(orders.len() == 2 && orders.iter().all(told), "{orders:?}");
+        assert!(spread.uploads.none() && !spread.knows(V));
     }
 
     #[test]

@@ -10,7 +10,7 @@ use super::shelf::Shelf;
 use super::tally::Tally;
 use cohort_engine::SharedRing;
 use cohort_protocol::PolicyVersion;
-use cohort_protocol::messages::node::{ChunkName, Manifest, WantWeights};
+use cohort_protocol::messages::node::{ChunkHashes, ChunkName, Manifest, WantWeights};
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 use tokio::sync::oneshot;
@@ -96,10 +96,15 @@ impl Store {
         }
     }
 
-    /// What a version consists of. A version that is filling already goes on.
+    /// What a version consists of. A version that is filling already goes on, perhaps with more hashes.
     pub fn begin(&mut self, manifest: Manifest) {
         let version = manifest.version;
-        if self.slots.iter().any(|slot| slot.filling.as_ref().is_some_and(|f| *f.manifest == manifest)) {
+        let mut filling = self.slots.iter().filter_map(|slot| slot.filling.as_ref());
+        if let Some(same) = filling.find(|filling| manifest::agree(&filling.manifest, &manifest)) {
+            let first = manifest::hashed(&same.manifest);
+            if let Some(more) = manifest.hashes.get(same.manifest.hashes.len()..).filter(|more| !more.is_empty()) {
+                self.learn(&ChunkHashes { version, first, hashes: more.to_vec() });
+            }
             return;
         }
         let begun = manifest::check(&manifest).and_then(|chunks| {
@@ -118,6 +123,16 @@ impl Store {
                 }
             }
             Err(why) => self.refuse(version, &why),
+        }
+    }
+
+    /// Further hashes of a version that is filling.
+    pub fn learn(&mut self, part: &ChunkHashes) {
+        let mut filling = self.slots.iter_mut().filter_map(|slot| slot.filling.as_mut());
+        let Some(filling) = filling.find(|filling| filling.manifest.version == part.version) else { return };
+        match manifest::learn(Arc::make_mut(&mut filling.manifest), part.first, &part.hashes) {
+            Ok(()) => self.shelf.learn(part.version, part.first, &part.hashes),
+            Err(why) => self.refuse(part.version, &why),
         }
     }
 
@@ -300,6 +315,33 @@ mod tests {
         world.fill(2);
         assert_eq!(second.try_recv().unwrap(), Ok(0));
         assert_eq!(world.store.place(ChunkName { version: PolicyVersion(1), chunk: 0 }).map(|p| p.is_some()), None);
+    }
+
+    #[test]
+    fn hashes_come_in_parts_and_those_that_do_not_follow_end_the_wish() {
+        let mut world = World::new(2);
+        let (_, mut answer) = world.ask(1);
+        let whole = world.manifest(1);
+        let (version, chunks) = (PolicyVersion(1), manifest::chunks(&whole).unwrap());
+        let part = |first: u32, end: u32| {
+            let hashes = whole.hashes[first as usize * 32..end as usize * 32].to_vec();
+            ChunkHashes { version, first, hashes }
+        };
+        world.store.begin(Manifest { hashes: Vec::new(), ..whole.clone() });
+        world.store.learn(&part(0, 2));
+        // After a connection was lost: what is known by then.
+        world.store.begin(Manifest { hashes: part(0, 3).hashes, ..whole.clone() });
+        world.store.learn(&part(3, chunks));
+        let places: Vec<Place> =
+            (0..chunks).map(|chunk| world.store.place(ChunkName { version, chunk }).unwrap().unwrap()).collect();
+        assert!(places.iter().all(|place| *place.manifest == whole));
+        world.fill(1);
+        assert!(answer.try_recv().unwrap().is_ok());
+        let (_, mut answer) = world.ask(2);
+        let bare = Manifest { hashes: Vec::new(), ..world.manifest(2) };
+        world.store.begin(bare);
+        world.store.learn(&ChunkHashes { version: PolicyVersion(2), first: 1, hashes: vec![0; 32] });
+        assert!(answer.try_recv().unwrap().unwrap_err().contains("from chunk 1 on"));
     }
 
     #[test]

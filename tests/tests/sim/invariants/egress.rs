@@ -35,7 +35,13 @@ impl Invariant for Egress {
                 let Some(host) = host_of(wire) else { return Ok(()) };
                 match message {
                     HeadToNode::Fetch(fetch) => return self.fetch(host, fetch.name, fetch.from.index),
-                    HeadToNode::Manifest(manifest) => self.publish(manifest.version),
+                    HeadToNode::Manifest(manifest) => {
+                        if manifest.hashes.is_empty() {
+                            // Announced, perhaps anew: what was known of it before went with the slot that was written.
+                            self.holders.retain(|name, _| name.version != manifest.version);
+                        }
+                        self.publish(manifest.version);
+                    }
                     HeadToNode::NoWeights(no) => self.taking.retain(|(to, version, _), _| *to != host || *version != no.version),
                     _ => {}
                 }

@@ -8,6 +8,7 @@ mod durable;
 mod egress;
 mod epochs;
 mod fencing;
+mod hashes;
 pub(crate) mod intents;
 mod leases;
 mod memory;
@@ -63,6 +64,7 @@ pub(crate) fn all(setting: &Setting) -> anyhow::Result<Vec<Box<dyn Invariant>>> 
         Box::new(ring::Slots::default()),
         Box::new(chunks::Chunks),
         Box::new(egress::Egress::default()),
+        Box::new(hashes::Hashes::default()),
         Box::new(memory::Memory::new(setting)),
         Box::new(replacement::Replacement::default()),
     ])
