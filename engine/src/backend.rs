@@ -126,6 +126,9 @@ pub enum EngineError {
     Stopped(String),
 }
 
+/// Shown all gradients and the range that a backward pass is done with, see [`Backend::backward_in_order`].
+pub type Done<'a> = &'a mut dyn FnMut(&mut [f32], Range<usize>) -> ControlFlow<()>;
+
 /// A model on a device. Calls block; the engine's thread owns it.
 pub trait Backend: Send {
     /// The architecture.
@@ -207,11 +210,7 @@ pub trait Backend: Send {
     /// [`Backend::backward`] of the last pass before the gradients are read: when it is done with a range of
     /// [`Backend::gradient_order`], `done` is shown all of them and that range. It may change what the pass is done with, and
     /// break the pass off, after which the gradients are of no use.
-    fn backward_in_order(
-        &mut self,
-        upstream: Upstream<'_>,
-        done: &mut dyn FnMut(&mut [f32], Range<usize>) -> ControlFlow<()>,
-    ) -> Result<(), EngineError> {
+    fn backward_in_order(&mut self, upstream: Upstream<'_>, done: Done<'_>) -> Result<(), EngineError> {
         let _ = done;
         self.backward(upstream)
     }

@@ -28,7 +28,7 @@ pub mod stream;
 pub mod stub;
 mod watched;
 
-pub use backend::{AdamW, Backend, EngineError, Extend, Forward, KvId, PackedBatch, PackedSequence, Scored, Upstream};
+pub use backend::{AdamW, Backend, Done, EngineError, Extend, Forward, KvId, PackedBatch, PackedSequence, Scored, Upstream};
 pub use cohort_kernels::sampling::{Penalties, Truncation};
 pub use handle::{Completion, EngineHandle, EngineOptions, Label, Session, Span};
 pub use partition::Partition;

@@ -1,6 +1,6 @@
 //! A backend that remembers whether its weights were touched, so that stale keys and values are never decoded from.
 use crate::parts::Visit;
-use crate::{AdamW, Backend, EngineError, Extend, Forward, KvId, PackedBatch, Partition, Scored, Upstream};
+use crate::{AdamW, Backend, Done, EngineError, Extend, Forward, KvId, PackedBatch, Partition, Scored, Upstream};
 use cohort_model::spec::TensorSpec;
 use cohort_model::{DecoderSpec, WeightSet};
 use std::ops::{ControlFlow, Range};
@@ -94,11 +94,7 @@ impl Backend for Watched<'_> {
     fn gradient_order(&self) -> Vec<Range<usize>> {
         self.inner.gradient_order()
     }
-    fn backward_in_order(
-        &mut self,
-        upstream: Upstream<'_>,
-        done: &mut dyn FnMut(&mut [f32], Range<usize>) -> ControlFlow<()>,
-    ) -> Result<(), EngineError> {
+    fn backward_in_order(&mut self, upstream: Upstream<'_>, done: Done<'_>) -> Result<(), EngineError> {
         self.inner.backward_in_order(upstream, done)
     }
     fn zero_grad(&mut self) {

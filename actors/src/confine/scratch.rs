@@ -153,7 +153,7 @@ mod tests {
         }
         fs::create_dir_all(path.join("closed/inner")).unwrap();
         for folder in ["closed/inner", "closed"] {
-            fs::set_permissions(path.join(folder), Permissions::from_mode(0)).unwrap();
+            fs::set_permissions(path.join(folder), Permissions::from_mode(0o0)).unwrap();
         }
         drop(scratch);
         assert!(!path.exists() && outside.join("kept").exists());

@@ -111,10 +111,7 @@ impl Head {
         let shelf = Arc::new(Shelf::default());
         let Doors { facts, listener, listen, mut serving } =
             Doors::open(&options, &authority, &ring, &shelf, &reach, address, others)?;
-        let keepers = options.config.cluster.standby.as_ref().map_or(1, |standby| standby.keepers.len());
-        let seats = Seats::of(options.keeper_number, keepers);
-        let enrolment = Enrolment::open(options.run, certs.join("hosts.json"), authority.clone(), seats);
-        let enrolment = Arc::new(enrolment.map_err(system("read the hosts' file"))?);
+        let enrolment = Arc::new(enrolled(&options, &authority).map_err(system("read the hosts' file"))?);
         let cluster = &options.config.cluster;
         let cluster_autoscale = cluster.autoscale.map(Autoscale::new);
         let (reward, rollout, ranks) = (cluster.reward, cluster.rollout, cluster.ranks_here());
@@ -352,6 +349,14 @@ impl Head {
             written => written.map_err(AgentError::RunDirectory),
         }
     }
+}
+
+/// The book of hosts; where several hosts keep the run, this keeper gives out places of its own.
+fn enrolled(options: &AgentOptions, authority: &Arc<RunAuthority>) -> std::io::Result<Enrolment> {
+    let keepers = options.config.cluster.standby.as_ref().map_or(1, |standby| standby.keepers.len());
+    let seats = Seats::of(options.keeper_number, keepers);
+    let file = children::certificates(&options.paths).join("hosts.json");
+    Enrolment::open(options.run, file, authority.clone(), seats)
 }
 
 /// Hosts that are called to take part.

@@ -30,7 +30,7 @@ mod tests;
 mod weights;
 mod workspace;
 
-use crate::backend::divided;
+use crate::backend::{Done, divided};
 use crate::parts::{self, Visit};
 use crate::{
     AdamW, Backend, EngineError, Extend, Forward, KvId, PackedBatch, PackedSequence, Partition, Scored, Upstream, input,
@@ -372,11 +372,7 @@ impl Backend for NativeEngine {
         if self.adapters.is_some() { Vec::new() } else { self.layout.backward_order() }
     }
 
-    fn backward_in_order(
-        &mut self,
-        upstream: Upstream<'_>,
-        done: &mut dyn FnMut(&mut [f32], Range<usize>) -> ControlFlow<()>,
-    ) -> Result<(), EngineError> {
+    fn backward_in_order(&mut self, upstream: Upstream<'_>, done: Done<'_>) -> Result<(), EngineError> {
         let order = self.gradient_order();
         let len = self.layout.len();
         self.backward_telling(upstream, &mut |all, stage| match order.get(stage) {

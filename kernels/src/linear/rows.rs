@@ -60,9 +60,9 @@ fn square(source: &[f32], rows: &mut [f32], inner: usize) {
     };
     assert!(source.len() >= 7 * PANEL + SQUARE && rows.len() >= 7 * inner + SQUARE, "a square of 8 x 8");
     let (mut columns, mut pairs, mut fours) = ([_mm256_setzero_ps(); 8], [_mm256_setzero_ps(); 8], [_mm256_setzero_ps(); 8]);
-    for i in 0..8 {
+    for (i, column) in columns.iter_mut().enumerate() {
         // SAFETY: the last of the eight vectors ends at the length that was asserted.
-        columns[i] = unsafe { _mm256_loadu_ps(source.as_ptr().add(i * PANEL)) };
+        *column = unsafe { _mm256_loadu_ps(source.as_ptr().add(i * PANEL)) };
     }
     // Two columns to a pair, two pairs to a four, in each half of the vectors; then across the halves.
     for i in 0..4 {

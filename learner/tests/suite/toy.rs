@@ -1,6 +1,6 @@
 //! A model small enough to read: logits of the next token = head x (embedding of this token * norm), in f64, with its
 //! gradient written out. It uses three tensors of whatever architecture it is given and leaves the others alone.
-use cohort_engine::{AdamW, Backend, EngineError, Extend, Forward, KvId, PackedBatch, Partition, Upstream};
+use cohort_engine::{AdamW, Backend, Done, EngineError, Extend, Forward, KvId, PackedBatch, Partition, Upstream};
 use cohort_learner::aggregator::{self, ReadyGroup};
 use cohort_model::{DecoderSpec, Tensor, WeightSet};
 use cohort_protocol::messages::learner::StepRequest;
@@ -250,11 +250,7 @@ impl Backend for Toy {
     fn gradient_order(&self) -> Vec<Range<usize>> {
         self.order.clone()
     }
-    fn backward_in_order(
-        &mut self,
-        upstream: Upstream<'_>,
-        done: &mut dyn FnMut(&mut [f32], Range<usize>) -> ControlFlow<()>,
-    ) -> Result<(), EngineError> {
+    fn backward_in_order(&mut self, upstream: Upstream<'_>, done: Done<'_>) -> Result<(), EngineError> {
         self.backward(upstream)?;
         let mut all = self.flat();
         // Breaks off by itself.

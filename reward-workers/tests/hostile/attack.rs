@@ -25,7 +25,8 @@ pub(crate) fn can_confine() -> bool {
         None => true,
         Some(missing) => {
             // Past the capture of the test's output.
-            writeln!(std::io::stderr(), "SKIPPED: hostile programs: {missing}").unwrap();
+            let mut stderr = std::io::stderr();
+            writeln!(stderr, "SKIPPED: hostile programs: {missing}").unwrap();
             false
         }
     }

@@ -140,7 +140,7 @@ fn a_host_that_was_drained_and_its_workers_are_kept_out_with_the_certificates_th
         let logs = bench.run_dir("left").join("logs/attempt-1");
         Ok(std::fs::read_to_string(logs.join("coordinator-0.log"))?)
     };
-    ensure!(log()?.contains("node-1 was drained"), "{}", log()?);
+    until("the coordinator's word of it", PATIENCE, || Ok(log()?.contains("node-1 was drained").then_some(())))?;
     knock(&bench.run_dir("left").join("certs"), id, reward(0), coordinator)?.map_err(anyhow::Error::msg)?;
     let left = wait(host, PATIENCE)?;
     ensure!(left.code == Some(0), "{left:?}");
