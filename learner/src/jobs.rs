@@ -3,7 +3,7 @@
 //! Invariants
 //! - **J1** a job that fails says what it leaves ([`Aftermath`]); only a load, a step with several inner epochs, and one of ranks
 //!   that keep the optimizer's state in parts can leave weights that are no version.
-//! - **J2** what is lost with another rank is not this learner's failure ([`Aftermath::LostWithRank`]), [`TRIES`] times without a new
+//! - **J2** what is lost with another rank is not this learner's failure ([`Aftermath::LostWithRank`]), `TRIES` times without a new
 //!   step in between.
 use crate::batching::Plan;
 use crate::checkpoint::{self, CheckpointError, OptimizerState, TrainState};

@@ -3,7 +3,7 @@
 //! Invariants
 //! - **H1** what is kept of a sample is a beginning of what one worker said in it: a part that leaves a gap is not taken, nor one
 //!   that follows what another worker said. A worker that begins at the first token takes the sample over.
-//! - **H2** all of it together is bounded by [`MOST`]; what would go beyond is not taken, and said again if its worker is lost.
+//! - **H2** all of it together is bounded by `MOST`; what would go beyond is not taken, and said again if its worker is lost.
 //! - **H3** it is a saving, never a source: it is in memory only, and a group that is generated without it has the same tokens
 //!   wherever its weights are the same.
 use crate::controller::staleness::staleness;

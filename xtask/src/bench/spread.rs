@@ -1,5 +1,5 @@
 //! New weights on their way to other hosts: from the head node's ring into the rings of one host and of eight, over QUIC on
-//! loopback, each host giving on what it has; and as what changed after a step ([`deltas`](super::deltas)). Beside it the same bytes
+//! loopback, each host giving on what it has; and as what changed after a step ([`deltas`]). Beside it the same bytes
 //! over a bare QUIC stream.
 use super::{Subject, deltas, median};
 use anyhow::{Context, Result, anyhow};
