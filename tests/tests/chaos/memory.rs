@@ -4,6 +4,7 @@ use super::figures::keep;
 use super::{bench, trials};
 use anyhow::{Context, Result, ensure};
 use cohort_tests::cgroup::{MemoryGroup, mark};
+use cohort_tests::hosts::with_weights;
 use cohort_tests::launch::{Bench, PATIENCE, until};
 use serde_json::{Value, json};
 use std::collections::BTreeMap;
@@ -46,6 +47,9 @@ fn a_worker_that_the_kernel_kills_for_memory_is_replaced_and_the_cause_is_named(
             let now = children(&bench, "tight")?;
             Ok(now.values().all(|(pid, _)| pid.is_some()).then_some(now))
         })?;
+        // Who has only just begun does not hold yet what it will.
+        until("both rollout workers with weights", PATIENCE, || Ok((with_weights(&bench, "tight")?.len() >= 2).then_some(())))?;
+        run.progress(2, PATIENCE)?;
         let pid = before[victim].0.context("no process")?;
         mark(u32::try_from(pid)?)?;
         group.limit(Some(group.anonymous()? + ROOM))?;
