@@ -3,8 +3,11 @@
 use anyhow::{Context, Result, ensure};
 use std::io::Write;
 use std::path::{Path, PathBuf};
-use std::process::Command;
+use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
+
+/// Bytes that one [`MemoryGroup::hold`] takes.
+pub const HELD: u64 = 8 << 20;
 
 /// A group of its own; removed when dropped, once its processes have ended.
 #[derive(Debug)]
@@ -70,13 +73,29 @@ impl MemoryGroup {
         std::fs::write(&path, text).with_context(|| path.display().to_string())
     }
 
-    /// Runs a program that takes so many bytes within the group, as one that the kernel would rather kill than whoever is
-    /// not marked. Whether it got through.
-    pub fn take(&self, bytes: u64) -> Result<bool> {
-        let dd = "echo 900 >/proc/self/oom_score_adj && exec dd if=/dev/zero of=/dev/null count=1 bs=\"$0\" 2>/dev/null";
+    /// [`HELD`] more are held within the group until the answer is dropped, by a program that the kernel would rather kill than
+    /// whoever is not marked. Several small ones, not one that is large: the kernel chooses its next victim while the pages of the
+    /// last one are still on their way back, and while any of these lives, that is one of these. (What counts for it is a
+    /// process's pages, those of its program among them, and `oom_score_adj` thousandths of the limit. So the limit must be
+    /// several times what a worker's program takes.)
+    pub fn hold(&self) -> Result<Held> {
+        let dd = "echo 999 >/proc/self/oom_score_adj && exec dd if=/dev/zero count=1 bs=\"$0\" 2>/dev/null";
         let mut command = Command::new("sh");
-        command.args(["-c", dd, &bytes.to_string()]);
-        Ok(self.within(&command).status()?.success())
+        command.args(["-c", dd, &HELD.to_string()]);
+        // Nobody reads what it writes, so that it keeps its one block.
+        Ok(Held(self.within(&command).stdout(Stdio::piped()).spawn()?))
+    }
+}
+
+/// A program of the test's that holds memory; ended when dropped.
+#[derive(Debug)]
+pub struct Held(Child);
+
+impl Drop for Held {
+    fn drop(&mut self) {
+        // The kernel may have been first.
+        let _ = self.0.kill();
+        let _ = self.0.wait();
     }
 }
 

@@ -11,8 +11,8 @@
 //!   its own, and what was sampled is marked as inexact ([`Backend::is_exact`]). Only an engine that keeps nothing else scores with
 //!   them too.
 //!
-//! Files: `making` what an engine is made with; `layout` where tensors lie; `weights` parameters in either format; `quantized` their int8 copies; `kv` pages; `block` one block forward; `norm` the residual stream's norms; `packing` rows of a training pass; `forward`
-//! passes; `record` what sampling keeps for training; `workspace` buffers; `backward` the way back; `optimizer` gradients, moments, update; `lora` adapters beside frozen parameters.
+//! Files: `making` what an engine is made with; `layout` where tensors lie; `weights` parameters in either format; `quantized` their int8 copies; `kv` pages; `block` one block forward; `norm` the residual stream's norms; `packing` rows of a training pass; `passes` of the engine;
+//! `forward` the way there; `record` what sampling keeps for training; `workspace` buffers; `backward` the way back; `optimizer` gradients, moments, update; `lora` adapters beside frozen parameters.
 mod backward;
 mod block;
 mod forward;
@@ -23,6 +23,7 @@ mod making;
 mod norm;
 mod optimizer;
 mod packing;
+mod passes;
 mod quantized;
 mod record;
 #[cfg(test)]
@@ -32,17 +33,12 @@ mod workspace;
 
 use crate::backend::{Done, divided};
 use crate::parts::{self, Visit};
-use crate::{
-    AdamW, Backend, EngineError, Extend, Forward, KvId, PackedBatch, PackedSequence, Partition, Scored, Upstream, input,
-};
-use backward::Gradients;
-use block::Model;
+use crate::{AdamW, Backend, EngineError, Extend, Forward, KvId, PackedBatch, Partition, Scored, Upstream};
 use cohort_kernels::Cpu;
 use cohort_kernels::rope::RopeTable;
-use cohort_model::family::Positions;
 use cohort_model::spec::TensorSpec;
 use cohort_model::{DecoderSpec, DtypeKind, WeightSet};
-use forward::{PASS_ROWS, Pending};
+use forward::Pending;
 use kv::KvStore;
 use layout::Layout;
 use lora::Adapters;
@@ -72,21 +68,6 @@ pub struct NativeEngine {
     adapters: Option<Adapters>,
     /// Keys of the next training pass's draws.
     keys: Vec<u64>,
-}
-
-/// The parts of the engine that a pass reads; a macro since the other fields stay free to change meanwhile.
-macro_rules! model {
-    ($engine:expr, $quantized:expr) => {
-        Model {
-            cpu: &$engine.cpu,
-            spec: &$engine.spec,
-            layout: &$engine.layout,
-            weights: &$engine.weights,
-            quantized: $quantized,
-            rope: &$engine.rope,
-            adapters: $engine.adapters.as_ref(),
-        }
-    };
 }
 
 impl NativeEngine {
@@ -119,54 +100,14 @@ impl NativeEngine {
         }
     }
 
+    /// Gradients and moments, beside the layout that they have.
+    fn training(&mut self) -> (&Layout, &mut Training) {
+        let layout = self.adapters.as_ref().map_or(&self.layout, |adapters| &adapters.layout);
+        (layout, &mut self.training)
+    }
+
     fn trained_layout(&self) -> &Layout {
         self.adapters.as_ref().map_or(&self.layout, |adapters| &adapters.layout)
-    }
-
-    /// A training pass from what sampling kept, where it kept all of it and the pass draws nothing.
-    fn recall(&mut self, batch: &PackedBatch) -> Option<Forward> {
-        let record = self.record.as_ref().filter(|record| self.keys.is_empty() && !record.is_empty())?;
-        let (scores, pending) = forward::recall(model!(self, None), &mut self.workspace, record, &batch.sequences)?;
-        let recalled = pending.batch.rows();
-        self.pending = Some(pending);
-        Some(Forward { logp: scores.logp, entropy: scores.entropy, recalled })
-    }
-
-    /// A backward pass that tells of each stage when it is done with it.
-    fn backward_telling(&mut self, upstream: Upstream<'_>, done: &mut backward::Done<'_>) -> Result<(), EngineError> {
-        let Some(pending) = &mut self.pending else {
-            return Err(EngineError::Input("backward without a forward in training before it, under the same weights".into()));
-        };
-        let (got, want) = (upstream.d_logp.len(), pending.targets.len());
-        if got != want || upstream.d_entropy.is_some_and(|d| d.len() != want) {
-            return Err(EngineError::Input(format!("gradients of {got} log-probs where the forward had {want} targets")));
-        }
-        if !forward::finite(upstream.d_logp) || !upstream.d_entropy.is_none_or(forward::finite) {
-            return Err(EngineError::NonFinite("a gradient of the loss by a log-prob or an entropy is not finite".into()));
-        }
-        let layout = self.adapters.as_ref().map_or(&self.layout, |adapters| &adapters.layout);
-        let gradients = Gradients { arena: self.training.gradients_mut(layout), adapters: self.adapters.as_ref() };
-        let (model, work, space) = (model!(self, None), &mut self.workspace, &mut self.backward);
-        let kept = match &pending.recalled {
-            Some(rows) => {
-                self.recalled.reserve(model, 1, rows.len(), true);
-                work.reserve(model, rows.len());
-                &mut self.recalled
-            }
-            None => &mut self.kept,
-        };
-        // Who breaks off knows that it did.
-        let _ = backward::backward(model, pending, (kept, self.record.as_ref()), work, space, (upstream, done), gradients);
-        self.pending = None;
-        Ok(())
-    }
-
-    /// The weights change: nothing that was computed with them counts any more.
-    fn forget_passes(&mut self) {
-        self.pending = None;
-        if let Some(record) = &mut self.record {
-            record.clear();
-        }
     }
 
     /// Flips one bit of one weight: a test hook, by which the exactness check is shown to notice the smallest difference.
@@ -191,13 +132,6 @@ impl NativeEngine {
         }
         self.forget_passes();
         Ok(())
-    }
-
-    /// Makes the rotary table long enough, where there is one.
-    fn reserve_positions(&mut self, longest: usize) {
-        if self.spec.family.traits().positions == Positions::Rotary {
-            self.rope.reserve(longest);
-        }
     }
 }
 
@@ -283,21 +217,7 @@ impl Backend for NativeEngine {
     }
 
     fn extend(&mut self, work: &[Extend<'_>], logits: &mut [f32]) -> Result<(), EngineError> {
-        input::extend(&self.spec, work, logits.len(), |kv| self.kv.contains(kv).then(|| self.kv.len(kv)))?;
-        let growth: Vec<_> = work.iter().map(|item| (item.kv, item.tokens.len())).collect();
-        self.kv.reserve(&growth)?;
-        let longest = growth.iter().map(|(kv, tokens)| self.kv.len(*kv) + tokens).max();
-        self.reserve_positions(longest.unwrap_or(0));
-        if self.record.as_ref().is_some_and(Record::is_empty) {
-            // The next training pass will not need it, or takes it anew.
-            self.kept.release();
-        }
-        let model = model!(self, self.weights.for_sampling());
-        let done = forward::extend(model, &mut self.workspace, &mut self.kv, self.record.as_mut(), work, logits);
-        if let (Err(_), Some(record)) = (&done, &mut self.record) {
-            work.iter().for_each(|item| record.truncate(item.kv, self.kv.len(item.kv)));
-        }
-        done
+        self.sampling_pass(work, logits)
     }
 
     fn note_scored(&mut self, scored: &[(KvId, Scored)]) {
@@ -323,48 +243,11 @@ impl Backend for NativeEngine {
     }
 
     fn forward(&mut self, batch: &PackedBatch, train: bool) -> Result<Forward, EngineError> {
-        input::batch(&self.spec, batch)?;
-        if train && !self.keys.is_empty() && self.keys.len() != batch.sequences.len() {
-            let (keys, sequences) = (std::mem::take(&mut self.keys).len(), batch.sequences.len());
-            return Err(EngineError::Input(format!("{keys} keys of draws for {sequences} sequences")));
-        }
-        if train {
-            self.weights.arena()?;
-        }
-        self.reserve_positions(batch.sequences.iter().map(|s| s.tokens.len()).max().unwrap_or(0));
-        if train && let Some(forward) = self.recall(batch) {
-            return Ok(forward);
-        }
-        let mut result = Forward::default();
-        let mut rest = &batch.sequences[..];
-        while !rest.is_empty() {
-            let count = if train { rest.len() } else { together(rest) };
-            let (now, later) = rest.split_at(count);
-            rest = later;
-            let kept = train.then_some(&mut self.kept);
-            let keys = if train { &self.keys[..] } else { &[] };
-            let (scores, pending) =
-                forward::score(model!(self, self.weights.for_scoring()), &mut self.workspace, now, kept, keys);
-            result.logp.extend(scores.logp);
-            result.entropy.extend(scores.entropy);
-            self.pending = if train { Some(pending) } else { self.pending.take() };
-        }
-        if train {
-            self.keys.clear();
-        }
-        if let Some(at) = result.logp.iter().position(|logp| !logp.is_finite()) {
-            self.pending = None;
-            return Err(EngineError::NonFinite(format!(
-                "log-prob of target {at} of {} is {}; the weights are broken or the target has no probability",
-                result.logp.len(),
-                result.logp[at]
-            )));
-        }
-        Ok(result)
+        self.forward_pass(batch, train)
     }
 
     fn backward(&mut self, upstream: Upstream<'_>) -> Result<(), EngineError> {
-        self.backward_telling(upstream, &mut |_, _| ControlFlow::Continue(()))
+        self.backward_pass(upstream, &mut |_, _| ControlFlow::Continue(()))
     }
 
     fn gradient_order(&self) -> Vec<Range<usize>> {
@@ -375,7 +258,7 @@ impl Backend for NativeEngine {
     fn backward_in_order(&mut self, upstream: Upstream<'_>, done: Done<'_>) -> Result<(), EngineError> {
         let order = self.gradient_order();
         let len = self.layout.len();
-        self.backward_telling(upstream, &mut |all, stage| match order.get(stage) {
+        self.backward_pass(upstream, &mut |all, stage| match order.get(stage) {
             Some(range) => done(&mut all[..len], range.clone()),
             None => ControlFlow::Continue(()),
         })
@@ -428,10 +311,10 @@ impl Backend for NativeEngine {
     }
 
     fn keep_partition(&mut self, part: Partition) -> Result<(), EngineError> {
-        let layout = self.adapters.as_ref().map_or(&self.layout, |adapters| &adapters.layout);
-        if self.training.partition() != part {
-            divided(self.training.partition(), "another part")?;
-            self.training.cut(layout, part);
+        let (layout, training) = self.training();
+        if training.partition() != part {
+            divided(training.partition(), "another part")?;
+            training.cut(layout, part);
         }
         Ok(())
     }
@@ -442,11 +325,11 @@ impl Backend for NativeEngine {
         updates: u64,
         fill: &mut dyn FnMut(&mut [f32]) -> ControlFlow<()>,
     ) -> Result<(), EngineError> {
-        let layout = self.adapters.as_ref().map_or(&self.layout, |adapters| &adapters.layout);
-        self.training.reset(part);
-        self.training.updates = updates;
+        let (layout, training) = self.training();
+        training.reset(part);
+        training.updates = updates;
         if updates > 0 {
-            let (first, second) = self.training.moments_mut(layout);
+            let (first, second) = training.moments_mut(layout);
             // Whoever breaks off knows that it did.
             let _ = [first, second].into_iter().try_for_each(fill);
         }
@@ -454,11 +337,11 @@ impl Backend for NativeEngine {
     }
 
     fn each_moment(&mut self, part: Partition, visit: &mut dyn FnMut(&mut [f32]) -> ControlFlow<()>) -> Result<(), EngineError> {
-        let layout = self.adapters.as_ref().map_or(&self.layout, |adapters| &adapters.layout);
-        if self.training.partition() != part {
-            divided(self.training.partition(), "another part")?;
+        let (layout, training) = self.training();
+        if training.partition() != part {
+            divided(training.partition(), "another part")?;
         }
-        if let Some(moments) = self.training.moments_of(layout, part) {
+        if let Some(moments) = training.moments_of(layout, part) {
             // As above.
             let _ = moments.into_iter().try_for_each(visit);
         }
@@ -475,9 +358,9 @@ impl Backend for NativeEngine {
     }
 
     fn each_gradient(&mut self, visit: &mut dyn FnMut(&mut [f32]) -> ControlFlow<()>) -> Result<(), EngineError> {
-        let layout = self.adapters.as_ref().map_or(&self.layout, |adapters| &adapters.layout);
+        let (layout, training) = self.training();
         // The arena is one bucket: whether it is the last does not matter.
-        let _ = visit(self.training.gradients_mut(layout));
+        let _ = visit(training.gradients_mut(layout));
         Ok(())
     }
 
@@ -517,14 +400,4 @@ impl Backend for NativeEngine {
         self.training.reset(Partition::WHOLE);
         Ok(())
     }
-}
-
-/// How many of the sequences go through the network together when nothing is kept: at least one.
-fn together(sequences: &[PackedSequence]) -> usize {
-    let mut rows = 0;
-    let fits = sequences.iter().take_while(|sequence| {
-        rows += sequence.tokens.len() - sequence.shared as usize;
-        rows <= PASS_ROWS
-    });
-    fits.count().max(1)
 }

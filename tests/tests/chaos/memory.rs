@@ -3,16 +3,15 @@ use super::endless::Endless;
 use super::figures::keep;
 use super::{bench, trials};
 use anyhow::{Context, Result, ensure};
-use cohort_tests::cgroup::{MemoryGroup, mark};
+use cohort_tests::cgroup::{HELD, MemoryGroup, mark};
 use cohort_tests::hosts::with_weights;
 use cohort_tests::launch::{Bench, PATIENCE, until};
 use serde_json::{Value, json};
 use std::collections::BTreeMap;
 use std::time::{Duration, Instant};
 
-/// Room above what the run holds, and what another program wants of it.
-const ROOM: u64 = 24 << 20;
-const WANTED: u64 = 48 << 20;
+/// Room above what the run holds, which other programs take bit by bit.
+const ROOM: u64 = 12 * HELD;
 
 /// Processes by name, and how each ended last.
 fn children(bench: &Bench, name: &str) -> Result<BTreeMap<String, (Option<u64>, String)>> {
@@ -54,13 +53,17 @@ fn a_worker_that_the_kernel_kills_for_memory_is_replaced_and_the_cause_is_named(
         mark(u32::try_from(pid)?)?;
         group.limit(Some(group.anonymous()? + ROOM))?;
         let begun = Instant::now();
-        group.take(WANTED)?;
-        let now = until("the victim's successor", PATIENCE, || {
-            let now = children(&bench, "tight")?;
-            let (pid_now, _) = now[victim];
-            Ok((pid_now.is_some() && pid_now != Some(pid)).then_some(now))
+        let mut held = Vec::new();
+        until("the victim's end", PATIENCE, || {
+            held.push(group.hold()?);
+            Ok((children(&bench, "tight")?[victim].0 != Some(pid)).then_some(()))
         })?;
         group.limit(None)?;
+        drop(held);
+        let now = until("the victim's successor", PATIENCE, || {
+            let now = children(&bench, "tight")?;
+            Ok(now[victim].0.is_some().then_some(now))
+        })?;
         let why = &now[victim].1;
         ensure!(
             why.contains("signal 9") && why.contains("out of memory (control group") && why.contains("MiB"),

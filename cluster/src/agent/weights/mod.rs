@@ -16,7 +16,7 @@
 //! A chunk travels whole, or as what changed since a version that the taker has: which of the two is between the giver and the
 //! taker alone, chunk by chunk ([ADR 15](../../../../docs/adr/0015-weights-as-deltas.md)).
 //!
-//! Files: `spread` who takes what from whom (pure), with `uploads` under way and the `wish` of each host; `manifest` chunks and their hashes; `delta` a chunk as
+//! Files: `spread` who takes what from whom (pure); `manifest` chunks and their hashes; `delta` a chunk as
 //! what changed, `deltas` those that are kept; `shelf` which slot holds what; `holder` gives; `taker` takes, `place` puts a chunk where it belongs; `store` a host's
 //! ring filling up; `tally` what travelled; `gate` between a host's agent and its workers.
 pub mod delta;
@@ -32,5 +32,3 @@ pub mod taker;
 pub mod tally;
 #[cfg(test)]
 mod tests;
-mod uploads;
-mod wish;

@@ -1,5 +1,5 @@
 //! How many chunks are under way, from whom.
-use super::spread::Source;
+use super::Source;
 
 /// Chunks under way.
 #[derive(Debug, Default)]

@@ -1,5 +1,5 @@
 //! What one host still lacks of a version.
-use super::spread::{Host, Source};
+use super::{Host, Source};
 use std::collections::{BTreeMap, BTreeSet};
 
 /// Chunks under way to one host.
