@@ -28,7 +28,7 @@ pub struct Span<'a> {
 /// When a page is missing or a length does not fit.
 pub fn forward(cpu: &Cpu, heads: Heads, spans: &mut [Span<'_>]) {
     let width = heads.query * heads.dim;
-    let mut tasks = Vec::new();
+    let mut parts = Vec::new();
     let spans: Vec<_> = spans
         .iter_mut()
         .enumerate()
@@ -36,14 +36,13 @@ pub fn forward(cpu: &Cpu, heads: Heads, spans: &mut [Span<'_>]) {
             let rows = span.q.len() / width;
             assert_eq!((span.q.len(), span.out.len()), (rows * width, rows * width), "rows of {width}");
             assert!(span.pages.len() >= Heads::pages(span.start + rows), "{} pages", span.pages.len());
-            for first in (0..rows).step_by(POSITIONS) {
-                tasks.extend((0..heads.key_value).map(|head| (index, head, first..(first + POSITIONS).min(rows))));
-            }
+            parts.extend((0..rows).step_by(POSITIONS).map(|first| (index, first..(first + POSITIONS).min(rows))));
             (span.q, span.start, &span.pages, Disjoint::new(span.out))
         })
         .collect();
-    cpu.pool().run(tasks.len(), |task| {
-        let (index, head, rows) = &tasks[task];
+    // Head by head: the keys and values of one, which samples of a group share, stay near while all of them are served.
+    cpu.pool().run(parts.len() * heads.key_value, |task| {
+        let (head, (index, rows)) = (task / parts.len(), &parts[task % parts.len()]);
         let (q, start, pages, out) = &spans[*index];
         let per_tile = (6 / heads.group()).max(1);
         for first in rows.clone().step_by(per_tile) {
@@ -51,7 +50,7 @@ pub fn forward(cpu: &Cpu, heads: Heads, spans: &mut [Span<'_>]) {
             // Heads of a group go in tiles of at most 8 rows.
             for g in (0..heads.group()).step_by(MAX_ROWS) {
                 let count = MAX_ROWS.min(heads.group() - g);
-                let block = Block { path: cpu.path(), heads, pages, head: *head, start: start + first, positions, group: count };
+                let block = Block { path: cpu.path(), heads, pages, head, start: start + first, positions, group: count };
                 let column = (head * heads.group() + g) * heads.dim;
                 block.attend(&q[first * width..], column, width, |row, values| {
                     // SAFETY: a task alone writes these heads of these rows.

@@ -166,14 +166,14 @@ impl Ahead {
     /// Nothing.
     pub(crate) const NOTHING: Self = Self { start: std::ptr::null(), step: 0 };
 
-    /// The part of `words` that is asked for by tile `index` of `tiles` with chains of `k` steps. A single tile waits for
-    /// its own B: it asks for nothing.
-    pub(crate) fn part(words: &[u32], index: usize, tiles: usize, k: usize) -> Self {
+    /// The part of `words` that is asked for by tile `index` of those that `rows` rows make, with chains of `k` steps. A single
+    /// row computes too little to wait for anything but memory, which brings its own B as fast as it can: it asks for nothing.
+    pub(crate) fn part(words: &[u32], index: usize, rows: usize, k: usize) -> Self {
         // More parts would leave less than a line of the cache a step: asked for twice.
-        let parts = tiles.clamp(1, B_ROW / LINE);
+        let parts = rows.div_ceil(MAX_ROWS).clamp(1, B_ROW / LINE);
         let step = words.len().div_ceil(k.max(1) * parts).min(B_ROW);
         let first = index * k * step;
-        if tiles < 2 || index >= parts || first >= words.len() {
+        if rows < 2 || index >= parts || first >= words.len() {
             Self::NOTHING
         } else {
             Self { start: words[first..].as_ptr().cast(), step }
