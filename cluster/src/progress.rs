@@ -204,6 +204,9 @@ pub struct RunStatus {
     pub steps: u64,
     /// Milliseconds since the Unix epoch.
     pub updated_ms: u64,
+    /// Seconds since this launch.
+    #[serde(default)]
+    pub elapsed_s: f64,
     /// What became of the training groups.
     #[serde(default)]
     pub groups: GroupCounts,

@@ -120,7 +120,7 @@ fn a_run_and_every_report_about_it() {
     expected.as_object().unwrap().iter().for_each(|(k, v)| assert_eq!(&audit[k], v, "{k}"));
 
     let status = json(&dir, &["status", "r", "--json"]);
-    shaped(&status, "phase:string epoch:count step:count steps:count updated_ms:count actors:array");
+    shaped(&status, "phase:string epoch:count step:count steps:count updated_ms:count elapsed_s:number actors:array");
     for actor in status["actors"].as_array().unwrap() {
         shaped(actor, "name:string role:string pid:count state:string restarts:count");
         assert!(actor["lease"].is_null() || actor["lease"].is_string(), "{actor}");

@@ -1,5 +1,6 @@
 //! A control group with a limit on memory, v1 or v2, for tests of what the kernel does when memory runs out. Takes root; a test
 //! that cannot have one says so loudly.
+use crate::wrapped::wrapped;
 use anyhow::{Context, Result, ensure};
 use std::io::Write;
 use std::path::{Path, PathBuf};
@@ -44,19 +45,9 @@ impl MemoryGroup {
     /// The command, to be run within the group.
     #[must_use]
     pub fn within(&self, command: &Command) -> Command {
-        let mut wrapped = Command::new("sh");
-        wrapped.args(["-c", "echo $$ >\"$0\" && exec \"$@\""]).arg(self.path.join("cgroup.procs"));
-        wrapped.arg(command.get_program()).args(command.get_args());
-        if let Some(folder) = command.get_current_dir() {
-            wrapped.current_dir(folder);
-        }
-        for (key, value) in command.get_envs() {
-            match value {
-                Some(value) => wrapped.env(key, value),
-                None => wrapped.env_remove(key),
-            };
-        }
-        wrapped
+        let mut joined = Command::new("sh");
+        joined.args(["-c", "echo $$ >\"$0\" && exec \"$@\""]).arg(self.path.join("cgroup.procs"));
+        wrapped(joined, command)
     }
 
     /// Bytes that its processes hold and that no file stands behind.

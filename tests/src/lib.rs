@@ -6,3 +6,4 @@ pub mod hosts;
 pub mod launch;
 pub mod netns;
 pub mod relay;
+mod wrapped;

@@ -1,5 +1,6 @@
 //! Hosts made of network namespaces: each with its own addresses and its own loopback, joined by a bridge. For tests of what
 //! crosses a network. Needs root and `ip`; a test that cannot have them says so loudly.
+use crate::wrapped::wrapped;
 use anyhow::{Context, Result, bail, ensure};
 use std::io::Write;
 use std::process::Command;
@@ -62,18 +63,9 @@ impl Network {
     /// The command, to be run on a host.
     #[must_use]
     pub fn on(&self, host: usize, command: &Command) -> Command {
-        let mut wrapped = Command::new("ip");
-        wrapped.args(["netns", "exec", &self.name(host)]).arg(command.get_program()).args(command.get_args());
-        if let Some(folder) = command.get_current_dir() {
-            wrapped.current_dir(folder);
-        }
-        for (key, value) in command.get_envs() {
-            match value {
-                Some(value) => wrapped.env(key, value),
-                None => wrapped.env_remove(key),
-            };
-        }
-        wrapped
+        let mut there = Command::new("ip");
+        there.args(["netns", "exec", &self.name(host)]);
+        wrapped(there, command)
     }
 
     /// From now on no UDP leaves a host, as behind a firewall that drops it; on the host itself it passes.

@@ -341,7 +341,7 @@ impl Core {
         }
         self.last_status = Some(now);
         let own = (std::process::id(), self.args.incarnation);
-        let status = self.report.status(&self.state, self.full_disk(now), own, wall::unix_ms());
+        let status = self.report.status(&self.state, self.full_disk(now), own, (now, wall::unix_ms()));
         self.told.news.emit(Progress::Actors(status.actors.clone()));
         self.told.exports.status(status);
     }

@@ -2,7 +2,7 @@
 //! computes nothing (workers do) and never forks (the node agent does).
 //!
 //! Files: `session` one connection; `actor` the one task that moves everything; `journal` the ledger's thread; `payload`
-//! checks and digests; `partials` groups that are not complete; `report`, `news` and `exports` what people and programs see; `full_disk` what they hear of a disk without room; `error`.
+//! checks and digests; `partials` groups that are not complete; `report`, `news` and `exports` what people and programs see; `full_disk` what they hear of a disk without room; `predecessor` what an earlier one of the launch said; `error`.
 mod actor;
 mod error;
 mod exports;
@@ -11,6 +11,7 @@ mod journal;
 mod news;
 pub mod partials;
 pub mod payload;
+mod predecessor;
 mod report;
 mod rise;
 mod session;
@@ -24,6 +25,7 @@ use self::actor::{Core, Told};
 use self::exports::Exports;
 use self::journal::Journal;
 use self::news::News;
+use self::predecessor::Predecessor;
 use self::report::Report;
 use crate::controller::{ConnId, ControllerState, Outcome, Plan, Standing, Work};
 use crate::ledger::place::write_atomically;
@@ -90,7 +92,7 @@ pub struct CoordinatorArgs {
     pub standing: watch::Receiver<Standing>,
     /// Which start of the coordinator in this launch, from 0.
     pub incarnation: u32,
-    /// When the launch began.
+    /// When the launch began; where there was an earlier coordinator, that knows better.
     pub begun: Instant,
 }
 
@@ -104,10 +106,12 @@ pub async fn run(
 ) -> Result<LaunchReport, CoordinatorError> {
     let args = Arc::new(args);
     let (lock, meta, past, epoch, ledger) = full_disk::patiently(&args, &shutdown, || open_ledger(args.clone())).await?;
-    let predecessors = report::workers_of_predecessor(&args);
-    let mut report = Report::new(args.plan.steps, args.begun, Instant::now(), &past, args.workers.clone());
-    let known: Vec<(WorkerId, u32)> = predecessors.iter().map(|(worker, _, pid)| (*worker, *pid)).collect();
-    predecessors.into_iter().for_each(|(worker, starts, pid)| report.seen(worker, starts, pid));
+    let predecessor = Predecessor::of(&args);
+    let launched = predecessor.as_ref().and_then(|p| args.begun.checked_sub(p.launched(wall::unix_ms())));
+    let mut report = Report::new(args.plan.steps, launched.unwrap_or(args.begun), Instant::now(), &past, args.workers.clone());
+    let workers = predecessor.map(|p| p.workers()).unwrap_or_default();
+    let known: Vec<(WorkerId, u32)> = workers.iter().map(|(worker, _, pid)| (*worker, *pid)).collect();
+    workers.into_iter().for_each(|(worker, starts, pid)| report.seen(worker, starts, pid));
     let exports =
         Exports::start(args.paths.clone(), &past).map_err(|e| LedgerError::io("start a thread for", args.paths.root(), e))?;
     // Bounded by the records that wait for the journal, whose queue is, and by one look a second at a full disk.

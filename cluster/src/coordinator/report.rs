@@ -1,6 +1,5 @@
 //! What a run has to tell, gathered as it goes: live progress, the state of its actors, the report at the end.
 //! All sums are made of the ledger's commits, so that a resumed run reports the whole of it.
-use super::CoordinatorArgs;
 use super::rise::rise;
 use crate::controller::steps::Request;
 use crate::controller::{ConnId, ControllerState};
@@ -33,18 +32,6 @@ const REWARD: &str = "reward";
 const LOGP_DIFFERENCE: &str = "exactness/logp_difference_max";
 const LOGP_TOKENS: &str = "exactness/tokens";
 const INEXACT_GROUPS: &str = "exactness/inexact_groups";
-
-/// Whom an earlier coordinator of this launch had, by its last word in `status.json`: name, starts and process of each. A
-/// hint, which may be old: a process that is no longer there is nobody's.
-pub(super) fn workers_of_predecessor(args: &CoordinatorArgs) -> Vec<(WorkerId, u32, u32)> {
-    if args.incarnation == 0 {
-        return Vec::new();
-    }
-    let said = std::fs::read(args.paths.status()).ok();
-    let status: Option<RunStatus> = said.and_then(|bytes| serde_json::from_slice(&bytes).ok());
-    let workers = status.into_iter().flat_map(|s| s.actors).filter(|actor| actor.role != Role::Coordinator);
-    workers.filter_map(|a| Some((WorkerId { role: a.role, index: a.index }, a.restarts, a.pid?))).collect()
-}
 
 /// Memory of the reporting.
 #[derive(Debug)]
@@ -291,7 +278,7 @@ impl Report {
         state: &ControllerState,
         full_disk: Option<FullDisk>,
         coordinator: (u32, u32),
-        updated_ms: u64,
+        (now, updated_ms): (Instant, u64),
     ) -> RunStatus {
         RunStatus {
             phase: state.phase(),
@@ -299,6 +286,7 @@ impl Report {
             step: state.version().0,
             steps: self.steps,
             updated_ms,
+            elapsed_s: now.saturating_duration_since(self.begun).as_secs_f64(),
             groups: self.groups(state),
             full_disk,
             actors: self.actors(state, coordinator),

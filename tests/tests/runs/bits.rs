@@ -77,6 +77,8 @@ fn a_kill_at_every_named_point_does_not_change_a_bit() -> Result<()> {
         assert_eq!(ended.weights()?, reference, "{point}");
         assert!(ended.number("restarts")? >= 1, "{point}: somebody was killed and started again");
         assert!(bench.crashed(&armed)?, "{point} was hit");
+        let elapsed = metric(&bench.run_dir(point), "time/elapsed_s")?;
+        ensure!(elapsed.is_sorted(), "{point}: seconds since the launch, whoever coordinates it: {elapsed:?}");
         bench.balanced(point, CONSUMED)?;
     }
     Ok(())

@@ -26,6 +26,11 @@ fn a_host_that_is_cut_off_and_comes_back_changes_no_bit() -> Result<()> {
     let mut command = bench.command("token");
     let output = network.on(0, command.arg(bench.run_dir("apart"))).output()?;
     ensure!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+    let steer = |order: &str| -> Result<()> {
+        let output = network.on(0, bench.command(order).arg(bench.run_dir("apart"))).output()?;
+        ensure!(output.status.success(), "{order}: {}", String::from_utf8_lossy(&output.stderr));
+        Ok(())
+    };
     let secret = folder.path().join("token");
     std::fs::write(&secret, output.stdout)?;
     let mut command = bench.command("join");
@@ -35,9 +40,12 @@ fn a_host_that_is_cut_off_and_comes_back_changes_no_bit() -> Result<()> {
     network.plug(1, false)?;
     let then = step(&bench, "apart")?;
     until("progress without the host", PATIENCE, || Ok((step(&bench, "apart")? > then + 5).then_some(())))?;
+    // The run is not to end before its host is back, however fast the machine is.
+    steer("pause")?;
     until("the head node's patience to end", PATIENCE, || Ok(run.stderr()?.contains("node-1 has left").then_some(())))?;
     network.plug(1, true)?;
     until("the host's return", PATIENCE, || Ok((with_weights(&bench, "apart")?.len() >= 2).then_some(())))?;
+    steer("resume")?;
     // Eight hundred steps, on a slow machine too.
     let ended = wait(run, PATIENCE * 3)?;
     assert_eq!(ended.weights()?, reference);

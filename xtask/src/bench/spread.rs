@@ -1,6 +1,6 @@
 //! New weights on their way to other hosts: from the head node's ring into the rings of one host and of eight, over QUIC on
 //! loopback, each host giving on what it has; and as what changed after a step ([`deltas`]). Beside it the same bytes
-//! over a bare QUIC stream.
+//! over a bare QUIC stream, each time just before.
 use super::{Subject, deltas, median};
 use anyhow::{Context, Result, anyhow};
 use cohort_actors::certs::RunAuthority;
@@ -29,6 +29,8 @@ const RUN: RunId = RunId(1);
 const VERSION: PolicyVersion = PolicyVersion(1);
 /// Hosts that take a version at the same time.
 const HOSTS: [u16; 2] = [1, 8];
+/// Between two measurements.
+const SETTLED: Duration = Duration::from_millis(500);
 
 /// A host: its ring, what fills it, what serves it.
 struct Host {
@@ -243,27 +245,30 @@ pub(crate) async fn between_hosts(subject: &Subject) -> Result<Value> {
     let bytes = 4 * parameters;
     let dir = tempfile::tempdir()?;
     let authority = RunAuthority::open_or_create(&dir.path().join("certs"), RUN)?;
-    let (mut seconds, mut left, mut bare_seconds) = (HOSTS.map(|_| Vec::new()), HOSTS.map(|_| 0), Vec::new());
+    let (mut seconds, mut bare_seconds, mut ratios) = (HOSTS.map(|_| Vec::new()), Vec::new(), HOSTS.map(|_| Vec::new()));
+    let mut left = HOSTS.map(|_| 0);
     for run in 0..=runs {
-        let alone = bare(bytes).await?;
         for (at, hosts) in HOSTS.into_iter().enumerate() {
+            // What carried the last bytes is being taken down.
+            tokio::time::sleep(SETTLED).await;
+            let alone = bare(bytes).await?;
             let (took, from_head) = once(&authority, &weights, hosts).await?;
             left[at] = from_head;
             if run > 0 {
+                bare_seconds.push(alone);
                 seconds[at].push(took);
+                ratios[at].push(f64::from(hosts) * alone / took);
             }
-        }
-        if run > 0 {
-            bare_seconds.push(alone);
         }
     }
     drop(weights);
     let changed = deltas::to_one_host(subject, &authority).await?;
     let [one, eight] = seconds.map(median);
+    let [of_bare, received_of_bare] = ratios.map(median);
     let bare = median(bare_seconds);
     Ok(json!({
         "bytes": bytes, "bare_quic_s": bare, "to_1_s": one, "to_8_s": eight,
-        "to_1_of_bare": bare / one, "to_8_received_of_bare": 8.0 * bare / eight,
+        "to_1_of_bare": of_bare, "to_8_received_of_bare": received_of_bare,
         "head_bytes_1": left[0], "head_bytes_8": left[1], "deltas": changed,
     }))
 }
