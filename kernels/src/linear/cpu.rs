@@ -157,7 +157,7 @@ unsafe fn multiply(path: Path, store: Store, operands: &Operands<'_>, target: &C
             // SAFETY: `a` has `count` rows of `stride`, the panel `k` rows of 48; C as above.
             unsafe {
                 if columns.is_multiple_of(16) {
-                    let ahead = Ahead::part(ahead, index, rows, k);
+                    let ahead = Ahead::part(ahead, index, rows, k).after(step);
                     run_ahead(path, format, count, columns / 16, store, &tile, ahead);
                 } else {
                     run_narrow(path, format, count, columns, store, &tile);

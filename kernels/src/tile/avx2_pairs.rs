@@ -4,12 +4,12 @@
 //! whole multiple of its grain, the weight of its last bit. Where the grains of all products and of the C that was there are
 //! at least 2^-126, so is that of every sum: none lies between zero and 2^-126, and none is rounded up to it. What cannot be
 //! known to be so from its operands is computed again under watch; what then has such a result, by the definition.
-use super::{Store, Tile, pairs};
+use super::{Ahead, LINE, Store, Tile, pairs};
 use std::arch::x86_64::{
-    __m256, __m256i, _mm256_add_ps, _mm256_and_si256, _mm256_broadcast_ss, _mm256_castps_si256, _mm256_castsi256_ps,
-    _mm256_fmadd_ps, _mm256_loadu_ps, _mm256_loadu_si256, _mm256_min_epu16, _mm256_min_epu32, _mm256_set1_epi16,
-    _mm256_set1_epi32, _mm256_setzero_ps, _mm256_slli_epi32, _mm256_storeu_ps, _mm256_storeu_si256, _mm256_sub_epi16,
-    _mm256_sub_epi32,
+    __m256, __m256i, _MM_HINT_T1, _mm_prefetch, _mm256_add_ps, _mm256_and_si256, _mm256_broadcast_ss, _mm256_castps_si256,
+    _mm256_castsi256_ps, _mm256_fmadd_ps, _mm256_loadu_ps, _mm256_loadu_si256, _mm256_min_epu16, _mm256_min_epu32,
+    _mm256_set1_epi16, _mm256_set1_epi32, _mm256_setzero_ps, _mm256_slli_epi32, _mm256_storeu_ps, _mm256_storeu_si256,
+    _mm256_sub_epi16, _mm256_sub_epi32,
 };
 
 /// What a tile looks at while it computes.
@@ -29,11 +29,17 @@ const COARSE: u32 = 24 << 23;
 /// As bits, the smallest normal `f32`.
 const SMALLEST: u32 = 1 << 23;
 
-/// `H` half vectors of 8 columns from half vector `first`; `least` is the smallest bf16 of A but zero, as bits. `false`, and
-/// nothing is stored: not known to have C2's bits.
+/// `H` half vectors of 8 columns from half vector `first`; `least` is the smallest bf16 of A but zero, as bits; asks for `LINES`
+/// lines a step. `false`, and nothing is stored: not known to have C2's bits.
 #[target_feature(enable = "avx2,fma")]
 #[expect(clippy::needless_range_loop, reason = "the index is also a stride's factor")]
-unsafe fn tile<const R: usize, const H: usize, const WATCH: Watch>(least: u32, first: usize, store: Store, t: &Tile) -> bool {
+unsafe fn tile<const R: usize, const H: usize, const WATCH: Watch, const LINES: usize>(
+    least: u32,
+    first: usize,
+    store: Store,
+    t: &Tile,
+    ahead: Ahead,
+) -> bool {
     let offset = |half: usize, vec: usize| (half / 2) * vec + (half % 2) * 8;
     let mut acc = [[_mm256_setzero_ps(); H]; R];
     // Smallest so far, less one, so that zeros count as the largest.
@@ -53,8 +59,14 @@ unsafe fn tile<const R: usize, const H: usize, const WATCH: Watch>(least: u32, f
         for h in 0..H {
             halves[h] = offset(first + h, t.b_vec);
         }
-        let (mut a, mut b) = (t.a, t.b);
+        let (mut a, mut b, mut next) = (t.a, t.b, ahead.start);
         for _ in 0..t.k {
+            for line in 0..LINES {
+                _mm_prefetch::<_MM_HINT_T1>(next.wrapping_add(line * LINE).cast());
+            }
+            if LINES > 0 {
+                next = next.wrapping_add(ahead.step);
+            }
             let mut columns = [_mm256_setzero_ps(); H];
             for h in 0..H {
                 let words = _mm256_loadu_si256(b.add(halves[h]).cast());
@@ -202,33 +214,39 @@ unsafe fn defined(rows: usize, halves: std::ops::Range<usize>, store: Store, t: 
     }
 }
 
-/// See [`super::run`].
+/// See [`super::run_ahead`].
 ///
 /// # Safety
 /// As there, and the machine has AVX2 and FMA.
-pub(super) unsafe fn run(rows: usize, vecs: usize, store: Store, t: &Tile) {
+pub(super) unsafe fn run_ahead(rows: usize, vecs: usize, store: Store, t: &Tile, ahead: Ahead) {
     // SAFETY: the caller's promise.
     let least = unsafe { least(rows, t) };
     // A few more sums at a time than a multiply-add takes steps, and the operands beside them in registers.
     let (halves, widest) = (2 * vecs, [6, 4, 3, 2][rows.clamp(1, 4) - 1]);
-    let mut first = 0;
+    let parts = rows.div_ceil(4) * halves.div_ceil(widest);
+    let (mut first, mut index) = (0, 0);
     while first < halves {
         let h = (halves - first).min(widest);
         let (mut watch, mut row) = (OPERANDS, 0);
         while row < rows {
             let r = (rows - row).min(4);
+            let ahead = ahead.share(index, parts, t.k);
             macro_rules! part {
                 ($($r:literal x $h:literal)*) => {
                     match (r, h) {
                         // SAFETY: a part of the caller's tile.
                         $(($r, $h) => unsafe {
                             let part = Tile { a: t.a.add(row * t.a_row), c: t.c.add(row * t.c_row), ..*t };
-                            let known = match watch {
-                                BEGINNINGS => tile::<$r, $h, BEGINNINGS>(least, first, store, &part),
-                                OPERANDS => tile::<$r, $h, OPERANDS>(least, first, store, &part),
+                            let known = match (watch, ahead.step / LINE) {
+                                (BEGINNINGS, 0) => tile::<$r, $h, BEGINNINGS, 0>(least, first, store, &part, ahead),
+                                (BEGINNINGS, 1) => tile::<$r, $h, BEGINNINGS, 1>(least, first, store, &part, ahead),
+                                (BEGINNINGS, _) => tile::<$r, $h, BEGINNINGS, 2>(least, first, store, &part, ahead),
+                                (OPERANDS, 0) => tile::<$r, $h, OPERANDS, 0>(least, first, store, &part, ahead),
+                                (OPERANDS, 1) => tile::<$r, $h, OPERANDS, 1>(least, first, store, &part, ahead),
+                                (OPERANDS, _) => tile::<$r, $h, OPERANDS, 2>(least, first, store, &part, ahead),
                                 _ => false,
                             };
-                            if !known && !tile::<$r, $h, RESULTS>(least, first, store, &part) {
+                            if !known && !tile::<$r, $h, RESULTS, 0>(least, first, store, &part, ahead) {
                                 defined($r, first..first + $h, store, &part);
                             }
                             watch = if known { BEGINNINGS } else { RESULTS };
@@ -240,6 +258,7 @@ pub(super) unsafe fn run(rows: usize, vecs: usize, store: Store, t: &Tile) {
             part!(1 x 1  1 x 2  1 x 3  1 x 4  1 x 5  1 x 6  2 x 1  2 x 2  2 x 3  2 x 4
                   3 x 1  3 x 2  3 x 3  4 x 1  4 x 2);
             row += r;
+            index += 1;
         }
         first += h;
     }
@@ -268,10 +287,11 @@ mod tests {
         let before = c;
         // SAFETY: A is 3 rows of 9 words, B 9 rows of 24, C 3 rows of 24; the caller has found the instructions.
         unsafe {
-            let operands = tile::<3, 3, OPERANDS>(least(3, &tile_of(&mut c)), 0, Store::Chain, &tile_of(&mut c));
+            let operands =
+                tile::<3, 3, OPERANDS, 0>(least(3, &tile_of(&mut c)), 0, Store::Chain, &tile_of(&mut c), Ahead::NOTHING);
             assert!(operands || c == before, "what is not known is not stored");
             c = before;
-            (operands, tile::<3, 3, RESULTS>(0, 0, Store::Chain, &tile_of(&mut c)))
+            (operands, tile::<3, 3, RESULTS, 0>(0, 0, Store::Chain, &tile_of(&mut c), Ahead::NOTHING))
         }
     }
 

@@ -136,7 +136,9 @@ pub(crate) unsafe fn run(path: Path, format: Format, rows: usize, vecs: usize, s
             #[cfg(target_arch = "x86_64")]
             (Format::Bf16, Set::Avx512Bf16) => avx512_bf16::run(rows, vecs, store, tile),
             #[cfg(target_arch = "x86_64")]
-            (Format::Bf16, Set::Avx512 | Set::Avx512Vnni | Set::Avx2) => avx2_pairs::run(rows, vecs, store, tile),
+            (Format::Bf16, Set::Avx512 | Set::Avx512Vnni | Set::Avx2) => {
+                avx2_pairs::run_ahead(rows, vecs, store, tile, Ahead::NOTHING)
+            }
             (Format::Bf16, _) => pairs::portable::<16>(rows, vecs, store, tile),
             #[cfg(target_arch = "x86_64")]
             (Format::Int8, Set::Avx512Bf16 | Set::Avx512Vnni) => avx512_vnni::run(rows, vecs, store, tile),
@@ -146,7 +148,7 @@ pub(crate) unsafe fn run(path: Path, format: Format, rows: usize, vecs: usize, s
             #[cfg(target_arch = "x86_64")]
             (Format::F32, Set::Avx512 | Set::Avx512Vnni | Set::Avx512Bf16) => avx512::run(rows, vecs, store, tile),
             #[cfg(target_arch = "x86_64")]
-            (Format::F32, Set::Avx2) => avx2::run(rows, vecs, store, tile),
+            (Format::F32, Set::Avx2) => avx2::run_ahead(rows, vecs, store, tile, Ahead::NOTHING),
             (Format::F32, _) => portable::run(rows, vecs, store, tile),
         }
     }
@@ -179,6 +181,17 @@ impl Ahead {
             Self { start: words[first..].as_ptr().cast(), step }
         }
     }
+
+    /// What is left of it after so many steps.
+    pub(crate) fn after(self, steps: usize) -> Self {
+        Self { start: self.start.wrapping_add(steps * self.step), ..self }
+    }
+
+    /// What part `index` of the `parts` in which a tile is computed asks for of it, in whole lines a step.
+    fn share(self, index: usize, parts: usize, k: usize) -> Self {
+        let step = self.step.div_ceil(parts).next_multiple_of(LINE);
+        if index * step < self.step { Self { start: self.start.wrapping_add(index * k * step), step } } else { Self::NOTHING }
+    }
 }
 
 /// As [`run`], and asks, where that can be done, for words to be brought nearer.
@@ -195,7 +208,51 @@ pub(crate) unsafe fn run_ahead(path: Path, format: Format, rows: usize, vecs: us
             }
             #[cfg(target_arch = "x86_64")]
             (Format::Bf16, Set::Avx512Bf16) if vecs == 3 => avx512_bf16::run_ahead(rows, store, tile, ahead),
+            #[cfg(target_arch = "x86_64")]
+            (Format::F32, Set::Avx2) => avx2::run_ahead(rows, vecs, store, tile, ahead),
+            #[cfg(target_arch = "x86_64")]
+            (Format::Bf16, Set::Avx512 | Set::Avx512Vnni | Set::Avx2) => avx2_pairs::run_ahead(rows, vecs, store, tile, ahead),
             _ => run(path, format, rows, vecs, store, tile),
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Lines of the words that the tiles of so many rows ask for, each computed in so many parts and so many steps at a time.
+    fn asked(words: &[u32], rows: usize, parts: usize, block: usize) -> Vec<usize> {
+        let k = words.len() / B_ROW;
+        let mut lines = Vec::new();
+        for done in (0..k).step_by(block) {
+            let steps = block.min(k - done);
+            for tile in 0..rows.div_ceil(MAX_ROWS) {
+                let ahead = Ahead::part(words, tile, rows, k).after(done);
+                for share in (0..parts).map(|index| ahead.share(index, parts, steps)).filter(|share| share.step > 0) {
+                    let first = (share.start.addr() - words.as_ptr().addr()) / size_of::<u32>();
+                    lines.extend((first..first + steps * share.step).step_by(LINE).map(|word| word / LINE));
+                }
+            }
+        }
+        lines
+    }
+
+    #[test]
+    fn tiles_in_parts_ask_for_every_line_of_the_next_panel() {
+        let words = vec![0u32; 192 * B_ROW];
+        let all = words.len() / LINE;
+        for (rows, parts, block) in [2, 3, 8, 9, 16, 24, 32, 100]
+            .into_iter()
+            .flat_map(|rows| [1, 2, 3, 4, 6].into_iter().flat_map(move |parts| [64, 128, 192].map(|block| (rows, parts, block))))
+        {
+            let mut lines = asked(&words, rows, parts, block);
+            assert!(lines.len() <= 2 * all, "{rows} rows in {parts} parts: {} lines of {all}", lines.len());
+            lines.sort_unstable();
+            lines.dedup();
+            lines.retain(|line| *line < all);
+            assert_eq!(lines.len(), all, "{rows} rows in {parts} parts, {block} steps at a time");
+        }
+        assert!(asked(&words, 1, 1, 192).is_empty(), "a single row waits for nothing but its own panel");
     }
 }
