@@ -69,7 +69,7 @@ async fn connect(kind: Kind, deadlines: Deadlines) -> Ends {
 }
 
 fn frame(tag: u8, body: Vec<u8>) -> Frame {
-    Frame { direction: 2, tag, body }
+    Frame { direction: 2, tag, body: body.into() }
 }
 
 fn numbered(n: u32, size: usize) -> Frame {

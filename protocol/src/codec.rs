@@ -1,12 +1,15 @@
 //! The only file that knows bincode (pinned to 2.0.1, see `deny.toml`). Bulk arrays are byte columns, so that
 //! replacing the codec is this file's work alone.
+//!
+//! What is read knows the body that it is read from (bincode's context): [`Blob`]s stay a part of it.
 use bincode::{
     BorrowDecode, Decode, Encode,
     config::{Configuration, Fixint, Limit, LittleEndian},
-    de::{BorrowDecoder, Decoder},
-    enc::Encoder,
+    de::{BorrowDecoder, Decoder, read::Reader},
+    enc::{Encoder, write::Writer},
     error::{DecodeError, EncodeError},
 };
+use bytes::Bytes;
 use thiserror::Error;
 
 /// Why bytes were refused. All are the peer's or the disk's fault: drop the connection or the record, never retry.
@@ -67,8 +70,8 @@ pub trait Writable: Encode {}
 impl<T: Encode> Writable for T {}
 
 /// What [`decode`] can read.
-pub trait Readable: Decode<()> {}
-impl<T: Decode<()>> Readable for T {}
+pub trait Readable: Decode<Bytes> {}
+impl<T: Decode<Bytes>> Readable for T {}
 
 /// A message's body.
 ///
@@ -82,18 +85,29 @@ pub fn encode<T: Encode>(value: &T) -> Result<Vec<u8>, CodecError> {
 /// 16 to 256 times as much (a value in memory takes up to 6 times its bytes), so that a few bytes cannot claim megabytes.
 ///
 /// Errors: [`CodecError::Malformed`] for short or wrong bytes, [`CodecError::Trailing`] for left-over ones.
-pub fn decode<T: Decode<()>>(body: &[u8]) -> Result<T, CodecError> {
+pub fn decode<T: Decode<Bytes>>(body: &[u8]) -> Result<T, CodecError> {
+    decode_of(body, Bytes::new())
+}
+
+/// As [`decode`]; [`Blob`]s share the body instead of being copied out of it.
+///
+/// Errors: as [`decode`].
+pub fn decode_shared<T: Decode<Bytes>>(body: &Bytes) -> Result<T, CodecError> {
+    decode_of(body, body.clone())
+}
+
+fn decode_of<T: Decode<Bytes>>(body: &[u8], whole: Bytes) -> Result<T, CodecError> {
     match body.len() {
-        0x0000..=0x0fff => decode_within::<T, 0x1_0000>(body),
-        0x1000..=0xffff => decode_within::<T, 0x10_0000>(body),
-        0x1_0000..=0xf_ffff => decode_within::<T, 0x100_0000>(body),
-        _ => decode_within::<T, LARGEST>(body),
+        0x0000..=0x0fff => decode_within::<T, 0x1_0000>(body, whole),
+        0x1000..=0xffff => decode_within::<T, 0x10_0000>(body, whole),
+        0x1_0000..=0xf_ffff => decode_within::<T, 0x100_0000>(body, whole),
+        _ => decode_within::<T, LARGEST>(body, whole),
     }
 }
 
-fn decode_within<T: Decode<()>, const LIMIT: usize>(body: &[u8]) -> Result<T, CodecError> {
+fn decode_within<T: Decode<Bytes>, const LIMIT: usize>(body: &[u8], whole: Bytes) -> Result<T, CodecError> {
     let what = std::any::type_name::<T>();
-    let (value, read) = bincode::decode_from_slice(body, config::<LIMIT>())
+    let (value, read) = bincode::decode_from_slice_with_context(body, config::<LIMIT>(), whole)
         .map_err(|e: DecodeError| CodecError::Malformed { what, why: e.to_string() })?;
     if read != body.len() {
         return Err(CodecError::Trailing { what, left: body.len() - read });
@@ -171,6 +185,55 @@ impl<'de, C, T: Word> BorrowDecode<'de, C> for Column<T> {
     }
 }
 
+/// Bytes that travel as a `Vec<u8>` does and, once read, are a part of the body that they came in. They keep that whole in memory.
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub struct Blob(pub Bytes);
+
+impl From<Vec<u8>> for Blob {
+    fn from(bytes: Vec<u8>) -> Self {
+        Self(bytes.into())
+    }
+}
+
+impl std::ops::Deref for Blob {
+    type Target = [u8];
+    fn deref(&self) -> &[u8] {
+        &self.0
+    }
+}
+
+impl Encode for Blob {
+    fn encode<E: Encoder>(&self, encoder: &mut E) -> Result<(), EncodeError> {
+        (self.0.len() as u64).encode(encoder)?;
+        encoder.writer().write(&self.0)
+    }
+}
+
+impl Decode<Bytes> for Blob {
+    fn decode<D: Decoder<Context = Bytes>>(decoder: &mut D) -> Result<Self, DecodeError> {
+        let claimed = u64::decode(decoder)?;
+        let len = usize::try_from(claimed).map_err(|_| DecodeError::OutsideUsizeRange(claimed))?;
+        decoder.claim_container_read::<u8>(len)?;
+        let whole = decoder.context().clone();
+        let bytes = decoder.reader().peek_read(len).ok_or(DecodeError::UnexpectedEnd { additional: len })?;
+        let inside = whole.as_ptr_range();
+        let shares = bytes.as_ptr_range();
+        let blob = if inside.start <= shares.start && shares.end <= inside.end {
+            whole.slice_ref(bytes)
+        } else {
+            Bytes::copy_from_slice(bytes)
+        };
+        decoder.reader().consume(len);
+        Ok(Self(blob))
+    }
+}
+
+impl<'de> BorrowDecode<'de, Bytes> for Blob {
+    fn borrow_decode<D: BorrowDecoder<'de, Context = Bytes>>(decoder: &mut D) -> Result<Self, DecodeError> {
+        Self::decode(decoder)
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -189,6 +252,20 @@ mod tests {
             let _ = decode::<crate::TrajectoryBatch>(&bytes);
             let _ = decode::<crate::GroupLease>(&bytes);
         }
+    }
+
+    #[test]
+    fn a_blob_is_a_part_of_its_body() {
+        let sent = (7u32, Blob::from(vec![1, 2, 3]), Blob::default());
+        let body = Bytes::from(encode(&sent).unwrap());
+        assert_eq!(body, encode(&(7u32, vec![1u8, 2, 3], Vec::<u8>::new())).unwrap(), "as a vector travels");
+        let shared: (u32, Blob, Blob) = decode_shared(&body).unwrap();
+        assert_eq!(shared, sent);
+        assert_eq!(shared.1.as_ptr(), body[12..].as_ptr(), "not copied");
+        let copied: (u32, Blob, Blob) = decode(&body).unwrap();
+        assert_eq!(copied, sent);
+        assert_ne!(copied.1.as_ptr(), body[12..].as_ptr());
+        assert!(matches!(decode_shared::<(u32, Blob)>(&body.slice(..14)), Err(CodecError::Malformed { .. })));
     }
 
     #[test]

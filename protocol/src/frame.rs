@@ -1,5 +1,6 @@
 //! A frame: `len: u32 LE | direction: u8 | tag: u8 | body`, `len` counting direction, tag and body.
 use crate::codec::CodecError;
+use bytes::Bytes;
 
 /// Bytes before the direction byte.
 pub const LEN_BYTES: usize = 4;
@@ -13,8 +14,8 @@ pub struct Frame {
     pub direction: u8,
     /// Which message of it.
     pub tag: u8,
-    /// Encoded by [`crate::codec::encode`].
-    pub body: Vec<u8>,
+    /// Encoded by [`crate::codec::encode`]. A copy of the frame shares it.
+    pub body: Bytes,
 }
 
 impl Frame {
@@ -45,7 +46,7 @@ impl Frame {
     /// A frame from what follows the length prefix.
     pub fn from_payload(payload: &[u8]) -> Result<Self, CodecError> {
         match payload {
-            [direction, tag, body @ ..] => Ok(Self { direction: *direction, tag: *tag, body: body.to_vec() }),
+            [direction, tag, body @ ..] => Ok(Self { direction: *direction, tag: *tag, body: Bytes::copy_from_slice(body) }),
             _ => Err(CodecError::Malformed { what: "frame", why: format!("{} bytes", payload.len()) }),
         }
     }

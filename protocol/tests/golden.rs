@@ -379,9 +379,9 @@ fn fetcher_to_holder() -> Vec<(&'static str, FetcherToHolder)> {
 
 fn holder_to_fetcher() -> Vec<(&'static str, HolderToFetcher)> {
     vec![
-        ("Chunk", HolderToFetcher::Chunk(Chunk { name: chunk_name(), bytes: vec![1, 2, 3] })),
+        ("Chunk", HolderToFetcher::Chunk(Chunk { name: chunk_name(), bytes: vec![1, 2, 3].into() })),
         ("Gone", HolderToFetcher::Gone(Gone { name: chunk_name(), why: "a newer version took its place".into() })),
-        ("Delta", HolderToFetcher::Delta(ChunkDelta { name: chunk_name(), base: PolicyVersion(2), bytes: vec![0, 1, 2] })),
+        ("Delta", HolderToFetcher::Delta(ChunkDelta { name: chunk_name(), base: PolicyVersion(2), bytes: vec![0, 1, 2].into() })),
     ]
 }
 
@@ -410,7 +410,7 @@ fn check<M: WireMessage + PartialEq + Debug>(file: &str, tags: &[u8], removed: &
         damage::<M>(name, &frame);
     }
     for tag in (0..=u8::MAX).filter(|tag| !tags.contains(tag)) {
-        let frame = Frame { direction: M::DIRECTION as u8, tag, body: Vec::new() };
+        let frame = Frame { direction: M::DIRECTION as u8, tag, body: Vec::new().into() };
         assert!(matches!(M::from_frame(&frame), Err(CodecError::UnknownTag { tag: t, .. }) if t == tag));
     }
 }
@@ -419,19 +419,19 @@ fn check<M: WireMessage + PartialEq + Debug>(file: &str, tags: &[u8], removed: &
 /// message that encodes to just these bytes. Nothing panics.
 fn damage<M: WireMessage + Debug>(name: &str, frame: &Frame) {
     for cut in 0..frame.body.len() {
-        let short = Frame { body: frame.body[..cut].to_vec(), ..frame.clone() };
+        let short = Frame { body: frame.body.slice(..cut), ..frame.clone() };
         assert!(matches!(M::from_frame(&short), Err(CodecError::Malformed { .. })), "{name} cut at {cut}");
     }
-    let mut long = frame.clone();
-    long.body.push(0);
+    let long = Frame { body: [&frame.body[..], &[0]].concat().into(), ..frame.clone() };
     assert!(matches!(M::from_frame(&long), Err(CodecError::Trailing { left: 1, .. })), "{name} with a tail");
     for direction in (0..=u8::MAX).filter(|&d| d != frame.direction) {
         let astray = Frame { direction, ..frame.clone() };
         assert!(matches!(M::from_frame(&astray), Err(CodecError::WrongDirection { got, .. }) if got == direction));
     }
     for bit in 0..frame.body.len() * 8 {
-        let mut flipped = frame.clone();
-        flipped.body[bit / 8] ^= 1 << (bit % 8);
+        let mut body = frame.body.to_vec();
+        body[bit / 8] ^= 1 << (bit % 8);
+        let flipped = Frame { body: body.into(), ..frame.clone() };
         if let Ok(message) = M::from_frame(&flipped) {
             assert_eq!(message.to_frame().unwrap(), flipped, "{name}: two byte images of one message, bit {bit}");
         }

@@ -6,6 +6,8 @@ use std::future::Future;
 
 /// Bytes asked of the allocator before any of them has arrived.
 const FIRST_ALLOCATION: usize = 1 << 20;
+/// How much more is asked for, at most, when what has arrived fills it: a chunk of weights is moved once.
+const GROWTH: usize = 8;
 
 /// The stream was reset, or its connection is gone.
 #[derive(Debug)]
@@ -59,7 +61,8 @@ async fn read_body(stream: &mut impl ByteStream, len: usize) -> Result<Frame, Fr
         match stream.chunk(len - body.len()).await {
             Ok(Some(chunk)) => {
                 if body.capacity() - body.len() < chunk.len() {
-                    body.reserve_exact((len - body.len()).min(body.len().max(FIRST_ALLOCATION)).max(chunk.len()));
+                    let most = (GROWTH - 1) * body.len().max(FIRST_ALLOCATION);
+                    body.reserve_exact((len - body.len()).min(most).max(chunk.len()));
                 }
                 body.extend_from_slice(&chunk);
             }
@@ -67,7 +70,7 @@ async fn read_body(stream: &mut impl ByteStream, len: usize) -> Result<Frame, Fr
             Err(Cut) => return Err(FrameError::Ended),
         }
     }
-    Ok(Frame { direction: header[0], tag: header[1], body })
+    Ok(Frame { direction: header[0], tag: header[1], body: body.into() })
 }
 
 /// Fills the buffer.

@@ -59,6 +59,15 @@ impl SharedRing {
         self.read(start + PAGE + at, bytes)
     }
 
+    /// As [`Self::read_image`], so many bytes in memory of their own.
+    ///
+    /// # Errors
+    /// As there.
+    pub fn image_bytes(&self, slot: u32, at: u64, len: usize) -> Result<Vec<u8>, RingError> {
+        let start = self.offset(slot, self.slot_bytes()?)? + PAGE + at;
+        self.read_bytes(start, len)
+    }
+
     /// Makes a slot ready for a copy: readers find it torn until [`Self::finish_image`].
     ///
     /// # Errors
@@ -123,8 +132,10 @@ mod tests {
         for at in places {
             let mut chunk = vec![0; usize::try_from(4099.min(bytes - at)).unwrap()];
             from.read_image(1, at, &mut chunk).unwrap();
+            assert_eq!(from.image_bytes(1, at, chunk.len()).unwrap(), chunk);
             to.write_image(0, at, &chunk).unwrap();
         }
+        assert!(matches!(from.image_bytes(1, 1 << 40, 1), Err(RingError::Io { .. })), "past the ring's end");
         assert!(matches!(to.image(0, 7), Err(RingError::Torn { .. })));
         to.finish_image(0, 7, &image).unwrap();
         assert_eq!(to.fetch(0, 7).unwrap(), weights(0.5));

@@ -92,6 +92,23 @@ impl SharedRing {
         self.file.read_exact_at(bytes, at).map_err(|source| RingError::Io { what: "cannot read", source })
     }
 
+    /// As [`Self::read`], into memory that nothing wrote before.
+    pub(super) fn read_bytes(&self, at: u64, len: usize) -> Result<Vec<u8>, RingError> {
+        let mut bytes = Vec::with_capacity(len);
+        while bytes.len() < len {
+            let from = at + bytes.len() as u64;
+            let read = rustix::io::pread(&self.file, rustix::buffer::spare_capacity(&mut bytes), from);
+            match read.map_err(std::io::Error::from) {
+                Ok(0) => Err(std::io::ErrorKind::UnexpectedEof.into()),
+                Err(error) if error.kind() == std::io::ErrorKind::Interrupted => Ok(()),
+                read => read.map(drop),
+            }
+            .map_err(|source| RingError::Io { what: "cannot read", source })?;
+        }
+        bytes.truncate(len);
+        Ok(bytes)
+    }
+
     pub(super) fn write(&self, at: u64, bytes: &[u8]) -> Result<(), RingError> {
         self.file.write_all_at(bytes, at).map_err(|source| RingError::Io { what: "cannot write", source })
     }

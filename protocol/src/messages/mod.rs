@@ -69,16 +69,16 @@ macro_rules! wire_messages {
         impl crate::messages::WireMessage for $name {
             const DIRECTION: crate::messages::Direction = crate::messages::Direction::$name;
             fn to_frame(&self) -> Result<crate::Frame, crate::codec::CodecError> {
-                let (tag, body) = match self { $(Self::$variant(b) => ($tag, crate::codec::encode(b)?)),+ };
+                let (tag, body) = match self { $(Self::$variant(b) => ($tag, crate::codec::encode(b)?.into())),+ };
                 Ok(crate::Frame { direction: Self::DIRECTION as u8, tag, body })
             }
             fn from_frame(frame: &crate::Frame) -> Result<Self, crate::codec::CodecError> {
-                use crate::codec::{CodecError, decode};
+                use crate::codec::{CodecError, decode_shared};
                 if frame.direction != Self::DIRECTION as u8 {
                     return Err(CodecError::WrongDirection { got: frame.direction, want: Self::DIRECTION as u8 });
                 }
                 match frame.tag {
-                    $($tag => Ok(Self::$variant(decode(&frame.body)?)),)+
+                    $($tag => Ok(Self::$variant(decode_shared(&frame.body)?)),)+
                     tag => Err(CodecError::UnknownTag { direction: stringify!($name), tag }),
                 }
             }

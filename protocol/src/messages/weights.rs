@@ -2,7 +2,9 @@
 use super::node::ChunkName;
 use super::wire_messages;
 use crate::PolicyVersion;
+use crate::codec::Blob;
 use bincode::{Decode, Encode};
+use bytes::Bytes;
 
 /// A chunk that is wanted, and the same chunk of an older version, which the taker has.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Encode, Decode)]
@@ -27,23 +29,25 @@ wire_messages! {
 
 /// A chunk's bytes. Whether they are right is told by the manifest's hash, not by who sends them.
 #[derive(Debug, Clone, PartialEq, Encode, Decode)]
+#[bincode(decode_context = "Bytes")]
 pub struct Chunk {
     /// Which.
     pub name: ChunkName,
     /// Its bytes.
-    pub bytes: Vec<u8>,
+    pub bytes: Blob,
 }
 
 /// What changed in a chunk since an older version. It is no longer than the chunk, and whether it is right is told by the manifest's
 /// hash of the chunk that it leads to.
 #[derive(Debug, Clone, PartialEq, Encode, Decode)]
+#[bincode(decode_context = "Bytes")]
 pub struct ChunkDelta {
     /// Which.
     pub name: ChunkName,
     /// The older version, as in `GiveSince`.
     pub base: PolicyVersion,
     /// The differences, packed: `docs/wire.md`.
-    pub bytes: Vec<u8>,
+    pub bytes: Blob,
 }
 
 /// The chunk is not here, or no longer.

@@ -115,7 +115,7 @@ proptest! {
     /// Whatever bytes come, decoding ends in a message that encodes to just them, or in an error.
     #[test]
     fn arbitrary_frames_never_panic(direction in 0u8..18, tag in 0u8..13, body in vec(prop_oneof![Just(0u8), any::<u8>()], 0..160)) {
-        let frame = Frame { direction, tag, body };
+        let frame = Frame { direction, tag, body: body.into() };
         canonical::<Handshake>(&frame);
         canonical::<RolloutToCoordinator>(&frame);
         canonical::<CoordinatorToRollout>(&frame);
@@ -151,7 +151,7 @@ fn claims_do_not_allocate() {
     for claimed in [1u64 << 20, 200 << 20, u64::MAX / 1000] {
         let mut body = body.clone();
         body.extend_from_slice(&claimed.to_le_bytes());
-        let frame = Frame { direction: 2, tag: 2, body };
+        let frame = Frame { direction: 2, tag: 2, body: body.into() };
         let error = RolloutToCoordinator::from_frame(&frame).unwrap_err().to_string();
         assert!(error.contains("LimitExceeded"), "{claimed} trajectories: {error}");
     }

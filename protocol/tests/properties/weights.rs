@@ -23,12 +23,12 @@ pub(crate) fn fetcher_to_holder() -> impl Strategy<Value = FetcherToHolder> {
 pub(crate) fn holder_to_fetcher() -> impl Strategy<Value = HolderToFetcher> {
     let bytes = || vec(any::<u8>(), 0..40);
     prop_oneof![
-        (chunk_name(), bytes()).prop_map(|(name, bytes)| HolderToFetcher::Chunk(Chunk { name, bytes })),
+        (chunk_name(), bytes()).prop_map(|(name, bytes)| HolderToFetcher::Chunk(Chunk { name, bytes: bytes.into() })),
         (chunk_name(), text()).prop_map(|(name, why)| HolderToFetcher::Gone(Gone { name, why })),
         (chunk_name(), version(), bytes()).prop_map(|(name, base, bytes)| HolderToFetcher::Delta(ChunkDelta {
             name,
             base,
-            bytes
+            bytes: bytes.into()
         })),
     ]
 }

@@ -1,5 +1,6 @@
 //! What changed in a model's weights after an optimizer step, on its way to another host that has the version before.
-use super::spread::{Route, bare};
+use super::bare_stream::{Datagrams, bare};
+use super::spread::Route;
 use super::{Subject, median};
 use anyhow::Result;
 use cohort_actors::certs::RunAuthority;
@@ -35,7 +36,7 @@ pub(crate) async fn to_one_host(subject: &Subject, authority: &RunAuthority) -> 
             if version >= 2 && version % 2 == 1 {
                 seconds.push(took);
                 bytes = left.whole_bytes + left.delta_bytes;
-                bare_seconds.push(bare(full).await?);
+                bare_seconds.push(bare(full, Datagrams::Default).await?);
             }
         }
         let (took, alone) = (median(seconds), median(bare_seconds));

@@ -4,6 +4,7 @@
 //! `decode` runs the rollout path (scheduler, sampling, log-probs) and leaves the prefill out; its `token_sha256` are those
 //! that `cluster generate --greedy --ignore-eos --max-new-tokens 64` gives for the same prompts (`--prompts-out`). `bench/peers/peer.py` does the same work in
 //! PyTorch, transformers and TRL.
+mod bare_stream;
 mod ceilings;
 mod decode;
 mod deltas;

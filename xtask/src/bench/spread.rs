@@ -1,6 +1,7 @@
 //! New weights on their way to other hosts: from the head node's ring into the rings of one host and of eight, over QUIC on
 //! loopback, each host giving on what it has; and as what changed after a step ([`deltas`]). Beside it the same bytes
-//! over a bare QUIC stream, each time just before.
+//! over a bare QUIC stream ([`bare`]), each time just before.
+use super::bare_stream::{Datagrams, bare};
 use super::{Subject, deltas, median};
 use anyhow::{Context, Result, anyhow};
 use cohort_actors::certs::RunAuthority;
@@ -199,42 +200,6 @@ async fn once(authority: &RunAuthority, weights: &WeightSet, hosts: u16) -> Resu
     Ok((seconds, left.whole_bytes))
 }
 
-/// Seconds for so many bytes over one stream of one bare QUIC connection on loopback.
-pub(super) async fn bare(bytes: usize) -> Result<f64> {
-    let key = rcgen::generate_simple_self_signed(vec!["bare".to_owned()])?;
-    let certificate = key.cert.der().clone();
-    let private = quinn::rustls::pki_types::PrivatePkcs8KeyDer::from(key.signing_key.serialize_der());
-    let local = SocketAddr::from((Ipv4Addr::LOCALHOST, 0));
-    let server =
-        quinn::Endpoint::server(quinn::ServerConfig::with_single_cert(vec![certificate.clone()], private.into())?, local)?;
-    let mut roots = quinn::rustls::RootCertStore::empty();
-    roots.add(certificate)?;
-    let mut client = quinn::Endpoint::client(local)?;
-    client.set_default_client_config(quinn::ClientConfig::with_root_certificates(Arc::new(roots))?);
-    let at = server.local_addr()?;
-    let reading = tokio::spawn(async move {
-        let connection = server.accept().await.context("no connection")?.await?;
-        let mut stream = connection.accept_uni().await?;
-        let mut got = 0;
-        while let Some(chunk) = stream.read_chunk(usize::MAX, true).await? {
-            got += chunk.bytes.len();
-        }
-        connection.close(0u32.into(), b"");
-        server.wait_idle().await;
-        Ok::<usize, anyhow::Error>(got)
-    });
-    let connection = client.connect(at, "bare")?.await?;
-    let mut stream = connection.open_uni().await?;
-    let data = vec![1u8; 4 << 20];
-    let begun = Instant::now();
-    for at in (0..bytes).step_by(data.len()) {
-        stream.write_all(&data[..data.len().min(bytes - at)]).await?;
-    }
-    stream.finish()?;
-    anyhow::ensure!(reading.await?? == bytes, "bytes were lost");
-    Ok(begun.elapsed().as_secs_f64())
-}
-
 /// A set of weights of 540 MB, the bytes of SmolLM2-135M in f32, whole; then the model's own after a step, as what changed.
 pub(crate) async fn between_hosts(subject: &Subject) -> Result<Value> {
     let runs = subject.runs;
@@ -245,19 +210,26 @@ pub(crate) async fn between_hosts(subject: &Subject) -> Result<Value> {
     let bytes = 4 * parameters;
     let dir = tempfile::tempdir()?;
     let authority = RunAuthority::open_or_create(&dir.path().join("certs"), RUN)?;
-    let (mut seconds, mut bare_seconds, mut ratios) = (HOSTS.map(|_| Vec::new()), Vec::new(), HOSTS.map(|_| Vec::new()));
+    let (mut seconds, mut ratios, mut long_ratios) = (HOSTS.map(|_| Vec::new()), HOSTS.map(|_| Vec::new()), Vec::new());
+    let (mut bare_seconds, mut long_seconds) = (Vec::new(), Vec::new());
     let mut left = HOSTS.map(|_| 0);
     for run in 0..=runs {
         for (at, hosts) in HOSTS.into_iter().enumerate() {
             // What carried the last bytes is being taken down.
             tokio::time::sleep(SETTLED).await;
-            let alone = bare(bytes).await?;
+            let alone = bare(bytes, Datagrams::Default).await?;
+            tokio::time::sleep(SETTLED).await;
+            let long = bare(bytes, Datagrams::Long).await?;
             let (took, from_head) = once(&authority, &weights, hosts).await?;
             left[at] = from_head;
             if run > 0 {
                 bare_seconds.push(alone);
+                long_seconds.push(long);
                 seconds[at].push(took);
                 ratios[at].push(f64::from(hosts) * alone / took);
+                if hosts == 1 {
+                    long_ratios.push(long / took);
+                }
             }
         }
     }
@@ -265,10 +237,10 @@ pub(crate) async fn between_hosts(subject: &Subject) -> Result<Value> {
     let changed = deltas::to_one_host(subject, &authority).await?;
     let [one, eight] = seconds.map(median);
     let [of_bare, received_of_bare] = ratios.map(median);
-    let bare = median(bare_seconds);
+    let (bare, long) = (median(bare_seconds), median(long_seconds));
     Ok(json!({
-        "bytes": bytes, "bare_quic_s": bare, "to_1_s": one, "to_8_s": eight,
-        "to_1_of_bare": of_bare, "to_8_received_of_bare": received_of_bare,
+        "bytes": bytes, "bare_quic_s": bare, "bare_quic_long_s": long, "to_1_s": one, "to_8_s": eight,
+        "to_1_of_bare": of_bare, "to_1_of_bare_long": median(long_ratios), "to_8_received_of_bare": received_of_bare,
         "head_bytes_1": left[0], "head_bytes_8": left[1], "deltas": changed,
     }))
 }

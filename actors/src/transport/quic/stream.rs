@@ -95,7 +95,7 @@ impl Streams for QuicStreams {
 
 impl ControlOut for SendStream {
     async fn write(&mut self, frame: Frame) -> Result<(), ()> {
-        let mut chunks = [header(&frame), Bytes::from(frame.body)];
+        let mut chunks = [header(&frame), frame.body];
         self.write_all_chunks(&mut chunks).await.map_err(drop)
     }
 }
@@ -125,7 +125,7 @@ impl BulkSend {
 
     /// Writes the frame and ends the stream; `false` where the peer wants no more of it.
     async fn write(&mut self, frame: Frame) -> Result<bool, WriteError> {
-        let mut chunks = [Bytes::from_static(&[KIND_BULK]), header(&frame), Bytes::from(frame.body)];
+        let mut chunks = [Bytes::from_static(&[KIND_BULK]), header(&frame), frame.body];
         match self.send.write_all_chunks(&mut chunks).await {
             Ok(()) => {
                 self.finished = true;

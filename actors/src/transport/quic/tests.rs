@@ -97,7 +97,7 @@ async fn hostile_bytes_end_the_connection_and_nothing_else() {
     let bulk = |bytes: Vec<u8>| (true, bytes);
     let too_long = |limit: usize| u32::try_from(limit + 3).unwrap().to_le_bytes().to_vec();
     let mut trailing = vec![2];
-    trailing.extend(Frame { direction: 2, tag: 1, body: vec![1, 2, 3] }.to_bytes());
+    trailing.extend(Frame { direction: 2, tag: 1, body: vec![1, 2, 3].into() }.to_bytes());
     trailing.push(0);
     let cases = [
         ("control frame over the limit", control(too_long(limits::MAX_CONTROL_BODY)), "over the limit"),
@@ -197,13 +197,42 @@ async fn a_silent_peer_is_lost_within_the_idle_time() {
     assert!(timeout(2 * quick().idle, worker.recv()).await.is_err(), "a quiet connection was dropped");
     cut.abort();
     let since = Instant::now();
-    let bulk = coordinator.send_bulk(Frame { direction: 3, tag: 1, body: vec![0; 10_000] });
+    let bulk = coordinator.send_bulk(Frame { direction: 3, tag: 1, body: vec![0; 10_000].into() });
     let (a, b, c) = tokio::join!(worker.recv(), coordinator.recv(), bulk);
     for error in [a.map(|_: Inbound| ()).unwrap_err(), b.map(|_| ()).unwrap_err(), c.unwrap_err()] {
         assert!(matches!(&error, TransportError::Lost { .. }), "{error:?}");
     }
     // Detection takes one idle time after the last packet either way; a loaded machine gets as much again.
     assert!(since.elapsed() < 4 * quick().idle, "took {:?}", since.elapsed());
+}
+
+/// Were ten such datagrams more than the kernel takes at once, all would be lost, and the path's limit fall back to 1,200.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_path_that_carries_long_datagrams_is_used_in_full() {
+    const BYTES: usize = 16 << 20;
+    let dir = tempfile::tempdir().unwrap();
+    let authority = authority(dir.path());
+    let (coordinator, worker) = (authority.issue(COORDINATOR).unwrap(), authority.issue(WORKER).unwrap());
+    let here = || UdpSocket::bind("127.0.0.1:0").unwrap();
+    let mut serving = quinn::ServerConfig::with_crypto(Arc::new(server_crypto(&coordinator, false).unwrap().0));
+    serving.transport_config(Arc::new(transport(&quick()).unwrap()));
+    let server = Endpoint::new(server_endpoint(&coordinator), Some(serving), here(), Arc::new(TokioRuntime)).unwrap();
+    let dialer = QuicDialer::new(server.local_addr().unwrap(), &worker, quick()).unwrap();
+    let taking = tokio::spawn(async move {
+        let connection = server.accept().await.unwrap().await.unwrap();
+        let (mut back, mut stream) = connection.accept_bi().await.unwrap();
+        assert_eq!(stream.read_to_end(BYTES).await.unwrap().len(), BYTES);
+        back.write_all(&[1]).await.unwrap();
+        connection.closed().await
+    });
+    let connection = dialer.endpoint.connect(dialer.at, &dialer.server_name).unwrap().await.unwrap();
+    let (mut stream, mut answer) = connection.open_bi().await.unwrap();
+    stream.write_all(&vec![3; BYTES]).await.unwrap();
+    stream.finish().unwrap();
+    answer.read_exact(&mut [0]).await.unwrap();
+    assert_eq!(connection.stats().path.current_mtu, PAYLOAD);
+    connection.close(0u32.into(), b"");
+    taking.await.unwrap();
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

@@ -66,7 +66,7 @@ async fn a_clock_that_is_set_ends_and_extends_certificates_and_nothing_else() {
         set::set(-5 * HOUR);
         says(&refusal(&dialer).await, &["not valid yet", "coordinator-0.run-", "set the clock of the host that is wrong"]);
         // The connection that stood through all of it neither ended nor lost its deadlines.
-        let frame = Frame { direction: 2, tag: 1, body: vec![1] };
+        let frame = Frame { direction: 2, tag: 1, body: vec![1].into() };
         near.send(frame.clone()).await.unwrap();
         let Inbound::Control(got) = far.recv().await.unwrap() else { panic!() };
         assert_eq!(got, frame);

@@ -144,7 +144,7 @@ async fn a_renewed_certificate_is_shown_by_the_next_handshake_and_cuts_nobody_of
         }
     }
     for (near, far) in standing {
-        let sent = cohort_protocol::Frame { direction: 2, tag: 1, body: vec![1] };
+        let sent = cohort_protocol::Frame { direction: 2, tag: 1, body: vec![1].into() };
         near.send(sent.clone()).await.unwrap();
         let Inbound::Control(got) = far.recv().await.unwrap() else { panic!() };
         assert_eq!(got, sent, "a connection outlives the certificates that it began with");

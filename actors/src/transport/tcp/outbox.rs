@@ -212,7 +212,7 @@ impl Outbox {
 
 impl Leaving {
     fn of(frame: Frame) -> Self {
-        Self { header: header(&frame), body: Bytes::from(frame.body) }
+        Self { header: header(&frame), body: frame.body }
     }
 
     fn left(&self) -> usize {

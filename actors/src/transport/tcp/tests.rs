@@ -118,7 +118,7 @@ async fn hostile_bytes_end_the_connection_and_nothing_else() {
         out
     };
     let claim = |limit: usize| u32::try_from(limit + 3).unwrap().to_le_bytes();
-    let mut trailing = Frame { direction: 2, tag: 1, body: vec![1, 2, 3] }.to_bytes();
+    let mut trailing = Frame { direction: 2, tag: 1, body: vec![1, 2, 3].into() }.to_bytes();
     trailing.push(0);
     let mut long = Vec::new();
     put_data_header(0, false, MAX_DATA + 1, &mut long);
@@ -167,7 +167,7 @@ async fn a_silent_peer_is_lost_within_the_idle_time() {
     let mut stopped = raw(&listener, &authority).await;
     let connection = listener.accept().await.unwrap();
     let since = Instant::now();
-    let bulk = connection.send_bulk(Frame { direction: 3, tag: 1, body: vec![0; 10_000] });
+    let bulk = connection.send_bulk(Frame { direction: 3, tag: 1, body: vec![0; 10_000].into() });
     let (received, bulk) = tokio::join!(connection.recv(), bulk);
     for error in [received.map(drop).unwrap_err(), bulk.unwrap_err()] {
         assert!(error.to_string().contains("nothing was heard for 800ms"), "{error}");

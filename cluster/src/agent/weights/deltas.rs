@@ -1,4 +1,5 @@
 //! Deltas that this host made or took, to be given on: each is made once.
+use bytes::Bytes;
 use cohort_protocol::messages::node::ChunkName;
 use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -9,7 +10,7 @@ const ROOM: usize = 256 << 20;
 const REMEMBERED: usize = 2;
 
 /// A delta, or that it would be no shorter than the chunk.
-pub(super) type Made = Option<Arc<[u8]>>;
+pub(super) type Made = Option<Bytes>;
 
 /// Deltas by chunk: one for each, since the version that was asked for last.
 #[derive(Debug)]
@@ -66,7 +67,7 @@ impl Deltas {
     }
 
     /// Keeps a delta that came from elsewhere and was found right.
-    pub(super) fn put(&self, name: ChunkName, base_hash: [u8; 32], delta: Arc<[u8]>) {
+    pub(super) fn put(&self, name: ChunkName, base_hash: [u8; 32], delta: Bytes) {
         let made = Some(delta);
         *lock(&self.place(name)) = Some(Kept { base_hash, made: made.clone() });
         self.count(name, &made);

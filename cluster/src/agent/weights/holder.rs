@@ -2,6 +2,7 @@
 use super::shelf::Shelf;
 use cohort_actors::{AcceptTerms, Admitted, Connection, Listener, PeerLink, PeerSender, accept_worker};
 use cohort_engine::SharedRing;
+use cohort_protocol::codec::Blob;
 use cohort_protocol::messages::weights::{Chunk, ChunkDelta, FetcherToHolder, Gone, HolderToFetcher};
 use std::sync::Arc;
 use tokio::sync::Semaphore;
@@ -66,14 +67,14 @@ fn answer(ring: &SharedRing, shelf: &Shelf, asked: &FetcherToHolder) -> HolderTo
         FetcherToHolder::Give(name) => *name,
         FetcherToHolder::GiveSince(since) => {
             if let Some(delta) = shelf.since(ring, since) {
-                let delta = ChunkDelta { name: since.name, base: since.base, bytes: delta.to_vec() };
+                let delta = ChunkDelta { name: since.name, base: since.base, bytes: Blob(delta) };
                 return HolderToFetcher::Delta(delta);
             }
             since.name
         }
     };
     match shelf.read(ring, name) {
-        Ok(bytes) => HolderToFetcher::Chunk(Chunk { name, bytes }),
+        Ok(bytes) => HolderToFetcher::Chunk(Chunk { name, bytes: bytes.into() }),
         Err(why) => HolderToFetcher::Gone(Gone { name, why }),
     }
 }

@@ -5,6 +5,7 @@
 use super::delta;
 use super::manifest;
 use super::shelf::Shelf;
+use bytes::Bytes;
 use cohort_engine::SharedRing;
 use cohort_protocol::messages::node::{ChunkName, Manifest};
 use cohort_protocol::messages::weights::ChunkSince;
@@ -45,8 +46,7 @@ impl Place {
         let (slot, base) = self.base.as_ref()?;
         let since = ChunkSince { name, base: base.version, base_hash: manifest::hash(base, name.chunk)? };
         let (at, len) = manifest::range(base, name.chunk);
-        let mut bytes = vec![0; len];
-        self.ring.read_image(*slot, at, &mut bytes).ok()?;
+        let bytes = self.ring.image_bytes(*slot, at, len).ok()?;
         // P1: it has not been written in the meantime.
         let sound = self.ring.image(*slot, base.version.0).is_ok_and(|now| now == manifest::image(base));
         sound.then_some(Base { since, bytes })
@@ -63,7 +63,7 @@ impl Place {
     }
 
     /// Makes a chunk of what changed, checks and writes it, and keeps the delta to give it on.
-    pub(super) fn put_delta(&self, base: Base, delta: Vec<u8>) -> Result<Arrived, String> {
+    pub(super) fn put_delta(&self, base: Base, delta: Bytes) -> Result<Arrived, String> {
         let Base { since, mut bytes } = base;
         let chunk = since.name.chunk;
         if delta.len() >= bytes.len() {

@@ -3,6 +3,7 @@ use super::delta;
 use super::deltas::{Deltas, Made};
 use super::manifest;
 use super::tally::Tally;
+use bytes::Bytes;
 use cohort_engine::SharedRing;
 use cohort_protocol::PolicyVersion;
 use cohort_protocol::messages::node::{ChunkName, Manifest};
@@ -78,7 +79,7 @@ impl Shelf {
                 if fits { Ok(bytes) } else { Err(format!("version {} is not whole", manifest.version)) }
             };
             let (old, new) = (sound(base_slot, &base)?, sound(slot, &manifest)?);
-            Ok::<Made, String>(delta::between(&old, &new, manifest::phase(&manifest, name.chunk)).map(Arc::from))
+            Ok::<Made, String>(delta::between(&old, &new, manifest::phase(&manifest, name.chunk)).map(Bytes::from))
         };
         // Why it cannot be made is no fault: the host takes the chunk whole.
         let made = self.deltas.get(name, base_hash, make).ok().flatten()?;
@@ -87,8 +88,8 @@ impl Shelf {
     }
 
     /// Keeps a delta that led to the chunk, to give it on.
-    pub fn keep(&self, taken: &ChunkSince, delta: Vec<u8>) {
-        self.deltas.put(taken.name, taken.base_hash, delta.into());
+    pub fn keep(&self, taken: &ChunkSince, delta: Bytes) {
+        self.deltas.put(taken.name, taken.base_hash, delta);
     }
 
     /// What left this host of a version that it still has.
@@ -126,7 +127,5 @@ fn bytes_of(ring: &SharedRing, slot: u32, manifest: &Manifest, chunk: u32) -> Re
         return Err(format!("version {} has no chunk {chunk}", manifest.version));
     }
     let (at, len) = manifest::range(manifest, chunk);
-    let mut bytes = vec![0; len];
-    ring.read_image(slot, at, &mut bytes).map_err(|e| e.to_string())?;
-    Ok(bytes)
+    ring.image_bytes(slot, at, len).map_err(|e| e.to_string())
 }

@@ -2,6 +2,7 @@
 //!
 //! Invariant **T1**: every request is answered, by bytes or by why not, within `PATIENCE` of its last sign of life.
 use super::place::{Arrived, Base, Place};
+use bytes::Bytes;
 use cohort_actors::certs::Identity;
 use cohort_actors::transport::reach::Reach;
 use cohort_actors::{Dialer, LinkOptions, LinkSender, Shutdown, WorkerLink};
@@ -30,8 +31,8 @@ type Pending = Arc<Mutex<Option<HashMap<ChunkName, oneshot::Sender<Answer>>>>>;
 /// What a source gave.
 #[derive(Debug)]
 enum Given {
-    Whole(Vec<u8>),
-    Delta(Vec<u8>),
+    Whole(Bytes),
+    Delta(Bytes),
 }
 
 /// Connections to sources.
@@ -152,12 +153,12 @@ impl Taker {
 }
 
 /// Work on megabytes is not for the threads that move messages.
-async fn put(place: Arc<Place>, name: ChunkName, bytes: Vec<u8>) -> Result<Arrived, String> {
+async fn put(place: Arc<Place>, name: ChunkName, bytes: Bytes) -> Result<Arrived, String> {
     let written = tokio::task::spawn_blocking(move || place.put(name.chunk, &bytes)).await;
     written.unwrap_or_else(|e| Err(e.to_string()))
 }
 
-async fn put_delta(place: Arc<Place>, base: Base, delta: Vec<u8>) -> Result<Arrived, String> {
+async fn put_delta(place: Arc<Place>, base: Base, delta: Bytes) -> Result<Arrived, String> {
     let written = tokio::task::spawn_blocking(move || place.put_delta(base, delta)).await;
     written.unwrap_or_else(|e| Err(e.to_string()))
 }
@@ -167,8 +168,8 @@ async fn read(link: WorkerLink<HolderToFetcher, FetcherToHolder>, pending: Pendi
     let take = |name: &ChunkName| waiting(&pending).as_mut().and_then(|waiting| waiting.remove(name));
     while let Ok((message, ack)) = link.recv().await {
         let (name, answer) = match message {
-            HolderToFetcher::Chunk(chunk) => (chunk.name, Ok(Given::Whole(chunk.bytes))),
-            HolderToFetcher::Delta(delta) => (delta.name, Ok(Given::Delta(delta.bytes))),
+            HolderToFetcher::Chunk(chunk) => (chunk.name, Ok(Given::Whole(chunk.bytes.0))),
+            HolderToFetcher::Delta(delta) => (delta.name, Ok(Given::Delta(delta.bytes.0))),
             HolderToFetcher::Gone(gone) => (gone.name, Err(gone.why)),
         };
         if let Some(ack) = ack {
@@ -210,7 +211,7 @@ mod tests {
             let link = accept_worker(connection, &node_terms(RUN), |_| Ok(())).await.unwrap();
             let link = link.into_link::<FetcherToHolder, HolderToFetcher>();
             let (FetcherToHolder::Give(name), _) = link.recv().await.unwrap() else { panic!() };
-            link.sender().send_bulk(&HolderToFetcher::Chunk(Chunk { name, bytes: vec![7; 100] })).await.unwrap();
+            link.sender().send_bulk(&HolderToFetcher::Chunk(Chunk { name, bytes: vec![7; 100].into() })).await.unwrap();
         }
     }
 
@@ -237,7 +238,7 @@ mod tests {
             let begun = Instant::now();
             let name = ChunkName { version: PolicyVersion(1), chunk };
             let given = taker.take(node(0), at, name, FetcherToHolder::Give(name)).await.unwrap();
-            assert!(matches!(given, Given::Whole(bytes) if bytes == [7; 100]));
+            assert!(matches!(given, Given::Whole(bytes) if bytes[..] == [7; 100]));
             assert!(begun.elapsed() < PATIENCE / 2, "the end of the connection before was noticed: {:?}", begun.elapsed());
             let source = taker.sources().get(&(node(0), at)).cloned().unwrap();
             while !source.get().unwrap().has_ended() {

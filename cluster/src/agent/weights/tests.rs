@@ -220,10 +220,10 @@ async fn a_damaged_delta_is_refused_and_the_chunk_taken_whole() {
     };
     // Nonsense; longer than the chunk; another chunk's, which can be unpacked.
     let head = &world.hosts[&HEAD];
-    head.shelf.keep(&since(0), vec![1, 2, 3]);
-    head.shelf.keep(&since(1), vec![0; CHUNK as usize]);
+    head.shelf.keep(&since(0), vec![1, 2, 3].into());
+    head.shelf.keep(&since(1), vec![0; CHUNK as usize].into());
     let same = super::delta::between(&[0; CHUNK as usize], &[0; CHUNK as usize], 0).unwrap();
-    head.shelf.keep(&since(2), same);
+    head.shelf.keep(&since(2), same.into());
     let came = world.carry(2, &[1]).await;
     assert_eq!((came[&1].whole_chunks, came[&1].delta_chunks), (3, chunks - 3));
     assert_eq!(world.given(2).whole_chunks, 3);
